@@ -1,0 +1,41 @@
+# Each target finds or makes its own Python environment (tools/python.sh); nothing needs to be installed before.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format env clean
+
+# One torch thread in tests: two cores shared by several processes make multi-threaded torch many times slower.
+RUN = py=$$(sh tools/python.sh) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" HF_HUB_OFFLINE=1
+ONE = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+help:
+	@echo "make demo       distil the embedded tiny pipeline on this machine and write runs/demo/report.html"
+	@echo "make test       lint, types and the quick tests (what .ci/run runs)"
+	@echo "make test-slow  the long tests"
+	@echo "make lint       ruff, format check, mypy"
+	@echo "make format     let ruff rewrite"
+	@echo "make env        only prepare the environment"
+	@echo "make clean      remove .venv and caches (never runs/)"
+
+env:
+	@py=$$(sh tools/python.sh) && echo "$$py"
+
+demo:
+	@$(RUN) "$$py" -m fewstep demo $(ARGS)
+
+test: lint
+	@$(RUN) $(ONE) "$$py" -m pytest $(ARGS)
+
+test-slow:
+	@$(RUN) $(ONE) "$$py" -m pytest -m slow $(ARGS)
+
+lint:
+	@$(RUN) "$$py" -m ruff check .
+	@$(RUN) "$$py" -m ruff format --check .
+	@$(RUN) "$$py" -m mypy
+
+format:
+	@$(RUN) "$$py" -m ruff check --fix . && "$$py" -m ruff format .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
