@@ -1,0 +1,199 @@
+"""Sigma laws, anchor grids and model shifts: small frozen objects, validated when built.
+
+Each carries a ``name`` so that a recipe can spell it as a mapping, e.g.
+``{name: logit_normal, mean: 0.0, std: 1.0}``. Equation numbers refer to ``docs/math.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import field
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar
+
+import torch
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+SIGMA_MIN, SIGMA_MAX = 0.02, 0.98
+"""Range of every sampled sigma: at its ends x0 or eps can no longer be told from xt."""
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
+Sigmas = TypeVar("Sigmas", list[float], Tensor)
+
+
+def clamp_sigma(sigma: Tensor) -> Tensor:
+    """Sampled sigma kept inside [0.02, 0.98]: any shape."""
+    return sigma.clamp(SIGMA_MIN, SIGMA_MAX)
+
+
+# -------------------------------------------------------------------------- sigma laws, Eq. 9
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Uniform:
+    """s ~ U(low, high), Eq. 9a."""
+
+    low: UnitFloat = 0.0
+    high: UnitFloat = 1.0
+    name: Literal["uniform"] = field(default="uniform", repr=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+    def __call__(self, u: Tensor, anchor_sigma: Tensor) -> Tensor:
+        """Sigma from a uniform draw ``u`` in (0, 1): [B] -> [B]; the anchor plays no part."""
+        return clamp_sigma(self.low + (self.high - self.low) * u)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class UpToAnchor:
+    """s ~ U(0, sigma_i): never noisier than the anchor, Eq. 9b."""
+
+    name: Literal["up_to_anchor"] = field(default="up_to_anchor", repr=False)
+
+    def __call__(self, u: Tensor, anchor_sigma: Tensor) -> Tensor:
+        """Sigma from a uniform draw ``u`` in (0, 1) and the anchor's sigma: [B], [B] -> [B]."""
+        return clamp_sigma(u * anchor_sigma)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LogitNormal:
+    """s = sigmoid(n), n ~ N(mean, std^2), Eq. 9c."""
+
+    mean: FiniteFloat = 0.0
+    std: PositiveFloat = 1.0
+    name: Literal["logit_normal"] = field(default="logit_normal", repr=False)
+
+    def __call__(self, u: Tensor, anchor_sigma: Tensor) -> Tensor:
+        """Sigma from a uniform draw ``u`` in (0, 1): [B] -> [B]; the anchor plays no part."""
+        return clamp_sigma(torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)))
+
+
+Law: TypeAlias = Annotated[Uniform | UpToAnchor | LogitNormal, Field(discriminator="name")]
+"""``law(u [B] in (0, 1), anchor_sigma [B]) -> sigma [B]`` in [0.02, 0.98]."""
+
+
+# -------------------------------------------------------------------------- anchor grids, Eq. 10
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RandomGrid:
+    """1.0 followed by N - 1 sorted draws of U(low, high), N ~ U{min_steps..max_steps}, Eq. 10.
+
+    ``stratified`` places one draw in each of N - 1 equal cells instead of drawing them all freely.
+    """
+
+    max_steps: Annotated[int, Field(ge=1)] = 28
+    low: UnitFloat = 0.25
+    high: UnitFloat = 0.95
+    min_steps: Annotated[int, Field(ge=1)] = 1
+    stratified: bool = False
+    name: Literal["random"] = field(default="random", repr=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.min_steps > self.max_steps:
+            raise ValueError(
+                f"min_steps ({self.min_steps}) must not exceed max_steps ({self.max_steps})"
+            )
+        return self
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        """Base sigmas [N], downwards from 1, neither shifted nor ended with 0."""
+        high = self.max_steps + 1
+        steps = int(torch.randint(self.min_steps, high, (), generator=generator))
+        u = torch.rand(steps - 1, generator=generator)
+        if self.stratified:
+            u = (torch.arange(steps - 1) + u) / max(steps - 1, 1)
+        inner = (self.low + (self.high - self.low) * u).sort(descending=True).values
+        return torch.cat([torch.ones(1), inner])
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FixedGrid:
+    """The same base sigmas every time, downwards from at most 1."""
+
+    sigmas: Annotated[tuple[float, ...], Field(strict=False, min_length=1)] = (1.0, 0.75, 0.5, 0.25)
+    name: Literal["fixed"] = field(default="fixed", repr=False)
+
+    @model_validator(mode="after")
+    def _downwards(self) -> Self:
+        ordered = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
+        if not ordered or self.sigmas[0] > 1 or self.sigmas[-1] <= 0:
+            raise ValueError(f"sigmas must fall strictly inside (0, 1], got {list(self.sigmas)}")
+        return self
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        """Base sigmas [N]; the generator plays no part."""
+        return torch.tensor(self.sigmas)
+
+
+Grid: TypeAlias = Annotated[RandomGrid | FixedGrid, Field(discriminator="name")]
+"""``grid(generator) -> base sigmas [N]``, downwards, without the model's shift and the final 0."""
+
+
+def few_step_sigmas(steps: int) -> list[float]:
+    """Base grid of inference, Eq. 11: ``[1, 1 - 1/n, ..., 1/n]``.
+
+    Raises:
+        ValueError: ``steps`` is below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return [1 - i / steps for i in range(steps)]
+
+
+# -------------------------------------------------------------------------- model shifts, Eq. 12
+
+Shift: TypeAlias = Callable[[Tensor], Tensor]
+"""What a model does to a base grid; the shifts below also map a list to a list."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StaticShift:
+    """sigma -> shift sigma / (1 + (shift - 1) sigma), Eq. 12a (3 for Stable Diffusion 3)."""
+
+    shift: PositiveFloat = 1.0
+    name: Literal["static"] = field(default="static", repr=False)
+
+    def __call__(self, sigmas: Sigmas) -> Sigmas:
+        """Shifted sigmas: a list for a list, a tensor of the same shape for a tensor."""
+        if isinstance(sigmas, Tensor):
+            return self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+        return [self.shift * s / (1 + (self.shift - 1) * s) for s in sigmas]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExponentialShift:
+    """Static shift of e^mu, Eq. 12b; then, on request, stretched to end at ``terminal``, Eq. 12c.
+
+    The stretch looks at the last sigma given, so with ``terminal`` pass whole grids. A grid that
+    ends at 1 (one step) has nothing to stretch and is left alone.
+    """
+
+    mu: FiniteFloat
+    terminal: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    name: Literal["exponential"] = field(default="exponential", repr=False)
+
+    def __call__(self, sigmas: Sigmas) -> Sigmas:
+        """Shifted sigmas: a list for a list, a tensor of the same shape for a tensor."""
+        shifted = StaticShift(math.exp(self.mu))(sigmas)
+        if self.terminal is None or len(shifted) == 0 or float(shifted[-1]) == 1.0:
+            return shifted
+        stretch = (1 - self.terminal) / (1 - float(shifted[-1]))
+        if isinstance(shifted, Tensor):
+            return 1 - (1 - shifted) * stretch
+        return [1 - (1 - s) * stretch for s in shifted]
+
+
+def with_shift(base: Tensor, shift: Shift) -> Tensor:
+    """Grid the Euler loop walks: base sigmas [N] shifted, and a final 0 appended, [N + 1]."""
+    return torch.cat([shift(base), base.new_zeros(1)])
