@@ -12,15 +12,19 @@ from dataclasses import field
 from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 import torch
-from pydantic import ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
+from pydantic import ConfigDict, Field, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 SIGMA_MIN, SIGMA_MAX = 0.02, 0.98
 """Range of every sampled sigma: at its ends x0 or eps can no longer be told from xt."""
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
-UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
+# Strict field by field: a strict pydantic dataclass would not accept a recipe's mapping.
+_NO_EXTRA = ConfigDict(extra="forbid")
+_Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Positive = Annotated[_Real, Field(gt=0)]
+_Unit = Annotated[_Real, Field(ge=0, le=1)]
+_Steps = Annotated[int, Field(strict=True, ge=1)]
 Sigmas = TypeVar("Sigmas", list[float], Tensor)
 
 
@@ -32,12 +36,12 @@ def clamp_sigma(sigma: Tensor) -> Tensor:
 # -------------------------------------------------------------------------- sigma laws, Eq. 9
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class Uniform:
     """s ~ U(low, high), Eq. 9a."""
 
-    low: UnitFloat = 0.0
-    high: UnitFloat = 1.0
+    low: _Unit = 0.0
+    high: _Unit = 1.0
     name: Literal["uniform"] = field(default="uniform", repr=False)
 
     @model_validator(mode="after")
@@ -51,7 +55,7 @@ class Uniform:
         return clamp_sigma(self.low + (self.high - self.low) * u)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class UpToAnchor:
     """s ~ U(0, sigma_i): never noisier than the anchor, Eq. 9b."""
 
@@ -62,12 +66,12 @@ class UpToAnchor:
         return clamp_sigma(u * anchor_sigma)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class LogitNormal:
     """s = sigmoid(n), n ~ N(mean, std^2), Eq. 9c."""
 
-    mean: FiniteFloat = 0.0
-    std: PositiveFloat = 1.0
+    mean: _Real = 0.0
+    std: _Positive = 1.0
     name: Literal["logit_normal"] = field(default="logit_normal", repr=False)
 
     def __call__(self, u: Tensor, anchor_sigma: Tensor) -> Tensor:
@@ -82,18 +86,18 @@ Law: TypeAlias = Annotated[Uniform | UpToAnchor | LogitNormal, Field(discriminat
 # -------------------------------------------------------------------------- anchor grids, Eq. 10
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class RandomGrid:
     """1.0 followed by N - 1 sorted draws of U(low, high), N ~ U{min_steps..max_steps}, Eq. 10.
 
     ``stratified`` places one draw in each of N - 1 equal cells instead of drawing them all freely.
     """
 
-    max_steps: Annotated[int, Field(ge=1)] = 28
-    low: UnitFloat = 0.25
-    high: UnitFloat = 0.95
-    min_steps: Annotated[int, Field(ge=1)] = 1
-    stratified: bool = False
+    max_steps: _Steps = 28
+    low: _Unit = 0.25
+    high: _Unit = 0.95
+    min_steps: _Steps = 1
+    stratified: StrictBool = False
     name: Literal["random"] = field(default="random", repr=False)
 
     @model_validator(mode="after")
@@ -117,11 +121,11 @@ class RandomGrid:
         return torch.cat([torch.ones(1), inner])
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class FixedGrid:
     """The same base sigmas every time, downwards from at most 1."""
 
-    sigmas: Annotated[tuple[float, ...], Field(strict=False, min_length=1)] = (1.0, 0.75, 0.5, 0.25)
+    sigmas: Annotated[tuple[_Real, ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
     name: Literal["fixed"] = field(default="fixed", repr=False)
 
     @model_validator(mode="after")
@@ -157,11 +161,11 @@ Shift: TypeAlias = Callable[[Tensor], Tensor]
 """What a model does to a base grid; the shifts below also map a list to a list."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class StaticShift:
     """sigma -> shift sigma / (1 + (shift - 1) sigma), Eq. 12a (3 for Stable Diffusion 3)."""
 
-    shift: PositiveFloat = 1.0
+    shift: _Positive = 1.0
     name: Literal["static"] = field(default="static", repr=False)
 
     def __call__(self, sigmas: Sigmas) -> Sigmas:
@@ -171,7 +175,7 @@ class StaticShift:
         return [self.shift * s / (1 + (self.shift - 1) * s) for s in sigmas]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_NO_EXTRA)
 class ExponentialShift:
     """Static shift of e^mu, Eq. 12b; then, on request, stretched to end at ``terminal``, Eq. 12c.
 
@@ -179,8 +183,8 @@ class ExponentialShift:
     ends at 1 (one step) has nothing to stretch and is left alone.
     """
 
-    mu: FiniteFloat
-    terminal: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    mu: _Real
+    terminal: Annotated[_Real, Field(gt=0, lt=1)] | None = None
     name: Literal["exponential"] = field(default="exponential", repr=False)
 
     def __call__(self, sigmas: Sigmas) -> Sigmas:
