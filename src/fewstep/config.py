@@ -1,0 +1,373 @@
+"""The recipe of a run: YAML to frozen records and back, strictly.
+
+Every key is checked before anything happens: an unknown key, a wrong type, values that do not go
+together or a missing file raise a `ConfigError` of one line that says where. Defaults are the
+published settings of CDM wherever there are any (arXiv 2605.06376).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fewstep import yaml12
+from fewstep.resources import resolve
+from fewstep.schedules import Grid, Law, RandomGrid, Uniform
+from fewstep.strict import ConfigError, apply_override, explain, one_line
+
+__all__ = ["ConfigError", "Recipe", "dump_recipe", "load_recipe", "parse_recipe"]
+
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Part of a recipe: frozen, typed strictly, no other keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelRecipe(Section):
+    """The pretrained model to distil.
+
+    Attributes:
+        path: Folder or hub id of a diffusers pipeline, or ``package://package/folder``.
+        options: What the backbone's loader takes, such as ``max_sequence_length``.
+        dtype: Precision of frozen weights and of the arithmetic inside the networks; weights that
+            are trained are held in float32 always.
+    """
+
+    path: str
+    options: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class DataRecipe(Section):
+    """The prompts; no images are needed.
+
+    Attributes:
+        prompts: File with prompts: .txt (one a line), .jsonl or .csv.
+        batch_size: Samples of one iteration.
+        accumulate: Parts a batch is worked through in, to save memory; the gradient is the same.
+        cache_gb: Bound on the encoded prompts kept in memory.
+        encode_ahead: Encode all prompts first and then drop the text encoders from memory; the
+            bound does not apply then.
+    """
+
+    prompts: str
+    batch_size: Count
+    accumulate: Count = 1
+    cache_gb: Annotated[float, Field(ge=0)] = 2.0
+    encode_ahead: bool = False
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})"
+            )
+        return self
+
+
+class ResolutionRecipe(Section):
+    """Size of the images in pixels."""
+
+    height: Count
+    width: Count
+
+
+class ObjectiveRecipe(BaseModel):
+    """One term of the student's loss, by name; further keys are that objective's own settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class OptimizerRecipe(Section):
+    """AdamW; `clip` bounds the gradient norm before each step."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Positive
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    clip: Positive = 1.0
+
+
+class StudentOptimizerRecipe(OptimizerRecipe):
+    """The student's optimizer."""
+
+    lr: Positive = 1e-5
+
+
+class FakeTeacherOptimizerRecipe(OptimizerRecipe):
+    """The fake teacher's optimizer."""
+
+    lr: Positive = 5e-6
+
+
+class FakeTeacherRecipe(Section):
+    """How the fake teacher follows the student.
+
+    Attributes:
+        law: Noise levels it is trained at.
+        target: What it learns to denoise: the clean latent at the anchor, or the simulation's end.
+        updates: Updates per iteration, each with fresh noise on the same targets.
+        pull: Share of the student mixed into its weights after each update; 0 is off.
+        optimizer: Its optimizer.
+    """
+
+    law: Law = Uniform()
+    target: Literal["anchor", "final"] = "anchor"
+    updates: Count = 1
+    pull: Unit = 0.001
+    optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()
+
+
+class LoraRecipe(Section):
+    """Low-rank adapters.
+
+    Attributes:
+        rank: Rank of each adapter.
+        alpha: Scale times rank; None is the rank, so that the exported adapter is right at scale 1.
+        targets: Names of the linear layers to adapt, or their endings; None lets the model choose.
+    """
+
+    rank: Count = 32
+    alpha: Positive | None = None
+    targets: tuple[str, ...] | None = None
+
+
+class StudentRecipe(Section):
+    """What is trained, and how often.
+
+    Attributes:
+        mode: ``full``: three whole networks. ``lora``: one network with two adapters.
+        lora: The adapters, for mode ``lora``.
+        optimizer: The student's optimizer.
+        every: The student moves on every so many iterations; the fake teacher moves on each.
+        gradient_checkpointing: Recompute activations in the backward pass of both trained networks
+            instead of keeping them.
+    """
+
+    mode: Literal["full", "lora"] = "full"
+    lora: LoraRecipe | None = None
+    optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
+    every: Count = 2
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _lora_fits_mode(self) -> Self:
+        if self.mode == "full" and self.lora is not None:
+            raise ValueError("lora is given but mode is 'full': set mode to 'lora' or remove lora")
+        return self
+
+
+class EmaRecipe(Section):
+    """Running mean of the student's weights, decay min((1 + n) / (10 + n), max_decay)."""
+
+    max_decay: Beta = 0.999
+
+
+class TrainRecipe(Section):
+    """The run.
+
+    Attributes:
+        steps: Iterations; the student moves on every `student.every`-th of them.
+        warmup: Updates over which each learning rate rises from 0; constant afterwards.
+        seed: All random values are functions of it.
+        device: Where to run; ``auto`` takes an accelerator if there is one.
+    """
+
+    steps: Count
+    warmup: Amount = 100
+    seed: Amount = 0
+    device: str = "auto"
+
+
+class CheckpointRecipe(Section):
+    """When to save, and what to keep: the newest ones, and those with the best preview score."""
+
+    every: Count = 100
+    keep_last: Count = 2
+    keep_best: Amount = 1
+
+
+class TeacherSamplingRecipe(Section):
+    """How the teacher is sampled for comparison; None is the model's own default."""
+
+    steps: Count | None = None
+    guidance: Annotated[float, Field(ge=0)] | None = None
+
+
+class PreviewRecipe(Section):
+    """Pictures of fixed prompts with fixed noise, beside the teacher's.
+
+    Attributes:
+        every: Iterations between previews; there is always one at the end.
+        prompts: The prompts, written out.
+        path: Or a file with them. Without either the first training prompts are taken.
+        count: How many prompts are sampled and scored.
+        rows: How many of them the picture shows.
+        steps: Evaluations the student is shown at; the first one is scored.
+        teacher: How the teacher's half is sampled.
+        seed: Image i starts from noise seeded with seed + i.
+        score: What rates a preview, higher is better: ``drift`` or ``package.module:function``.
+    """
+
+    every: Count = 100
+    prompts: tuple[str, ...] | None = None
+    path: str | None = None
+    count: Count = 8
+    rows: Count = 8
+    steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (4,)
+    teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
+    seed: Amount = 0
+    score: str = "drift"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.prompts is not None and self.path is not None:
+            raise ValueError("prompts and path are both given: remove one")
+        return self
+
+
+class HealthRecipe(Section):
+    """Measurements of a few fixed samples that say whether training is sound.
+
+    Attributes:
+        every: Iterations between measurements.
+        count: Samples, made from the preview's prompts.
+        sigmas: Noise levels at which the fake teacher's and the teacher's loss are compared.
+    """
+
+    every: Count = 25
+    count: Count = 8
+    sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class EvaluateRecipe(Section):
+    """How the result is judged after training.
+
+    Attributes:
+        scores: Names of the scores; None takes all that apply.
+        prompts: File with prompts that training did not see.
+        count: How many of them are used.
+        teacher: How the teacher is sampled for reference.
+        seed: Image i starts from noise seeded with seed + i.
+    """
+
+    scores: tuple[str, ...] | None = None
+    prompts: str | None = None
+    count: Count = 1000
+    teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
+    seed: Amount = 0
+
+
+class LogRecipe(Section):
+    """metrics.jsonl gets a line every so many iterations; TensorBoard the same, on request."""
+
+    every: Count = 1
+    tensorboard: bool = False
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    resolution: ResolutionRecipe
+    grid: Grid = RandomGrid()
+    objectives: Annotated[tuple[ObjectiveRecipe, ...], Field(min_length=1)]
+    fake_teacher: FakeTeacherRecipe = FakeTeacherRecipe()
+    student: StudentRecipe = StudentRecipe()
+    ema: EmaRecipe | None = EmaRecipe()
+    train: TrainRecipe
+    checkpoint: CheckpointRecipe = CheckpointRecipe()
+    preview: PreviewRecipe = PreviewRecipe()
+    health: HealthRecipe = HealthRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    log: LogRecipe = LogRecipe()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        names = [objective.name for objective in self.objectives]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"objectives lists {twice[0]!r} twice")
+        if self.train.steps < self.student.every:
+            raise ValueError(
+                f"train.steps ({self.train.steps}) is below student.every ({self.student.every}): "
+                "the student would never move"
+            )
+        return self
+
+
+# ---------------------------------------------------------------------------- reading and writing
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Recipe in a YAML file, with ``a.b=value`` overrides applied; the values are YAML.
+
+    Raises:
+        ConfigError: One line that says what is wrong and where.
+    """
+    file = resolve(path)
+    try:
+        data = yaml12.load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot read the recipe: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, such as model and data")
+    for override in overrides:
+        apply_override(data, override, Recipe)
+    recipe = parse_recipe(data)
+    _check_files(recipe)
+    return recipe
+
+
+def parse_recipe(data: dict[str, Any]) -> Recipe:
+    """Recipe made of plain values.
+
+    Raises:
+        ConfigError: One line that says what is wrong and where.
+    """
+    try:
+        # JSON's strictness is the wanted one: lists become tuples, but "3" is not a number.
+        return Recipe.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError(explain(error, Recipe)) from error
+    except TypeError as error:
+        raise ConfigError(f"recipe: {error}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML text of a recipe, defaults written out; `load_recipe` gives the same recipe back."""
+    return yaml12.dump(recipe.model_dump(mode="json"))
+
+
+def _check_files(recipe: Recipe) -> None:
+    files = {
+        "data.prompts": recipe.data.prompts,
+        "preview.path": recipe.preview.path,
+        "evaluate.prompts": recipe.evaluate.prompts,
+    }
+    for key, file in files.items():
+        if file is not None and not resolve(file).is_file():
+            raise ConfigError(f"{key}: there is no file {file}")
