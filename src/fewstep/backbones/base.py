@@ -1,0 +1,218 @@
+"""What a backbone is: the one place that knows how a model family's network is asked for a velocity."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.records import Conditioning
+from fewstep.schedules import ExponentialShift, Shift, StaticShift
+
+
+class Backbone(ABC):
+    """A loaded pipeline as the mathematics wants it: ``velocity(net, xt, sigma, cond) -> v``.
+
+    One subclass per model family, in a file of its own. It alone knows timesteps, signs, packing,
+    position ids, VAE constants and text encoders. The network is an argument of `velocity`, so one
+    object serves student, teacher and fake teacher.
+
+    Attributes:
+        name: Short name of the family.
+        pipelines: Names of the diffusers pipeline classes it understands.
+        prediction: What the network predicts: "velocity", "eps" or "v".
+        guidance: How the teacher is guided: "cfg" (two evaluations) or "embedded".
+        notes: One line for the table of models.
+        net_name: The pipeline's component that is trained.
+    """
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    prediction: ClassVar[str] = "velocity"
+    guidance: ClassVar[str] = "cfg"
+    notes: ClassVar[str] = ""
+    net_name: ClassVar[str] = "transformer"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+    def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
+        """Takes over a loaded pipeline; `source` is the folder that it came from."""
+        self.pipe = pipe
+        self.source = source
+        self._null: Conditioning | None = None
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(name == self.net_name).eval()
+
+    # ------------------------------------------------------------------ the network
+
+    @property
+    def net(self) -> nn.Module:
+        """The pretrained network, as loaded."""
+        net: nn.Module = getattr(self.pipe, self.net_name)
+        return net
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pretrained network lives."""
+        return next(self.net.parameters()).device
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """Moves every network of the pipeline."""
+        self.pipe.to(device)
+        self._null = None
+        return self
+
+    @abstractmethod
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity v = eps - x0 at xt, Eq. 2.
+
+        Args:
+            net: Any network of this architecture.
+            xt: Latents as the denoiser takes them, [B, ...], float32.
+            sigma: Noise levels in [0, 1], [B].
+            cond: Encoded prompts of the same batch.
+
+        Returns:
+            float32, the shape of xt.
+        """
+
+    def blocks(self, net: nn.Module) -> list[nn.Module]:
+        """The repeated blocks, in order: what is checkpointed, compiled and sharded one by one."""
+        found = [part for part in net.children() if isinstance(part, nn.ModuleList)]
+        return [block for part in found for block in part if list(block.parameters())]
+
+    def lora_targets(self, net: nn.Module) -> list[str]:
+        """Full names of the linear layers inside the blocks, modulation aside."""
+        inside = {id(module) for block in self.blocks(net) for module in block.modules()}
+        return [
+            name
+            for name, module in net.named_modules()
+            if isinstance(module, nn.Linear) and id(module) in inside and ".norm" not in name
+        ]
+
+    # ------------------------------------------------------------------ prompts
+
+    @abstractmethod
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        """Encodes prompts; called without gradients and with a list of its own."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts as the denoiser is given them, of one fixed length.
+
+        Raises:
+            FewstepError: The text encoders were freed.
+        """
+        if getattr(self.pipe, self.encoder_names[0], None) is None:
+            raise FewstepError(f"{self.source}: the text encoders are not in memory; load them first")
+        return self._encode(list(prompts))
+
+    def null(self, batch: int) -> Conditioning:
+        """The encoded empty prompt, `batch` times over; encoded once."""
+        if self._null is None:
+            self._null = self.encode([""])
+        return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
+
+    def free_encoders(self) -> None:
+        """Drops the text encoders from memory, the encoded empty prompt stays."""
+        self.null(1)
+        for name in self.encoder_names:
+            if getattr(self.pipe, name, None) is not None:
+                setattr(self.pipe, name, None)
+
+    # ------------------------------------------------------------------ sampling
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one sample's latents for a picture of so many pixels, without the batch.
+
+        Raises:
+            FewstepError: The size does not fit the model.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1], float32, from latents as the denoiser takes them."""
+
+    def shift(self, height: int, width: int) -> Shift:
+        """What this model does to base sigmas at that size, read from the loaded scheduler."""
+        shape = self.latent_shape(height, width)
+        return shift_of(self.pipe.scheduler.config, tokens=math.prod(shape[1:]))
+
+    def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+        """Guided velocity from the two branches, classifier-free guidance, Eq. 13."""
+        return null + scale * (cond - null)
+
+    @property
+    def default_guidance(self) -> float:
+        """The guidance scale that the stock pipeline uses when told nothing."""
+        return float(self._call_default("guidance_scale"))
+
+    @property
+    def default_steps(self) -> int:
+        """The number of steps that the stock pipeline uses when told nothing."""
+        return int(self._call_default("num_inference_steps"))
+
+    def _call_default(self, name: str) -> Any:
+        return inspect.signature(type(self.pipe).__call__).parameters[name].default
+
+    def card_call(self) -> dict[str, Any]:
+        """Extra arguments with which the stock pipeline encodes prompts as `encode` does."""
+        return {}
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, folder: Path, net: nn.Module) -> None:
+        """Writes a whole diffusers folder: the source's files with `net` in place of its network."""
+        shutil.copytree(
+            self.source, folder, dirs_exist_ok=True, ignore=_everything_but_parts(self.net_name)
+        )
+        net.save_pretrained(folder / self.net_name, safe_serialization=True)
+
+    def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
+        """Writes one adapter as `pytorch_lora_weights.safetensors`, right at scale 1.
+
+        Raises:
+            FewstepError: diffusers cannot load LoRA weights into this pipeline.
+        """
+        from peft.utils import get_peft_model_state_dict
+
+        save = getattr(self.pipe, "save_lora_weights", None)
+        if save is None:
+            raise FewstepError(f"{type(self.pipe).__name__} has no LoRA format; export it merged")
+        layers = get_peft_model_state_dict(net, adapter_name=adapter)
+        save(folder, **{f"{self.net_name}_lora_layers": layers}, safe_serialization=True)
+
+
+def shift_of(config: Mapping[str, Any], *, tokens: int) -> Shift:
+    """The shift that a flow-match scheduler's configuration asks for, Eq. 12.
+
+    Args:
+        config: The scheduler's configuration.
+        tokens: Packed image tokens, which dynamic shifting depends on.
+    """
+    if not config.get("use_dynamic_shifting", False):
+        return StaticShift(float(config.get("shift", 1.0)))
+    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+    slope = (config["max_shift"] - config["base_shift"]) / (high - low)
+    mu = config["base_shift"] + slope * (tokens - low)
+    return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
+
+
+def _everything_but_parts(net_name: str) -> Any:
+    """A filter for copytree: leaves out the trained network, hidden files and pictures."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        hidden = {name for name in names if name.startswith(".") or name.endswith((".png", ".md"))}
+        return hidden | ({net_name} & set(names))
+
+    return ignore

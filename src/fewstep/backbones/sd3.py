@@ -1,0 +1,72 @@
+"""Stable Diffusion 3 and 3.5: velocity prediction, spatial latents, three text encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from fewstep.backbones.base import Backbone
+from fewstep.errors import FewstepError
+from fewstep.records import Conditioning
+
+
+class SD3(Backbone):
+    """SD3-Medium, SD3.5-Medium and SD3.5-Large (Esser et al. 2024, arXiv 2403.03206)."""
+
+    name: ClassVar[str] = "sd3"
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
+    notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+
+    def __init__(
+        self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256
+    ) -> None:
+        """Takes over the pipeline; T5 prompts are padded or cut to `max_sequence_length` tokens."""
+        super().__init__(pipe, source)
+        self.max_sequence_length = max_sequence_length
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; the network's clock runs from 0 to 1000."""
+        dtype = cond.tensors["prompt_embeds"].dtype
+        velocity: Tensor = net(
+            hidden_states=xt.to(dtype),
+            timestep=sigma * 1000,
+            encoder_hidden_states=cond.tensors["prompt_embeds"],
+            pooled_projections=cond.tensors["pooled"],
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts,
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
+
+    def card_call(self) -> dict[str, Any]:
+        """The T5 length, which the stock pipeline sets to 256 unless told."""
+        return {"max_sequence_length": self.max_sequence_length}
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""
+        factor = self.pipe.vae_scale_factor
+        multiple = factor * self.pipe.patch_size
+        if height % multiple or width % multiple:
+            raise FewstepError(
+                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
+            )
+        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`; undoes the VAE's scale and shift first."""
+        vae = self.pipe.vae
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return (images * 0.5 + 0.5).clamp(0, 1).float()

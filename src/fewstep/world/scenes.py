@@ -1,0 +1,239 @@
+"""Captioned 64x64 scenes: one or two coloured shapes on a plain background, drawn from a seed.
+
+A `Prompt` fixes some attributes of a scene and leaves the rest free; `draw_scene` fills the free ones at
+random, so that one prompt has many pictures. `render` turns scenes into anti-aliased pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+SIDE = 64  # pixels
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.88, 0.12, 0.12),
+    "green": (0.10, 0.68, 0.20),
+    "blue": (0.12, 0.28, 0.92),
+    "yellow": (0.96, 0.86, 0.10),
+    "pink": (0.96, 0.40, 0.76),
+    "cyan": (0.10, 0.82, 0.88),
+}
+BACKGROUNDS: dict[str, tuple[float, float, float]] = {
+    "white": (0.93, 0.93, 0.93),
+    "gray": (0.52, 0.52, 0.52),
+    "black": (0.07, 0.07, 0.07),
+    "brown": (0.42, 0.25, 0.12),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+RADII: dict[str, tuple[float, float]] = {"small": (6.0, 8.0), "large": (11.0, 13.0)}  # pixels
+POSITIONS = ("left", "right", "top", "bottom")
+SHARE_HELD_OUT = 8  # one prompt in so many never enters training
+_JITTER = 0.05  # half-width of the uniform variation of every colour channel
+_GAP = 3.0  # pixels between the bounding boxes of two things
+_MARGIN = 2.0  # pixels between a thing and the border
+_HALF = SIDE / 2 - 5.0  # "left" puts the centre at x <= _HALF, "right" at x >= SIDE - _HALF
+
+
+@dataclass(frozen=True)
+class ThingSpec:
+    """What a prompt says of one thing; `None` leaves the attribute free."""
+
+    color: str
+    shape: str
+    size: str | None = None
+    position: str | None = None
+
+    def __str__(self) -> str:
+        words = (self.size, self.color, self.shape, self.position)
+        return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a caption says: one or two things, and perhaps the background. `str(prompt)` is the caption."""
+
+    things: tuple[ThingSpec, ...]
+    background: str | None = None
+
+    def __str__(self) -> str:
+        text = " and ".join(str(thing) for thing in self.things)
+        return f"{text} on {self.background}" if self.background else text
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the prompt is kept from training, decided by a hash of its caption."""
+        digest = hashlib.blake2b(str(self).encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big") % SHARE_HELD_OUT == 0
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn thing: names, centre and radius in pixels, colour in [0, 1]."""
+
+    color: str
+    shape: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    rgb: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that `render` needs."""
+
+    things: tuple[Thing, ...]
+    background: str
+    rgb: tuple[float, float, float]
+
+
+def parse(caption: str) -> Prompt:
+    """The prompt whose caption this is.
+
+    Raises:
+        ValueError: for a text outside the grammar, naming the first part that does not fit.
+    """
+    text, _, background = caption.partition(" on ")
+    if background and background not in BACKGROUNDS:
+        raise ValueError(f"unknown background {background!r}; use one of {', '.join(BACKGROUNDS)}")
+    prompt = Prompt(tuple(map(_parse_thing, text.split(" and "))), background or None)
+    if len(prompt.things) > 2:
+        raise ValueError(f"{caption!r} names {len(prompt.things)} things; a scene holds at most 2")
+    return prompt
+
+
+def _parse_thing(text: str) -> ThingSpec:
+    words = text.split()
+    size = words.pop(0) if words and words[0] in RADII else None
+    position = words.pop() if words and words[-1] in POSITIONS else None
+    if len(words) != 2 or words[0] not in COLORS or words[1] not in SHAPES:
+        raise ValueError(f"{text!r} is not '[size] COLOUR SHAPE [position]'")
+    return ThingSpec(words[0], words[1], size, position)
+
+
+def draw_prompt(rng: np.random.Generator) -> Prompt:
+    """One prompt from the caption grammar: attributes are mentioned or left free at random."""
+    things = [_draw_spec(rng, 0.35)]
+    if rng.random() < 0.4:
+        other = _draw_spec(rng, 0.2)
+        while (other.color, other.shape) == (things[0].color, things[0].shape):
+            other = _draw_spec(rng, 0.2)
+        things.append(other)
+    background = _choice(rng, tuple(BACKGROUNDS)) if rng.random() < 0.4 else None
+    return Prompt(tuple(things), background)
+
+
+def prompts(seed: int, *, held_out: bool) -> Iterator[Prompt]:
+    """An endless stream of prompts from one side of the split, with repetitions."""
+    rng = np.random.default_rng(seed)
+    while True:
+        prompt = draw_prompt(rng)
+        if prompt.held_out == held_out:
+            yield prompt
+
+
+def distinct_prompts(count: int, seed: int, *, held_out: bool) -> list[Prompt]:
+    """The first `count` different prompts of `prompts`."""
+    found: dict[Prompt, None] = {}
+    for prompt in prompts(seed, held_out=held_out):
+        found[prompt] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def draw_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
+    """A scene that fits the prompt; everything the prompt leaves open is drawn at random."""
+    specs = list(prompt.things)
+    if len(specs) == 1 and rng.random() < 0.5:
+        other = _draw_spec(rng, 0.0)
+        while (other.color, other.shape) == (specs[0].color, specs[0].shape):
+            other = _draw_spec(rng, 0.0)
+        specs.append(other)
+    background = prompt.background or _choice(rng, tuple(BACKGROUNDS))
+    while (things := _place(specs, rng)) is None:
+        pass
+    return Scene(things, background, _jitter(BACKGROUNDS[background], rng))
+
+
+def _draw_spec(rng: np.random.Generator, mention: float) -> ThingSpec:
+    size = _choice(rng, tuple(RADII)) if rng.random() < mention else None
+    position = _choice(rng, POSITIONS) if rng.random() < mention else None
+    return ThingSpec(_choice(rng, tuple(COLORS)), _choice(rng, SHAPES), size, position)
+
+
+def _place(specs: Sequence[ThingSpec], rng: np.random.Generator) -> tuple[Thing, ...] | None:
+    """One attempt at putting the things down without touching; None where it fails."""
+    placed: list[Thing] = []
+    for spec in specs:
+        size = spec.size or _choice(rng, tuple(RADII))
+        radius = float(rng.uniform(*RADII[size]))
+        x, y = _centre(spec.position, radius, rng)
+        for other in placed:
+            apart = radius + other.radius + _GAP
+            if abs(x - other.x) < apart and abs(y - other.y) < apart:
+                return None
+        rgb = _jitter(COLORS[spec.color], rng)
+        placed.append(Thing(spec.color, spec.shape, size, x, y, radius, rgb))
+    return tuple(placed)
+
+
+def _centre(position: str | None, radius: float, rng: np.random.Generator) -> tuple[float, float]:
+    low, high = radius + _MARGIN, SIDE - radius - _MARGIN
+    spans = {"left": (low, _HALF), "right": (SIDE - _HALF, high), "top": (low, _HALF)}
+    spans["bottom"] = spans["right"]
+    x = rng.uniform(*spans[position]) if position in ("left", "right") else rng.uniform(low, high)
+    y = rng.uniform(*spans[position]) if position in ("top", "bottom") else rng.uniform(low, high)
+    return float(x), float(y)
+
+
+def _jitter(rgb: Sequence[float], rng: np.random.Generator) -> tuple[float, float, float]:
+    red, green, blue = np.clip(np.asarray(rgb) + rng.uniform(-_JITTER, _JITTER, 3), 0.0, 1.0)
+    return float(red), float(green), float(blue)
+
+
+def _choice(rng: np.random.Generator, names: Sequence[str]) -> str:
+    return names[int(rng.integers(len(names)))]
+
+
+def shape_distance(
+    shape: str, dx: npt.NDArray[np.float32], dy: npt.NDArray[np.float32], radius: float
+) -> npt.NDArray[np.float32]:
+    """Signed distance in pixels (negative inside) of offsets from the centre; y points down.
+
+    Raises:
+        ValueError: for a shape that the world does not have.
+    """
+    ax, ay = np.abs(dx), np.abs(dy)
+    if shape == "circle":
+        return np.hypot(dx, dy) - radius
+    if shape == "square":
+        return np.maximum(ax, ay) - 0.88 * radius
+    if shape == "triangle":
+        base = 0.85 * radius
+        side = (ax * (base + radius) - (dy + radius) * radius) / np.hypot(base + radius, radius)
+        return np.maximum(side, dy - base)
+    if shape == "cross":
+        arm = 0.34 * radius
+        return np.minimum(np.maximum(ax - radius, ay - arm), np.maximum(ax - arm, ay - radius))
+    raise ValueError(f"unknown shape {shape!r}; use one of {', '.join(SHAPES)}")
+
+
+def render(scenes: Sequence[Scene]) -> npt.NDArray[np.float32]:
+    """Pixels [B, 3, 64, 64] in [0, 1], anti-aliased over one pixel."""
+    grid = np.arange(SIDE, dtype=np.float32) + 0.5
+    images = np.empty((len(scenes), 3, SIDE, SIDE), dtype=np.float32)
+    for image, scene in zip(images, scenes, strict=True):
+        image[:] = np.asarray(scene.rgb, dtype=np.float32)[:, None, None]
+        for thing in scene.things:
+            dx, dy = grid[None, :] - np.float32(thing.x), grid[:, None] - np.float32(thing.y)
+            distance = shape_distance(thing.shape, dx, dy, thing.radius)
+            cover = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+            colour = np.asarray(thing.rgb, dtype=np.float32)[:, None, None]
+            image += cover * (colour - image)
+    return images
