@@ -259,22 +259,59 @@ class HealthRecipe(Section):
     sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
+class ArmRecipe(Section):
+    """Whose pictures are scored, drawn how.
+
+    Attributes:
+        steps: Euler steps; None is the model's own default.
+        guidance: 1 is off; None is the model's own default, and off for the student.
+    """
+
+    model: Literal["teacher", "student"]
+    steps: Count | None = None
+    guidance: Annotated[float, Field(ge=1)] | None = None
+
+
 class EvaluateRecipe(Section):
     """How the result is judged after training.
 
     Attributes:
         scores: Names of the scores; None takes all that apply.
-        prompts: File with prompts that training did not see.
-        count: How many of them are used.
-        teacher: How the teacher is sampled for reference.
+        prompts: File with prompts that training did not see, one per line.
+        count: How many of them are used, one picture each.
+        repeats: How many of them are drawn again for diversity within a prompt, and how often.
+        arms: What is scored; the teacher with the most evaluations is the reference.
+        features: The feature space, as ``name`` or ``name:source``.
+        truth: Who draws real pictures and judges them, such as ``scenes``; None without.
+        readings: Folder with readings of the teacher that came with the model.
+        gallery: Prompts whose pictures are kept for the report.
+        batch: Pictures drawn at a time.
         seed: Image i starts from noise seeded with seed + i.
     """
 
     scores: tuple[str, ...] | None = None
     prompts: str | None = None
     count: Count = 1000
-    teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
+    repeats: tuple[Count, Annotated[int, Field(ge=2)]] = (48, 8)
+    arms: Annotated[tuple[ArmRecipe, ...], Field(min_length=1)] = (
+        ArmRecipe(model="teacher"),
+        ArmRecipe(model="teacher", steps=4),
+        ArmRecipe(model="teacher", steps=4, guidance=1.0),
+        *(ArmRecipe(model="student", steps=steps) for steps in (1, 2, 4, 8)),
+    )
+    features: str = "pixels"
+    truth: str | None = None
+    readings: str | None = None
+    gallery: Count = 12
+    batch: Count = 64
     seed: Amount = 0
+
+
+class ExportRecipe(Section):
+    """What the model card says where the teacher's own card does not."""
+
+    license: str | None = None
+    base_model: str | None = None
 
 
 class LogRecipe(Section):
@@ -300,6 +337,7 @@ class Recipe(Section):
     preview: PreviewRecipe = PreviewRecipe()
     health: HealthRecipe = HealthRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    export: ExportRecipe = ExportRecipe()
     log: LogRecipe = LogRecipe()
 
     @model_validator(mode="after")
