@@ -260,10 +260,9 @@ class HealthRecipe(Section):
 
 
 class ArmRecipe(Section):
-    """Whose pictures are scored, drawn how.
+    """Whose pictures are scored, drawn in how many steps (None: as many as the model's pipeline).
 
     Attributes:
-        steps: Euler steps; None is the model's own default.
         guidance: 1 is off; None is the model's own default, and off for the student.
     """
 
@@ -277,16 +276,13 @@ class EvaluateRecipe(Section):
 
     Attributes:
         scores: Names of the scores; None takes all that apply.
-        prompts: File with prompts that training did not see, one per line.
-        count: How many of them are used, one picture each.
+        prompts: File with prompts that training did not see; `count` of them get one picture each.
         repeats: How many of them are drawn again for diversity within a prompt, and how often.
         arms: What is scored; the teacher with the most evaluations is the reference.
         features: The feature space, as ``name`` or ``name:source``.
         truth: Who draws real pictures and judges them, such as ``scenes``; None without.
         readings: Folder with readings of the teacher that came with the model.
-        gallery: Prompts whose pictures are kept for the report.
-        batch: Pictures drawn at a time.
-        seed: Image i starts from noise seeded with seed + i.
+        gallery: Prompts shown in the report. seed: Image i starts from noise of seed + i.
     """
 
     scores: tuple[str, ...] | None = None
@@ -305,13 +301,6 @@ class EvaluateRecipe(Section):
     gallery: Count = 12
     batch: Count = 64
     seed: Amount = 0
-
-
-class ExportRecipe(Section):
-    """What the model card says where the teacher's own card does not."""
-
-    license: str | None = None
-    base_model: str | None = None
 
 
 class LogRecipe(Section):
@@ -337,7 +326,7 @@ class Recipe(Section):
     preview: PreviewRecipe = PreviewRecipe()
     health: HealthRecipe = HealthRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
-    export: ExportRecipe = ExportRecipe()
+    card: dict[str, str] = {}  # what the model card's header says, such as license and base_model
     log: LogRecipe = LogRecipe()
 
     @model_validator(mode="after")
