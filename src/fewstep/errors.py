@@ -24,7 +24,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         A clause to append to a message, such as ``did you mean 'alpha'?``.
     """
     known = sorted(options)
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there are none"

@@ -1,0 +1,94 @@
+"""The fake teacher: a flow-matching model of what the student now generates.
+
+Equation numbers refer to ``docs/math.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import unknown
+from fewstep.noising import renoise
+from fewstep.randomness import Draws
+from fewstep.records import Anchor, Conditioning, VelocityFn
+from fewstep.reductions import Reduction, per_sample, reduced
+from fewstep.schedules import Law, Uniform
+
+UNIFORM = Uniform()
+TARGETS: Mapping[str, Callable[[Anchor], Tensor]] = {
+    "x0": attrgetter("x0"),
+    "final": attrgetter("final"),
+}
+"""What the fake teacher may learn to denoise: the anchor's x0_i, or the simulation's end."""
+
+
+def denoising_loss(
+    velocity: Tensor, x0: Tensor, eps: Tensor, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """Flow-matching loss, Eq. 16: ``mean((velocity - (eps - x0))^2)``.
+
+    Args:
+        velocity: Prediction at the point between ``x0`` and ``eps``, [B, ...].
+        x0: Clean latent, [B, ...].
+        eps: Noise, [B, ...].
+        reduction: ``mean`` gives a scalar, ``none`` the mean per sample, [B].
+    """
+    return reduced(per_sample((velocity - (eps - x0)).square()), reduction)
+
+
+def update_loss(
+    velocity: VelocityFn,
+    anchor: Anchor,
+    *,
+    cond: Conditioning,
+    draws: Draws,
+    indices: Tensor,
+    target: str = "x0",
+    law: Law = UNIFORM,
+) -> Tensor:
+    """Loss of one fake-teacher update, per sample, Eq. 16: [B].
+
+    Args:
+        velocity: The fake teacher, with gradients.
+        anchor: Where this iteration works, batch B.
+        cond: Its prompts, batch B.
+        draws: The step's random values.
+        indices: Global index of each sample, [B].
+        target: Key of `TARGETS`.
+        law: Law of the noise level.
+
+    Raises:
+        FewstepError: There is no such target.
+    """
+    if target not in TARGETS:
+        raise unknown("fake-teacher target", target, TARGETS)
+    x0 = TARGETS[target](anchor)
+    noised = renoise(
+        x0, law, anchor_sigma=anchor.sigma, name="fake_teacher", draws=draws, indices=indices
+    )
+    predicted = velocity(noised.xt, noised.sigma, cond)
+    return denoising_loss(predicted, x0.detach(), noised.eps, reduction="none")
+
+
+@torch.no_grad()
+def pull_towards(
+    fake_params: Iterable[Tensor], student_params: Iterable[Tensor], rate: float
+) -> None:
+    """Pull towards the student, Eq. 17, in place: ``fake <- (1 - rate) fake + rate student``.
+
+    SenseFlow (arXiv 2506.00523) calls it implicit distribution alignment.
+
+    Args:
+        fake_params: Parameters of the fake teacher.
+        student_params: Parameters of the student, in the same order.
+        rate: Share of the student, 0.001 in the published setting.
+    """
+    fake, student = list(fake_params), list(student_params)
+    if len(fake) != len(student):
+        raise ValueError(f"{len(fake)} parameters cannot be pulled towards {len(student)}")
+    if fake:
+        torch._foreach_lerp_(fake, student, rate)

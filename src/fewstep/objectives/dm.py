@@ -1,0 +1,23 @@
+"""DM, distribution matching: from what the student draws to what the teacher would."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fewstep.objectives.base import Objective
+from fewstep.objectives.directions import TeacherMinusFake
+from fewstep.objectives.sites import AtAnchor, Site
+from fewstep.schedules import Law, Uniform
+
+
+class DM(Objective):
+    """The student's x0 at the anchor, pulled from the fake teacher to the teacher, Eq. 23."""
+
+    name: Literal["dm"] = "dm"
+    site: Site = AtAnchor()
+    probe: Law = Uniform()
+
+    @property
+    def direction(self) -> TeacherMinusFake:
+        """From the fake teacher to the teacher, Eq. 23."""
+        return TeacherMinusFake()
