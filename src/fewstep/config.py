@@ -124,14 +124,14 @@ class FakeTeacherRecipe(Section):
 
     Attributes:
         law: Noise levels it is trained at.
-        target: What it learns to denoise: the clean latent at the anchor, or the simulation's end.
+        target: What it learns to denoise: the anchor's x0, or the simulation's end (``final``).
         updates: Updates per iteration, each with fresh noise on the same targets.
         pull: Share of the student mixed into its weights after each update; 0 is off.
         optimizer: Its optimizer.
     """
 
     law: Law = Uniform()
-    target: Literal["anchor", "final"] = "anchor"
+    target: Literal["x0", "final"] = "x0"
     updates: Count = 1
     pull: Unit = 0.001
     optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()
