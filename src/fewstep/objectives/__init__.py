@@ -13,9 +13,10 @@ import pkgutil
 
 from pydantic import ValidationError
 
-from fewstep.errors import FewstepError, unknown
+from fewstep.errors import unknown
 from fewstep.objectives.base import Objective, by_site, evaluate
 from fewstep.objectives.pull import pull_loss, pull_norm
+from fewstep.strict import ConfigError, explain
 
 __all__ = [
     "Objective",
@@ -52,14 +53,10 @@ def build(name: str, **settings: object) -> Objective:
         FewstepError: Unknown name or setting (names the nearest), or a value that does not fit.
     """
     model = settings_model(name)
-    for key in settings.keys() - model.model_fields.keys():
-        raise unknown(f"setting of objective {name!r}:", key, model.model_fields)
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise FewstepError(f"objective {name!r}: {where}: {first['msg']}") from error
+        raise ConfigError(f"objective {name!r}: {explain(error, model)}") from error
 
 
 @functools.cache

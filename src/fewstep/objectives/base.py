@@ -26,7 +26,7 @@ from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, Term
 from fewstep.schedules import Law
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Objective(BaseModel, ABC):
@@ -44,7 +44,7 @@ class Objective(BaseModel, ABC):
         floor: Least normaliser k, Eq. 18.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
     site: Site
