@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import field
+from itertools import pairwise
 from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 import torch
@@ -130,7 +131,7 @@ class FixedGrid:
 
     @model_validator(mode="after")
     def _downwards(self) -> Self:
-        ordered = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
+        ordered = all(a > b for a, b in pairwise(self.sigmas))
         if not ordered or self.sigmas[0] > 1 or self.sigmas[-1] <= 0:
             raise ValueError(f"sigmas must fall strictly inside (0, 1], got {list(self.sigmas)}")
         return self

@@ -1,0 +1,87 @@
+"""What every objective owes, whoever wrote it: objectives are found by discovery."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fewstep import objectives
+from fewstep.randomness import Draws
+from fewstep.records import Anchor
+
+pytestmark = pytest.mark.parametrize("name", objectives.available())
+
+
+def run(name, roles, anchor, cond, null, rows):
+    """The term of some of the samples, in the given order."""
+    rows = torch.as_tensor(rows)
+    part = Anchor(**{field: value[rows] for field, value in vars(anchor).items()})
+    return objectives.build(name)(
+        roles,
+        part,
+        cond=cond.select(rows),
+        null=null.select(rows),
+        draws=Draws(seed=0, step=7),
+        indices=rows,
+    )
+
+
+def test_it_builds_from_its_name_and_round_trips(name):
+    objective = objectives.build(name)
+    assert objective.name == name
+    assert objectives.build(**objective.model_dump(mode="json")) == objective
+    assert hash(objective) == hash(objectives.build(name))
+
+
+def test_its_shapes_and_precision(name, roles, anchor, cond, null):
+    term = run(name, roles, anchor, cond, null, range(5))
+    assert term.name == name
+    assert term.loss.shape == term.norm.shape == (5,)
+    assert term.direction.shape == term.x0.shape == anchor.xt.shape
+    assert {each.dtype for each in (term.loss, term.norm, term.direction)} == {torch.float32}
+    assert (term.loss > 0).all()
+    assert (term.norm >= 0.1).all()
+
+
+def test_the_gradient_reaches_the_student_only(name, roles, anchor, cond, null):
+    term = run(name, roles, anchor, cond, null, range(5))
+    assert not any(each.requires_grad for each in (term.norm, term.direction, term.x0))
+    term.loss.mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in roles.student_net.parameters())
+    for frozen in (roles.teacher_net, roles.fake_teacher_net):
+        assert all(p.grad is None for p in frozen.parameters())
+
+
+def test_a_step_along_the_gradient_moves_x0_along_the_direction(name, roles, anchor, cond, null):
+    term = run(name, roles, anchor, cond, null, range(5))
+    optimizer = torch.optim.SGD(roles.student_net.parameters(), lr=1e-3)
+    term.loss.mean().backward()
+    optimizer.step()
+    moved = run(name, roles, anchor, cond, null, range(5)).x0 - term.x0
+    scaled = term.direction / term.norm[:, None, None]
+    assert (moved * scaled).sum() > 0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(order=st.permutations(range(5)))
+def test_permuting_the_batch_permutes_the_terms(name, roles, anchor, cond, null, order):
+    whole = run(name, roles, anchor, cond, null, range(5))
+    permuted = run(name, roles, anchor, cond, null, order)
+    torch.testing.assert_close(permuted.loss, whole.loss[torch.tensor(order)])
+    torch.testing.assert_close(permuted.direction, whole.direction[torch.tensor(order)])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4)
+@given(cut=st.integers(1, 4))
+def test_accumulated_gradients_are_the_big_batchs(name, roles, anchor, cond, null, cut):
+    parameters = list(roles.student_net.parameters())
+    whole = run(name, roles, anchor, cond, null, range(5)).loss.sum()
+    parts = [
+        run(name, roles, anchor, cond, null, rows).loss.sum()
+        for rows in (range(cut), range(cut, 5))
+    ]
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(parts), parameters), torch.autograd.grad(whole, parameters)
+    )

@@ -1,0 +1,53 @@
+"""Objectives are found by name, and mistakes name the nearest."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewstep.errors import FewstepError
+from fewstep.objectives import available, build, settings_model
+from fewstep.objectives.sites import AtAnchor, FreshNoise
+from fewstep.schedules import LogitNormal
+
+
+def test_the_published_objectives_are_there():
+    assert available() == ["ca", "cdm", "dm"]
+
+
+def test_published_settings_are_the_defaults():
+    assert build("ca").alpha == 7.0
+    assert all(build(name).weight == 1.0 for name in available())
+    assert all(build(name).floor == 0.1 for name in available())
+
+
+def test_choices_can_be_replaced_from_a_recipe():
+    site = {"name": "fresh_noise", "law": {"name": "logit_normal", "std": 0.5}}
+    assert build("cdm", site=site).site == FreshNoise(law=LogitNormal(std=0.5))
+    assert build("cdm", site={"name": "anchor"}).site == AtAnchor()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"name": "cmd"}, "unknown objective 'cmd': did you mean 'cdm'?"),
+        ({"name": "ca", "alhpa": 3.0}, "did you mean 'alpha'?"),
+        ({"name": "ca", "alpha": "3"}, "alpha"),
+        ({"name": "ca", "alpha": float("nan")}, "alpha"),
+        ({"name": "dm", "weight": 0.0}, "weight"),
+        ({"name": "dm", "warmup_steps": -1}, "warmup_steps"),
+        ({"name": "cdm", "site": {"name": "along_velocty"}}, "did you mean 'along_velocity'?"),
+        ({"name": "cdm", "probe": {"name": "uniform", "hihg": 0.5}}, "did you mean 'high'?"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_where(settings, message):
+    with pytest.raises(FewstepError) as caught:
+        build(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_objective_is_its_own_settings():
+    model = settings_model("ca")
+    objective = build("ca", alpha=3.0, weight=0.5)
+    assert isinstance(objective, model)
+    assert build(**objective.model_dump(mode="json")) == objective
