@@ -10,11 +10,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_UNIFORM_LEVELS = 1 << 23  # midpoints of these cells are exact in float32, and never 0 or 1
+# A torch seed is 63 bits, of which the CPU generator uses 32: two samples that are far apart may
+# once in a long run share their noise, which does no harm.
+_BITS = 63
+_UNIFORM_CELLS = 1 << 23  # midpoints of these cells are exact in float32, and never 0 or 1
 
 
 @dataclass(frozen=True)
@@ -33,31 +35,33 @@ class Draws:
 
     def shared(self, name: str) -> torch.Generator:
         """CPU generator equal on all ranks, for what decides the number of network calls."""
-        digest = self._digest(name, "shared")
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.Generator().manual_seed(self._bits(name, "shared"))
 
     def normal(self, name: str, indices: Iterable[int] | Tensor, shape: Sequence[int]) -> Tensor:
         """Standard normal noise per sample, float32: [len(indices), *shape]."""
-        size = tuple(shape)
-        rows = [rng.standard_normal(size, np.float32) for rng in self._streams(name, indices)]
-        return self._tensor(np.stack(rows))
+        keys = self._keys(name, indices)
+        noise = torch.empty(len(keys), *shape)
+        rng = torch.Generator()
+        for row, key in zip(noise, keys, strict=True):
+            row.normal_(generator=rng.manual_seed(key))
+        return noise.to(self.device)
 
     def uniform(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
         """Uniform value per sample in the open interval (0, 1), float32: [len(indices)]."""
-        cells = [rng.integers(_UNIFORM_LEVELS) for rng in self._streams(name, indices)]
-        return self._tensor(((np.array(cells) + 0.5) / _UNIFORM_LEVELS).astype(np.float32))
+        cells = self.integers(name, indices, _UNIFORM_CELLS)
+        return (cells + 0.5) / _UNIFORM_CELLS
 
     def integers(self, name: str, indices: Iterable[int] | Tensor, high: int) -> Tensor:
         """Integer per sample, uniform in 0..high-1, int64: [len(indices)]."""
-        return self._tensor(np.array([rng.integers(high) for rng in self._streams(name, indices)]))
+        values = [key * high >> _BITS for key in self._keys(name, indices)]
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-    def _streams(self, name: str, indices: Iterable[int] | Tensor) -> list[np.random.Generator]:
-        keys = [int.from_bytes(self._digest(name, int(i)), "little") for i in indices]
-        return [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+    def _keys(self, name: str, indices: Iterable[int] | Tensor) -> list[int]:
+        numbers = indices.tolist() if isinstance(indices, Tensor) else indices
+        return [self._bits(name, number) for number in numbers]
 
-    def _digest(self, name: str, index: int | str) -> bytes:
+    def _bits(self, name: str, index: int | str) -> int:
+        """The random bits that belong to one purpose and sample: a number below 2^63."""
         text = f"{self.seed}/{self.step}/{name}/{index}"
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> (64 - _BITS)
