@@ -1,4 +1,4 @@
-"""Exit 0 when the running Python holds every dependency that pyproject.toml declares, dev extra included.
+"""Exit 0 when the running Python holds all that pyproject.toml declares, dev extra included.
 
 Prints what is missing otherwise. Uses the standard library and, if there, ``packaging``.
 """

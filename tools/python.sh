@@ -29,9 +29,9 @@ build() { # make .venv from the given Python
     say "creating .venv with $("$1" --version 2>&1) ($(real "$1")); the first time takes some minutes"
     rm -rf .venv
     "$1" -m venv .venv >&2 </dev/null || return 1
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools \
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools \
         >&2 </dev/null || return 1
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
         --no-build-isolation -e '.[dev]' >&2 </dev/null || return 1
     digest >.venv/stamp
 }

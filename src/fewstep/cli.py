@@ -1,0 +1,316 @@
+"""The command line: each command parses, calls one function of the library, and says what came out.
+
+Results go to stdout, progress to stderr. Exit codes: 0 done; 2 something the user can mend, told in
+one line; 1 a bug (with its traceback) or a check that failed; 130 interrupted. Heavy imports happen
+inside the commands, so that ``fewstep --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep import __version__
+from fewstep.console import note, say, say_json, table
+from fewstep.errors import FewstepError
+
+# typer carries its own click, whose classes it exports only in part.
+ClickError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+USER, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="fewstep",
+    help="Distil flow-matching text-to-image models to four steps (CDM, arXiv 2605.06376).",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+)
+world = typer.Typer(help="The embedded tiny world.")
+app.add_typer(world, name="world")
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="YAML file, or a shipped recipe's name."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by distill.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Override one recipe key; may be repeated."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
+Which = Annotated[str, typer.Option(help="Which checkpoint: best or last.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Distil flow-matching text-to-image models to four steps (CDM, arXiv 2605.06376)."""
+
+
+@app.command()
+def demo(
+    recipe: Annotated[str, typer.Option(help="Recipe to run from end to end.")] = "demo",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Distil the embedded tiny pipeline, export, evaluate and report: minutes on a laptop."""
+    from fewstep.config import load_recipe
+    from fewstep.demo import free_folder, run_all
+    from fewstep.recipes import find
+
+    path = find(recipe)
+    folder = out or Path("runs") / path.stem
+    folder = folder if resume or out else free_folder(folder)
+    summary = run_all(load_recipe(path, overrides or []), folder, resume=resume)
+    if as_json:
+        say_json(summary)
+        return
+    rows = [
+        (bar["label"], bar["value"], bar["relation"], bar["threshold"], bar["met"])
+        for bar in summary["bars"]
+    ]
+    table(("bar", "measured", "", "wanted", "met"), rows)
+    say(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a student by the recipe."""
+    from fewstep.config import load_recipe
+    from fewstep.recipes import find
+    from fewstep.train import Stopped
+    from fewstep.train import distill as train
+
+    path = find(recipe)
+    settings = load_recipe(path, overrides or [])
+    folder, step = out or Path("runs") / path.stem, settings.train.steps
+    try:
+        train(settings, folder, resume=resume)
+    except Stopped as stopped:
+        step = stopped.step
+    if as_json:
+        say_json({"run": str(folder), "step": step, "finished": step == settings.train.steps})
+        return
+    say(f"run: {folder}")
+    say(f"next: fewstep evaluate {folder}; fewstep export {folder}")
+
+
+@app.command()
+def sample(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Run or diffusers folder, or a hub id.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given often.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=8, help="Evaluations per picture.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where pictures and manifest.jsonl go.")] = Path(
+        "samples"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Draw pictures of prompts with an exported student (or any pipeline, without guidance)."""
+    wanted = _prompts(prompt, prompts)
+    from fewstep.runs import open_model
+    from fewstep.sample import Sampler, write_samples
+
+    model = open_model(folder)
+    height, width = model.size or (None, None)
+    sampler = Sampler(steps, height=height, width=width)
+    rows = []
+    for row in write_samples(model, wanted, out, sampler=sampler, seed=seed):
+        note(f"{row['file']} {row['seconds']:.2f} s")
+        rows.append(row)
+    if as_json:
+        say_json({"folder": str(out), "images": rows})
+    else:
+        say(f"{len(rows)} pictures: {out}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Where to; default RUN/export.")] = None,
+    which: Which = "best",
+    as_json: Json = False,
+) -> None:
+    """Write a run's student as a diffusers folder with a model card."""
+    from fewstep.export import export_run
+
+    folder = export_run(run, out, which=which)
+    if as_json:
+        say_json({"folder": str(folder)})
+    else:
+        say(f"diffusers folder: {folder}")
+
+
+@app.command()
+def evaluate(run: RunFolder, which: Which = "best", as_json: Json = False) -> None:
+    """Score a run's student against its teacher, and write the report."""
+    from fewstep.demo import judge, report
+
+    judge(run, which=which)
+    summary = report(run)
+    if as_json:
+        say_json(summary)
+        return
+    names = list(dict.fromkeys(name for arm in summary["arms"].values() for name in arm))
+    rows = [(arm, *map(values.get, names)) for arm, values in summary["arms"].items()]
+    table(("arm", *names), rows)
+    say(f"report: {run / 'report.html'}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders.")],
+    as_json: Json = False,
+) -> None:
+    """Put the figures of two or more evaluated runs side by side."""
+    from fewstep.compare import figures
+
+    found = figures(runs)
+    if as_json:
+        say_json({"runs": [str(run) for run in runs], "figures": found})
+        return
+    table(("figure", *map(str, runs)), [(name, *row) for name, row in found.items()])
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the model families that can be distilled."""
+    from dataclasses import asdict
+
+    from fewstep.backbones import available
+
+    rows = [asdict(each) for each in available()]
+    if as_json:
+        say_json({"models": rows})
+        return
+    table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option("--at", help="Where runs would be written.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Check whether this machine is ready, and say what to do if not."""
+    from fewstep.doctor import as_json as as_object
+    from fewstep.doctor import examine
+
+    checks = examine(folder.absolute())
+    report = as_object(checks)
+    if as_json:
+        say_json(report)
+    else:
+        rows = [(check.status, check.name, check.found, check.fix) for check in checks]
+        table(("", "what", "found", "to do"), rows)
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+@world.command()
+def show(
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("scenes.png"),
+    count: Annotated[int, typer.Option(min=1, max=64, help="Prompts, one row each.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts and scenes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw some captioned scenes into one PNG: a row per prompt, eight scenes each."""
+    from fewstep.world.sheet import write_sheet
+
+    captions = write_sheet(out, count=count, seed=seed)
+    if as_json:
+        say_json({"file": str(out), "prompts": captions})
+    else:
+        say(f"{len(captions)} prompts: {out}")
+
+
+def _prompts(written: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Prompts from the command line, then from a file, in order."""
+    found = list(written or [])
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise FewstepError(f"{file}: not UTF-8 text; convert it") from error
+        found += [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise FewstepError("sample: no prompts; give --prompt TEXT or --prompts FILE")
+    return found
+
+
+# ------------------------------------------------------------------------------------------ main
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; unexpected exceptions pass through."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=given, prog_name="fewstep", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        note("interrupted")
+        return INTERRUPTED
+    except ClickError as error:
+        return _refuse(_usage(error), error)
+    except FewstepError as error:
+        return _refuse(str(error), error)
+    except MENDABLE as error:
+        what, where = error.strerror or type(error).__name__, error.filename or "a file"
+        return _refuse(f"{where}: {what}; check the path and your rights to it", error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _refuse(f"{error.filename or 'disk'}: the disk is full; make room", error)
+
+
+def _refuse(message: str, error: BaseException) -> int:
+    """One line on stderr; FEWSTEP_DEBUG=1 shows the traceback instead."""
+    if os.environ.get("FEWSTEP_DEBUG"):
+        raise error
+    note(" ".join(message.split()))
+    return USER
+
+
+def _usage(error: Any) -> str:
+    """A usage error as one line that says where help is; it names the nearest valid word itself."""
+    context = getattr(error, "ctx", None)
+    place = context.command_path if context else "fewstep"
+    return f"{place}: {error.format_message().rstrip('.?')}; see {place} --help"
+
+
+def main() -> None:
+    """Entry point of the ``fewstep`` script."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
