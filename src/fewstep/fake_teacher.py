@@ -49,6 +49,7 @@ def update_loss(
     indices: Tensor,
     target: str = "x0",
     law: Law = UNIFORM,
+    name: str = "fake_teacher",
 ) -> Tensor:
     """Loss of one fake-teacher update, per sample, Eq. 16: [B].
 
@@ -60,6 +61,7 @@ def update_loss(
         indices: Global index of each sample, [B].
         target: Key of `TARGETS`.
         law: Law of the noise level.
+        name: Purpose of the draws; several updates of one step must differ in it.
 
     Raises:
         FewstepError: There is no such target.
@@ -68,7 +70,7 @@ def update_loss(
         raise unknown("fake-teacher target", target, TARGETS)
     x0 = TARGETS[target](anchor)
     noised = renoise(
-        x0, law, anchor_sigma=anchor.sigma, name="fake_teacher", draws=draws, indices=indices
+        x0, law, anchor_sigma=anchor.sigma, name=name, draws=draws, indices=indices
     )
     predicted = velocity(noised.xt, noised.sigma, cond)
     return denoising_loss(predicted, x0.detach(), noised.eps, reduction="none")
