@@ -93,3 +93,56 @@ def anchor() -> Anchor:
     sigma = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.3])
     x0 = xt - sigma[:, None, None] * velocity
     return Anchor(xt=xt, sigma=sigma, velocity=velocity, x0=x0, final=final)
+
+
+# ---------------------------------------------------------------------- real classes, tiny sizes
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A real StableDiffusion3Pipeline folder with random weights, a millisecond a network call."""
+    from fewstep.world import pipeline
+
+    folder = tmp_path_factory.mktemp("teacher") / "pipeline"
+    pipeline.build(seed=0).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory, pipeline_folder):
+    """``make_run(mode="full", **sections) -> folder`` of a run that moved its student at random."""
+
+    def make(mode="full", **sections):
+        from fewstep import backbones
+        from fewstep.config import dump_recipe, parse_recipe
+        from fewstep.train import checkpoint
+        from fewstep.train.roles import Roles
+
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        folder.mkdir()
+        captions = ["small red circle left", "blue square on gray", "large green cross"]
+        (folder / "prompts.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+        data = {
+            "model": {"path": str(pipeline_folder), "options": {"max_sequence_length": 16}},
+            "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
+            "resolution": {"height": 64, "width": 64},
+            "objectives": [{"name": "dm"}, {"name": "cdm"}],
+            "student": {"mode": mode, **({"lora": {"rank": 2}} if mode == "lora" else {})},
+            "train": {"steps": 4},
+        }
+        recipe = parse_recipe({**data, **sections})
+        roles = Roles.build(
+            backbones.load(pipeline_folder, max_sequence_length=16), recipe.student, seed=0
+        )
+        generator = torch.Generator().manual_seed(1)
+        for step, score in ((2, 0.7), (4, 0.3)):
+            moved = {
+                name: value + 0.05 * torch.randn(value.shape, generator=generator)
+                for name, value in roles.student_state().items()
+            }
+            groups = {"student": roles.student_state(), "ema": moved}
+            checkpoint.save(folder / "checkpoints", step, groups, {"score": score})
+        (folder / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        return folder
+
+    return make

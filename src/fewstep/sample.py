@@ -1,0 +1,226 @@
+"""Prompts in, pictures and a manifest out.
+
+`sample_images` repeats, bit for bit, what the stock diffusers pipeline does for one prompt with the
+same generator, so it takes the pictures one at a time: kernels that see a larger batch may round
+the last bit otherwise. `sample_batch` is the quick way for evaluation, where it does not matter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fewstep.backbones.base import Backbone
+from fewstep.errors import FewstepError
+from fewstep.records import Conditioning, VelocityFn
+from fewstep.runs import Model
+from fewstep.schedules import few_step_sigmas, with_shift
+from fewstep.simulate import guided, sample
+
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How pictures are drawn from a network: Euler steps, guidance (1 is off) and size in pixels.
+
+    `height` and `width` of None mean the size that the backbone was trained at.
+    """
+
+    steps: int = 4
+    guidance: float = 1.0
+    height: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses step counts and guidance that mean nothing."""
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise FewstepError(f"steps must be 1 to {MOST_STEPS}, not {self.steps}")
+        if not self.guidance >= 1.0:
+            raise FewstepError(f"guidance must be at least 1 (1 is off), not {self.guidance}")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per picture."""
+        return self.steps * (2 if self.guidance != 1.0 else 1)
+
+    @property
+    def base_sigmas(self) -> list[float]:
+        """What a diffusers call takes as `sigmas=`: the grid before the model's shift."""
+        return few_step_sigmas(self.steps)
+
+    def sigmas(self, backbone: Backbone) -> Tensor:
+        """The grid that the Euler loop walks: shifted, float32, with the final 0: [steps + 1]."""
+        # Shifted in float32, as the scheduler does: float64 would round otherwise.
+        base = torch.tensor(self.base_sigmas, dtype=torch.float32)
+        return with_shift(base, backbone.shift(*self.size(backbone)))
+
+    def size(self, backbone: Backbone) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if self.height and self.width:
+            return self.height, self.width
+        height, width = default_size(backbone)
+        return self.height or height, self.width or width
+
+
+def default_size(backbone: Backbone) -> tuple[int, int]:
+    """Height and width in pixels that the stock pipeline draws when told nothing.
+
+    Raises:
+        FewstepError: The pipeline does not say.
+    """
+    cells = getattr(backbone.pipe, "default_sample_size", None)
+    factor = getattr(backbone.pipe, "vae_scale_factor", None)
+    if cells is None or factor is None:
+        raise FewstepError(f"{backbone.source}: give height and width, the model has no default")
+    return int(cells * factor), int(cells * factor)
+
+
+def draw_noise(backbone: Backbone, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Starting noise [B, C, h, w]; each picture has a CPU generator of its own, as in diffusers."""
+    shape = (1, *backbone.latent_shape(*size))
+    drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    net: nn.Module,
+    cond: Conditioning,
+    seeds: Sequence[int],
+    *,
+    sampler: Sampler,
+) -> Tensor:
+    """Clean latents [B, ...] of encoded prompts, one seed each."""
+    device = next(net.parameters()).device
+    noise = draw_noise(backbone, seeds, sampler.size(backbone)).to(device)
+    velocity = _velocity(backbone, net, len(seeds), sampler.guidance)
+    return sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
+
+
+def _velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: float) -> VelocityFn:
+    def velocity(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return backbone.velocity(net, xt, sigma, cond)
+
+    if guidance == 1.0:
+        return velocity
+    return guided(velocity, backbone.null(batch), guidance)
+
+
+@torch.no_grad()
+def sample_batch(
+    backbone: Backbone,
+    net: nn.Module,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampler: Sampler,
+    batch: int = 64,
+) -> Tensor:
+    """Pictures [N, 3, H, W] in [0, 1] on the CPU, float32, a batch at a time.
+
+    Picture i has seeds[i]; the same as `sample_images` gives for these seeds, up to rounding.
+    """
+    images = []
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        cond = backbone.encode(list(prompts[part]))
+        latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
+        images.append(backbone.decode(latents).float().clamp(0, 1).cpu())
+    return torch.cat(images)
+
+
+def sample_images(
+    backbone: Backbone,
+    net: nn.Module,
+    prompts: Sequence[str],
+    *,
+    steps: int = 4,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Pictures [N, 3, H, W] in [0, 1], one at a time; picture i starts from the noise of seed + i.
+
+    With guidance off and float32 weights, pixel-identical to `pipe(prompt, sigmas=[1, 1 - 1/steps,
+    ...], generator=torch.Generator("cpu").manual_seed(seed + i))`.
+    """
+    sampler = Sampler(steps, guidance, height, width)
+    pictures = [
+        sample_batch(backbone, net, [prompt], [seed + i], sampler=sampler)
+        for i, prompt in enumerate(prompts)
+    ]
+    return torch.cat(pictures)
+
+
+def to_pixels(image: Tensor) -> Image.Image:
+    """One picture [3, H, W] in [0, 1] as 8-bit RGB, rounded as diffusers rounds."""
+    array = image.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((array * 255).round().astype(np.uint8))
+
+
+def write_samples(
+    model: Model,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    sampler: Sampler,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Draws pictures one at a time into a folder, with a manifest.jsonl of one line a picture.
+
+    Files of an earlier call are overwritten; the manifest lists those of this call alone.
+
+    Args:
+        model: What to draw from.
+        prompts: One picture each.
+        folder: Made if need be.
+        sampler: How to draw.
+        seed: Picture i starts from the noise of seed + i.
+
+    Yields:
+        The manifest's lines, as the pictures come to be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = sampler.size(model.backbone)
+    sigmas = [round(float(sigma), 6) for sigma in sampler.sigmas(model.backbone)]
+    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+        for index, prompt in enumerate(prompts):
+            began = time.perf_counter()
+            image = sample_batch(
+                model.backbone, model.net, [prompt], [seed + index], sampler=sampler
+            )[0]
+            row = {
+                "file": f"{index:04}-{_slug(prompt)}.png",
+                "prompt": prompt,
+                "seed": seed + index,
+                "steps": sampler.steps,
+                "base_sigmas": sampler.base_sigmas,
+                "sigmas": sigmas,
+                "guidance": sampler.guidance,
+                "height": height,
+                "width": width,
+                "model": model.label,
+                "seconds": round(time.perf_counter() - began, 4),
+            }
+            to_pixels(image).save(folder / str(row["file"]))
+            manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
+            manifest.flush()
+            yield row
+
+
+def _slug(prompt: str) -> str:
+    """The prompt's first words as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "empty"

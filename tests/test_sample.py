@@ -1,0 +1,120 @@
+"""Sampling: pixels equal to the stock pipeline's, and a manifest that tells how they were made."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from fewstep import backbones
+from fewstep.errors import FewstepError
+from fewstep.runs import open_model
+from fewstep.sample import Sampler, sample_batch, sample_images, to_pixels, write_samples
+
+PROMPTS = ["small red circle left", "blue square on gray"]
+
+
+@pytest.fixture(scope="module")
+def backbone(pipeline_folder):
+    return backbones.load(pipeline_folder, max_sequence_length=16)
+
+
+@pytest.fixture(scope="module")
+def stock(pipeline_folder):
+    pipe = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe, prompt, steps, seed, guidance=1.0):
+    return pipe(
+        prompt,
+        sigmas=[1 - i / steps for i in range(steps)],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        max_sequence_length=16,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type="pt",
+    ).images[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8])
+def test_pixels_equal_the_stock_pipelines(backbone, stock, steps):
+    images = sample_images(backbone, backbone.net, PROMPTS, steps=steps, seed=3)
+    for i, prompt in enumerate(PROMPTS):
+        expected = draw(stock, prompt, steps, 3 + i)
+        assert torch.equal(images[i], expected)
+        assert np.array_equal(np.array(to_pixels(images[i])), np.array(to_pixels(expected)))
+
+
+def test_guidance_is_the_stock_pipelines_up_to_rounding(backbone, stock):
+    images = sample_images(backbone, backbone.net, PROMPTS[:1], steps=3, seed=5, guidance=4.5)
+    assert torch.allclose(images[0], draw(stock, PROMPTS[0], 3, 5, 4.5), atol=1e-4)
+
+
+def test_batches_change_nothing_but_the_last_bits(backbone):
+    seeds = [11, 4, 7]
+    prompts = [*PROMPTS, PROMPTS[0]]
+    one = sample_batch(backbone, backbone.net, prompts, seeds, sampler=Sampler(), batch=1)
+    all_at_once = sample_batch(backbone, backbone.net, prompts, seeds, sampler=Sampler(), batch=3)
+    assert torch.allclose(one, all_at_once, atol=1e-4)
+
+
+def test_rounding_is_that_of_diffusers(stock):
+    image = torch.linspace(-0.1, 1.1, 3 * 64 * 64).reshape(3, 64, 64)
+    expected = stock.image_processor.numpy_to_pil(
+        stock.image_processor.pt_to_numpy(image.clamp(0, 1)[None])
+    )[0]
+    assert np.array_equal(np.array(to_pixels(image)), np.array(expected))
+
+
+def test_evaluations_equal_calls(backbone):
+    calls = []
+    backbone.net.register_forward_hook(lambda *_: calls.append(1))
+    for sampler in (Sampler(3), Sampler(2, 4.0)):
+        calls.clear()
+        sample_batch(backbone, backbone.net, PROMPTS[:1], [0], sampler=sampler)
+        assert len(calls) == sampler.evaluations
+    backbone.net._forward_hooks.clear()
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1001}, {"guidance": 0.5}])
+def test_meaningless_settings_are_refused(wrong):
+    with pytest.raises(FewstepError):
+        Sampler(**wrong)
+
+
+def test_a_size_that_does_not_fit_is_refused(backbone):
+    with pytest.raises(FewstepError, match="multiples"):
+        sample_images(backbone, backbone.net, PROMPTS[:1], height=60, width=64)
+
+
+def test_files_and_manifest_agree(pipeline_folder, tmp_path):
+    model = open_model(pipeline_folder, max_sequence_length=16)
+    prompts = ["<script>alert(1)</script> ../../etc", ""]
+    rows = list(write_samples(model, prompts, tmp_path / "out", sampler=Sampler(2), seed=9))
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    for i, row in enumerate(rows):
+        assert (row["prompt"], row["seed"], row["steps"]) == (prompts[i], 9 + i, 2)
+        assert row["base_sigmas"] == [1.0, 0.5] and row["sigmas"] == [1.0, 0.75, 0.0]
+        assert row["guidance"] == 1.0 and row["seconds"] > 0
+        assert "/" not in row["file"] and (row["height"], row["width"]) == (64, 64)
+        image = sample_images(model.backbone, model.net, [prompts[i]], steps=2, seed=9 + i)[0]
+        with Image.open(tmp_path / "out" / row["file"]) as saved:
+            assert np.array_equal(np.array(saved), np.array(to_pixels(image)))
+
+
+def test_a_run_is_sampled_from_the_checkpoint_asked_for(make_run):
+    run = make_run()
+    drawn = {}
+    for which in (None, "best", "last"):
+        model = open_model(run, which=which)
+        assert model.size == (64, 64)
+        drawn[which] = sample_images(model.backbone, model.net, PROMPTS[:1])
+    assert torch.equal(drawn[None], drawn["best"])
+    assert not torch.equal(drawn["best"], drawn["last"])
