@@ -103,11 +103,12 @@ def distill(
     """Train a student by the recipe."""
     from fewstep.config import load_recipe
     from fewstep.recipes import find
-    from fewstep.train import Stopped
-    from fewstep.train import distill as train
 
     path = find(recipe)
     settings = load_recipe(path, overrides or [])
+    from fewstep.train import Stopped
+    from fewstep.train import distill as train
+
     folder, step = out or Path("runs") / path.stem, settings.train.steps
     try:
         train(settings, folder, resume=resume)
