@@ -1,0 +1,253 @@
+"""The three roles, student, teacher and fake teacher, as velocity fields of one backbone.
+
+``full``: three networks. ``lora``: one network with two adapters; the teacher is the network with
+its adapters off, so that the weights exist once.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones.base import Backbone
+from fewstep.config import LoraRecipe, StudentRecipe
+from fewstep.errors import FewstepError
+from fewstep.records import Conditioning
+
+STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
+TRAINED = (STUDENT, FAKE_TEACHER)
+
+
+class Roles(ABC):
+    """Who is asked: ``roles.student(xt, sigma, cond) -> velocity``, and likewise the others.
+
+    The teacher never builds a graph; the other two do where gradients are enabled.
+
+    Attributes:
+        evaluations: Network evaluations so far, in samples.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Roles of a backbone; its network's precision is the one that all compute in."""
+        self.backbone = backbone
+        self.evaluations = 0
+        self._dtype = next(backbone.net.parameters()).dtype
+
+    @staticmethod
+    def build(backbone: Backbone, recipe: StudentRecipe, *, seed: int) -> Roles:
+        """The three roles of a fresh run; the backbone's own network is part of them."""
+        return _MODES[recipe.mode](backbone, recipe, seed)
+
+    def student(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity of the network that is distilled: [B, ...] -> [B, ...]."""
+        return self._ask(STUDENT, xt, sigma, cond)
+
+    @torch.no_grad()
+    def teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity of the pretrained network: [B, ...] -> [B, ...]."""
+        return self._ask(TEACHER, xt, sigma, cond)
+
+    def fake_teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity of the model of what the student generates: [B, ...] -> [B, ...]."""
+        return self._ask(FAKE_TEACHER, xt, sigma, cond)
+
+    @abstractmethod
+    def net(self, role: str) -> nn.Module:
+        """The network of a role; with shared weights, right only inside `active`."""
+
+    @abstractmethod
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """What is trained in a role, under names that are equal for student and fake teacher."""
+
+    @abstractmethod
+    def active(self, role: str) -> AbstractContextManager[None]:
+        """Context in which a role's weights are the ones in force.
+
+        A backward pass belongs inside it: gradient checkpointing runs the network once more.
+        """
+
+    def student_state(self) -> dict[str, Tensor]:
+        """The student's trained weights by name, detached."""
+        return {name: p.detach() for name, p in self.parameters(STUDENT).items()}
+
+    def _ask(self, role: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        self.evaluations += len(xt)
+        # Trained weights are float32 masters: autocast computes with them in the chosen precision.
+        low = self._dtype != torch.float32
+        with self.active(role), torch.autocast(xt.device.type, self._dtype, enabled=low):
+            return self.backbone.velocity(self.net(role), xt, sigma, cond)
+
+
+class _Full(Roles):
+    """Three networks; the teacher is the backbone's own."""
+
+    def __init__(self, backbone: Backbone, recipe: StudentRecipe, seed: int) -> None:
+        super().__init__(backbone)
+        teacher = backbone.net.requires_grad_(False).eval()
+        self._nets = {TEACHER: teacher}
+        for role in TRAINED:
+            net = copy.deepcopy(teacher).float().requires_grad_(True)
+            if recipe.gradient_checkpointing:
+                _checkpoint_activations(net)
+            self._nets[role] = net
+
+    def net(self, role: str) -> nn.Module:
+        return self._nets[role]
+
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        return dict(self._nets[role].named_parameters())
+
+    def active(self, role: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class _Lora(Roles):
+    """One frozen network with two adapters that start from the same weights."""
+
+    def __init__(self, backbone: Backbone, recipe: StudentRecipe, seed: int) -> None:
+        super().__init__(backbone)
+        self._net = backbone.net.requires_grad_(False).eval()
+        add_adapters(backbone, self._net, recipe.lora or LoraRecipe(), TRAINED, seed=seed)
+        self._layers = _adapter_layers(self._net)
+        self._active = ""
+        self._switch(TEACHER)
+        if recipe.gradient_checkpointing:
+            _checkpoint_activations(self._net)
+
+    def net(self, role: str) -> nn.Module:
+        return self._net
+
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        return adapter_parameters(self._net, role)
+
+    @contextmanager
+    def active(self, role: str) -> Iterator[None]:
+        before = self._active
+        self._switch(role)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, role: str) -> None:
+        """Put one adapter in force, or none for the teacher; only its parameters take gradients."""
+        if role == self._active:
+            return
+        for layer in self._layers:
+            layer.enable_adapters(role != TEACHER)
+            if role != TEACHER:
+                layer.set_adapter([role])
+        self._active = role
+
+
+_MODES = {"full": _Full, "lora": _Lora}
+
+
+# ------------------------------------------------------------------------------- students at rest
+
+
+def become_student(
+    backbone: Backbone, recipe: StudentRecipe, state: Mapping[str, Tensor]
+) -> nn.Module:
+    """Turn a backbone's own network, in place, into a saved student; no copy is made.
+
+    In mode ``lora`` it is the pretrained network with one adapter, named ``student``, in force.
+
+    Args:
+        backbone: The model that was distilled, freshly loaded.
+        recipe: The run's `student` section.
+        state: Weights by name, see `checkpoint.student_weights`.
+
+    Raises:
+        FewstepError: The weights belong to another model or recipe.
+    """
+    net = backbone.net
+    if recipe.mode == "lora":
+        add_adapters(backbone, net, recipe.lora or LoraRecipe(), [STUDENT], seed=0)
+        parameters = adapter_parameters(net, STUDENT)
+    else:
+        parameters = dict(net.named_parameters())
+    load_parameters(parameters, state)
+    return net.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def load_parameters(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Copy weights by name, in place.
+
+    Raises:
+        FewstepError: The names or shapes differ.
+    """
+    if parameters.keys() != state.keys():
+        odd = sorted(parameters.keys() ^ state.keys())
+        raise FewstepError(f"weights of another model: {odd[0]!r} and {len(odd) - 1} more differ")
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            raise FewstepError(f"weights of another model: {name!r} has another shape")
+        parameter.copy_(state[name])
+
+
+# ------------------------------------------------------------------------------------- adapters
+
+
+def add_adapters(
+    backbone: Backbone, net: nn.Module, recipe: LoraRecipe, names: Sequence[str], *, seed: int
+) -> None:
+    """Add LoRA adapters to a network, in place, float32; they change nothing until trained.
+
+    Their matrices A are functions of the seed, so that all start from the same point and a pull of
+    one towards another means something.
+
+    Raises:
+        FewstepError: A target that no layer of the network matches.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = list(recipe.targets or backbone.lora_targets(net))
+    modules = [f".{key}" for key, _ in net.named_modules()]
+    for target in targets:
+        if not any(key.endswith(f".{target}") for key in modules):
+            raise FewstepError(f"student.lora.targets: no layer of the model ends with {target!r}")
+    alpha = recipe.rank if recipe.alpha is None else recipe.alpha
+    for name in names:
+        config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=list(targets))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            inject_adapter_in_model(config, net, adapter_name=name)
+        generator = torch.Generator().manual_seed(seed)
+        for key, parameter in adapter_parameters(net, name).items():
+            start = torch.zeros(parameter.shape)
+            if ".lora_A." in key:
+                nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            parameter.data = start.to(parameter.device)
+
+
+def adapter_parameters(net: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """An adapter's parameters under names without the adapter's own: ``...lora_A.weight``."""
+    return {
+        key.replace(f".{name}.", "."): parameter
+        for key, parameter in net.named_parameters()
+        if ".lora_" in key and f".{name}." in key
+    }
+
+
+def _adapter_layers(net: nn.Module) -> list[nn.Module]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in net.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _checkpoint_activations(net: nn.Module) -> None:
+    enable = getattr(net, "enable_gradient_checkpointing", None)
+    if enable is None:
+        raise FewstepError(
+            f"student.gradient_checkpointing: {type(net).__name__} cannot; set it to false"
+        )
+    enable()

@@ -1,0 +1,269 @@
+"""A run between two steps: what it is made of, and what has to be saved to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fewstep import __version__, backbones, objectives
+from fewstep.backbones.base import Backbone
+from fewstep.config import ConfigError, Recipe
+from fewstep.errors import FewstepError
+from fewstep.files import digest_model
+from fewstep.objectives import Objective
+from fewstep.train.checkpoint import Checkpoint
+from fewstep.train.ema import Ema
+from fewstep.train.health import Health
+from fewstep.train.log import Log
+from fewstep.train.preview import Preview, preview_score
+from fewstep.train.prompts import Encoder, Order, Prompts, read_prompts
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
+from fewstep.train.step import Algorithm, Trainees
+from fewstep.train.updater import Updater
+
+PREVIEWS = "previews"
+_MAY_CHANGE = (
+    "train.steps",
+    "train.device",
+    "data.cache_gb",
+    "data.encode_ahead",
+    "checkpoint",
+    "log",
+    "evaluate",
+    "card",
+)
+"""What a resumed run may set anew; all else decides what the weights become."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a recipe asks for, found to be there before any weight is loaded."""
+
+    objectives: list[Objective]
+    prompts: Prompts
+    preview_prompts: list[str]
+    device: torch.device
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything a run consists of.
+
+    Attributes:
+        recipe: What was asked for.
+        folder: Where the run lives.
+        backbone: The model.
+        trainees: Networks and optimizers.
+        algorithm: What Algorithm 1 leaves open, decided.
+        order: Which prompts come when.
+        encoder: What encodes them.
+        preview: What draws pictures of fixed prompts.
+        health: What measures a few fixed samples.
+        log: Where figures go.
+        identity: Fingerprints of what the weights depend on besides the recipe.
+        step: Finished iterations.
+        evaluations: Network evaluations spent in them, in samples.
+        seconds: Time spent in them.
+        scores: Preview scores by step.
+    """
+
+    recipe: Recipe
+    folder: Path
+    backbone: Backbone
+    trainees: Trainees
+    algorithm: Algorithm
+    order: Order
+    encoder: Encoder
+    preview: Preview
+    health: Health
+    log: Log
+    identity: dict[str, str | None]
+    step: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    scores: dict[int, float] = field(default_factory=dict)
+
+
+# ----------------------------------------------------------------------------------------- setup
+
+
+def check(recipe: Recipe) -> Checked:
+    """Look for everything a recipe names, except the model itself.
+
+    Raises:
+        FewstepError: Something is not there; one line says what.
+    """
+    preview_score(recipe.preview.score)
+    found = []
+    for number, each in enumerate(recipe.objectives):
+        try:
+            found.append(objectives.build(each.name, **each.settings))
+        except FewstepError as error:
+            raise ConfigError(f"objectives.{number}: {error}") from error
+    prompts = read_prompts(recipe.data.prompts)
+    return Checked(found, prompts, _preview_prompts(recipe, prompts), _device(recipe.train.device))
+
+
+def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> Run:
+    """Load the model and put a run together, at step 0; writes nothing."""
+    log = Log(folder, recipe.log, total=recipe.train.steps, console=console)
+    backbone = backbones.load(recipe.model.path, dtype=recipe.model.dtype, **recipe.model.options)
+    backbone.to(checked.device)
+    size = recipe.resolution.height, recipe.resolution.width
+    shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
+    encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
+    if recipe.data.encode_ahead:
+        encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
+    watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
+    return Run(
+        recipe=recipe,
+        folder=folder,
+        backbone=backbone,
+        trainees=_trainees(recipe, backbone),
+        algorithm=_algorithm(recipe, checked.objectives, shape, shift),
+        order=Order(checked.prompts.texts, recipe.train.seed),
+        encoder=encoder,
+        preview=Preview(recipe, backbone, folder / PREVIEWS, prompts=checked.preview_prompts),
+        health=Health(recipe.health, watched, latent_shape=shape, shift=shift),
+        log=log,
+        identity={"prompts": checked.prompts.digest, "model": digest_model(backbone.source)},
+    )
+
+
+def _trainees(recipe: Recipe, backbone: Backbone) -> Trainees:
+    roles = Roles.build(backbone, recipe.student, seed=recipe.train.seed)
+    settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
+    updaters = {
+        role: Updater(role, roles.parameters(role), settings[role], warmup=recipe.train.warmup)
+        for role in TRAINED
+    }
+    ema = Ema(roles.parameters(STUDENT), recipe.ema.max_decay) if recipe.ema else None
+    return Trainees(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
+
+
+def _algorithm(
+    recipe: Recipe, found: list[Objective], shape: tuple[int, ...], shift: Any
+) -> Algorithm:
+    return Algorithm(
+        objectives=found,
+        grid=recipe.grid,
+        shift=shift,
+        latent_shape=shape,
+        every=recipe.student.every,
+        law=recipe.fake_teacher.law,
+        target=recipe.fake_teacher.target,
+        fake_updates=recipe.fake_teacher.updates,
+        pull=recipe.fake_teacher.pull,
+    )
+
+
+def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
+    """Written out in the recipe, of the file it names, or the first ones of training."""
+    source = training.distinct
+    if recipe.preview.prompts is not None:
+        source = list(recipe.preview.prompts)
+    elif recipe.preview.path is not None:
+        source = read_prompts(recipe.preview.path).distinct
+    if not source:
+        raise ConfigError("preview.prompts: the list is empty")
+    return source[: recipe.preview.count]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"train.device: {name!r} cannot be used: {reason}") from error
+
+
+# ------------------------------------------------------------------------------ saving, going on
+
+
+def groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
+    """All tensors of a run's state, one group per file."""
+    trainees = run.trainees
+    found: dict[str, Mapping[str, Tensor]] = {
+        role: trainees.roles.parameters(role) for role in TRAINED
+    }
+    found["optimizers"] = trainees.student.tensors() | trainees.fake_teacher.tensors()
+    if trainees.ema is not None:
+        found["ema"] = trainees.ema.weights
+    return found
+
+
+def state(run: Run) -> dict[str, Any]:
+    """All else of a run's state, as JSON holds it."""
+    trainees = run.trainees
+    return {
+        "score": run.scores.get(run.step),
+        "scores": run.scores,
+        "prompt_cursor": run.step * run.recipe.data.batch_size,
+        "evaluations": run.evaluations,
+        "seconds": run.seconds,
+        "updates": {
+            STUDENT: trainees.student.updates,
+            FAKE_TEACHER: trainees.fake_teacher.updates,
+            "ema": trainees.ema.updates if trainees.ema else 0,
+        },
+        "pending_metrics": run.log.pending,
+        "identity": run.identity,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "versions": {"fewstep": __version__, "torch": torch.__version__},
+    }
+
+
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Put a freshly built run into a saved state.
+
+    Raises:
+        FewstepError: The recipe, the prompts or the model are not those of the saved run.
+    """
+    content, updates = saved.state, saved.state["updates"]
+    _refuse_another(run, content)
+    trainees = run.trainees
+    for role in TRAINED:
+        load_parameters(trainees.roles.parameters(role), saved.groups[role])
+    for updater in (trainees.student, trainees.fake_teacher):
+        updater.load(saved.groups["optimizers"], updates[updater.role])
+    if trainees.ema is not None:
+        trainees.ema.load(saved.groups["ema"], updates["ema"])
+    run.step = content["step"]
+    run.evaluations = content["evaluations"]
+    run.seconds = content["seconds"]
+    run.scores = {int(step): score for step, score in content["scores"].items()}
+    run.log.pending = content["pending_metrics"]
+
+
+def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
+    for what, digest in run.identity.items():
+        if content["identity"].get(what) != digest:
+            raise FewstepError(
+                f"the {what} are not those the run was started with; resume with those"
+            )
+    new, old = _flat(run.recipe.model_dump(mode="json")), _flat(content["recipe"])
+    for key in sorted(new.keys() | old.keys()):
+        free = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
+        if not free and new.get(key) != old.get(key):
+            raise FewstepError(
+                f"{key}: the run was started with {old.get(key)!r}, not {new.get(key)!r}; "
+                "start another run folder or set it back"
+            )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{path}.{key}" if path else key)
+    return found

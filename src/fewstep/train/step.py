@@ -1,0 +1,189 @@
+"""One iteration of Continuous-Time Distribution Matching: Algorithm 1 of ``docs/math.md``.
+
+No logging, no distribution, no files. Every random value is a function of (seed, step, purpose,
+global sample index), so splitting the batch changes nothing but memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from fewstep.fake_teacher import pull_towards, update_loss
+from fewstep.objectives import Objective, evaluate
+from fewstep.randomness import Draws
+from fewstep.records import Anchor, Conditioning, Term
+from fewstep.schedules import Grid, Law, Shift, with_shift
+from fewstep.simulate import simulate
+from fewstep.train.anchors import simulate_to
+from fewstep.train.ema import Ema
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
+from fewstep.train.updater import Updater
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What Algorithm 1 leaves open.
+
+    Attributes:
+        objectives: The student's terms.
+        grid: Base sigmas of the backward simulation.
+        shift: What the model does to them.
+        latent_shape: Shape of one sample.
+        every: The student moves on every so many iterations.
+        law: Noise levels the fake teacher is trained at.
+        target: What it learns to denoise, see `fake_teacher.TARGETS`.
+        fake_updates: Its updates per iteration.
+        pull: Share of the student mixed into it after each.
+    """
+
+    objectives: Sequence[Objective]
+    grid: Grid
+    shift: Shift
+    latent_shape: tuple[int, ...]
+    every: int
+    law: Law
+    target: str
+    fake_updates: int
+    pull: float
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Encoded prompts, the empty prompt as often, and each sample's place in the whole batch."""
+
+    cond: Conditioning
+    null: Conditioning
+    indices: Tensor
+
+    def split(self, parts: int) -> list[Batch]:
+        """Consecutive pieces, as even as they can be."""
+        pieces = self.indices.tensor_split(parts)
+        starts = [int(piece[0] - self.indices[0]) for piece in pieces]
+        slices = [slice(a, a + len(piece)) for a, piece in zip(starts, pieces, strict=True)]
+        return [
+            Batch(self.cond.select(part), self.null.select(part), self.indices[part])
+            for part in slices
+        ]
+
+
+@dataclass(eq=False)
+class Trainees:
+    """The networks and what moves them."""
+
+    roles: Roles
+    student: Updater
+    fake_teacher: Updater
+    ema: Ema | None
+
+
+def iteration(
+    trainees: Trainees, parts: Sequence[Batch], draws: Draws, algorithm: Algorithm
+) -> Metrics:
+    """One iteration; `parts` make up the global batch. Returns what can be measured on the way."""
+    sigmas = with_shift(algorithm.grid(draws.shared("grid")), algorithm.shift)
+    anchors = [find_anchor(trainees.roles, part, sigmas, draws, algorithm) for part in parts]
+    metrics: Metrics = {"grid/steps": torch.tensor(len(sigmas) - 1.0, device=draws.device)}
+    for update in range(algorithm.fake_updates):
+        metrics |= update_fake_teacher(
+            trainees, parts, anchors, draws, algorithm=algorithm, update=update
+        )
+    if (draws.step + 1) % algorithm.every == 0:
+        metrics |= update_student(trainees, parts, anchors, draws, algorithm=algorithm)
+    return metrics
+
+
+def find_anchor(
+    roles: Roles, part: Batch, sigmas: Tensor, draws: Draws, algorithm: Algorithm
+) -> Anchor:
+    """Simulate the student, conditionally and without guidance, to one random point per sample."""
+    noise = draws.normal("simulate/eps", part.indices, algorithm.latent_shape)
+    index = draws.integers("anchor", part.indices, len(sigmas) - 1).cpu()
+    if algorithm.target == "final":
+        return simulate(roles.student, noise, sigmas, part.cond).pick(index)
+    return simulate_to(roles.student, noise, sigmas, part.cond, index=index)
+
+
+def update_fake_teacher(
+    trainees: Trainees,
+    parts: Sequence[Batch],
+    anchors: Sequence[Anchor],
+    draws: Draws,
+    *,
+    algorithm: Algorithm,
+    update: int,
+) -> Metrics:
+    """Fit the fake teacher to what the student generates, then pull it towards the student."""
+    roles, total = trainees.roles, sum(len(part.indices) for part in parts)
+    losses = []
+    for part, anchor in zip(parts, anchors, strict=True):
+        each = update_loss(
+            roles.fake_teacher,
+            anchor,
+            cond=part.cond,
+            draws=draws,
+            indices=part.indices,
+            target=algorithm.target,
+            law=algorithm.law,
+            name=f"fake_teacher/{update}",
+        )
+        loss = each.sum() / total
+        with roles.active(FAKE_TEACHER):
+            loss.backward()
+        losses.append(loss.detach())
+    loss = torch.stack(losses).sum()
+    norm = trainees.fake_teacher.update({FAKE_TEACHER: loss}, draws.step + 1)
+    if algorithm.pull:
+        fake, student = (roles.parameters(role).values() for role in (FAKE_TEACHER, STUDENT))
+        pull_towards(fake, student, algorithm.pull)
+    return {f"loss/{FAKE_TEACHER}": loss, f"grad_norm/{FAKE_TEACHER}": norm}
+
+
+def update_student(
+    trainees: Trainees,
+    parts: Sequence[Batch],
+    anchors: Sequence[Anchor],
+    draws: Draws,
+    *,
+    algorithm: Algorithm,
+) -> Metrics:
+    """Sum the terms, move the student against their gradient, then its running mean."""
+    roles, total = trainees.roles, sum(len(part.indices) for part in parts)
+    metrics: Metrics = {}
+    for part, anchor in zip(parts, anchors, strict=True):
+        terms = evaluate(
+            algorithm.objectives,
+            roles,
+            anchor,
+            cond=part.cond,
+            null=part.null,
+            draws=draws,
+            indices=part.indices,
+        )
+        with roles.active(STUDENT):
+            torch.stack([term.loss.sum() / total for term in terms]).sum().backward()
+        for name, value in measure(terms).items():
+            metrics[name] = metrics.get(name, 0) + value / total
+    losses = {term.name: metrics[f"loss/{term.name}"] for term in terms}
+    norm = trainees.student.update(losses, draws.step + 1)
+    if trainees.ema is not None:
+        trainees.ema.update()
+    return metrics | {f"grad_norm/{STUDENT}": norm}
+
+
+def measure(terms: Sequence[Term]) -> Metrics:
+    """Sums over samples: each term's loss and normaliser, cosines between their directions."""
+    sums: Metrics = {}
+    for term in terms:
+        sums[f"loss/{term.name}"] = term.loss.detach().sum()
+        sums[f"k/{term.name}"] = term.norm.sum()
+    for a, b in combinations(terms, 2):
+        cosines = torch.cosine_similarity(a.direction.flatten(1), b.direction.flatten(1))
+        sums[f"cosine/{a.name}_{b.name}"] = cosines.sum()
+    return sums

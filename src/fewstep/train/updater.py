@@ -1,0 +1,111 @@
+"""An optimizer with what belongs to it: warm-up, clipping, and the refusal of non-finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.config import OptimizerRecipe
+from fewstep.errors import FewstepError
+
+
+class NonFiniteError(FewstepError):
+    """A loss or gradient is not a number or infinite; raised before the optimizer has moved."""
+
+
+class Updater:
+    """AdamW over named parameters; the rate rises linearly over the first updates, then stays.
+
+    Attributes:
+        role: Whose parameters they are.
+        updates: Updates so far.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        parameters: Mapping[str, nn.Parameter],
+        recipe: OptimizerRecipe,
+        *,
+        warmup: int,
+    ) -> None:
+        """Starts with empty moments."""
+        self.role = role
+        self.updates = 0
+        self._parameters = dict(parameters)
+        self._recipe = recipe
+        self._warmup = warmup
+        self._adamw = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return self._recipe.lr * min(1.0, (self.updates + 1) / max(self._warmup, 1))
+
+    def update(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Clip, step and clear the gradients that are there; returns their norm before clipping.
+
+        Args:
+            losses: Mean loss of each term, scalars; only looked at.
+            step: The run's step, for the message.
+
+        Raises:
+            NonFiniteError: A loss or a gradient is not finite; nothing has moved.
+        """
+        with_grad = {name: p for name, p in self._parameters.items() if p.grad is not None}
+        gradients = [p.grad for p in with_grad.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if not torch.stack([norm, *losses.values()]).isfinite().all():  # the one host sync
+            raise NonFiniteError(self._diagnosis(losses, with_grad, step))
+        nn.utils.clip_grads_with_norm_(with_grad.values(), self._recipe.clip, norm, foreach=True)
+        for group in self._adamw.param_groups:
+            group["lr"] = self.lr
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self.updates += 1
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments, as ``role/moment/parameter``."""
+        return {
+            f"{self.role}/{moment}/{name}": value
+            for name, parameter in self._parameters.items()
+            for moment, value in self._adamw.state.get(parameter, {}).items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Continue from saved moments; tensors of other roles are left aside."""
+        numbers = {name: i for i, name in enumerate(self._parameters)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            role, moment, name = key.split("/", 2)
+            if role == self.role:
+                state.setdefault(numbers[name], {})[moment] = value
+        groups = self._adamw.state_dict()["param_groups"]
+        self._adamw.load_state_dict({"state": state, "param_groups": groups})
+        self.updates = updates
+
+    def _diagnosis(
+        self, losses: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], step: int
+    ) -> str:
+        wrong = [f"{term} ({float(loss)})" for term, loss in losses.items() if not loss.isfinite()]
+        groups = [
+            name
+            for name, p in parameters.items()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        loss = f"loss of {', '.join(wrong)}" if wrong else f"gradient of {' + '.join(losses)}"
+        at = f"{groups[0]} and {len(groups) - 1} more" if groups else "the norm of all"
+        return (
+            f"step {step}: the {loss} is not finite; parameters of the {self.role}: {at}. "
+            "The optimizer has not moved"
+        )

@@ -1,0 +1,239 @@
+"""Stopping and resuming, in any way, is bitwise equal to never having stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fewstep.config import Recipe
+from fewstep.errors import FewstepError
+from fewstep.train import Stopped, checkpoint, distill, loop
+
+STEPS = 6
+
+
+class Crash(BaseException):
+    """What ends a run here; nothing catches it, as nothing catches SIGKILL."""
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """End the run within the iteration that follows a step."""
+    real = loop.iteration
+
+    def iteration(trainees, parts, draws, algorithm):
+        measured = real(trainees, parts, draws, algorithm)
+        if draws.step == step:
+            raise Crash
+        return measured
+
+    monkeypatch.setattr(loop, "iteration", iteration)
+
+
+@pytest.fixture(scope="session")
+def finished(make_recipe, tmp_path_factory) -> Callable[[str], Path]:
+    """Run folder of six steps in one go, per mode; made once."""
+    folders: dict[str, Path] = {}
+
+    def get(mode: str) -> Path:
+        if mode not in folders:
+            folders[mode] = tmp_path_factory.mktemp("finished") / mode
+            distill(recipe_of(make_recipe, mode), folders[mode], console=quiet())
+        return folders[mode]
+
+    return get
+
+
+def recipe_of(make_recipe: Callable[..., Recipe], mode: str) -> Recipe:
+    rank = ["student.lora.rank=4", "student.gradient_checkpointing=true"] if mode == "lora" else []
+    return make_recipe(f"student.mode={mode}", *rank)
+
+
+@pytest.fixture
+def copy_of(finished, tmp_path) -> Callable[[int], Path]:
+    """Copy of the finished full run as it was after some step, its newest checkpoint included."""
+
+    def make(step: int) -> Path:
+        folder = tmp_path / "copy"
+        shutil.copytree(finished("full"), folder)
+        for path in checkpoint.listed(folder / "checkpoints"):
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_six_steps_are_three_and_three(
+    mode, finished, make_recipe, tmp_path, monkeypatch, same_end
+):
+    recipe, folder = recipe_of(make_recipe, mode), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_after(patch, 3)  # in the 4th iteration: step 3 is in metrics.jsonl, step 2 is saved
+        distill(recipe, folder, console=quiet())
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    console = quiet()
+    assert distill(recipe, folder, resume=True, console=console) == folder
+    assert "resuming from step-0000000" in console.file.getvalue()
+    same_end(finished(mode), folder, STEPS)
+
+
+def test_previews_do_not_depend_on_interruptions(finished, make_recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_after(patch, 4)
+        distill(recipe_of(make_recipe, "full"), folder, console=quiet())
+    distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
+    for picture in sorted((finished("full") / "previews").glob("*.png")):
+        assert picture.read_bytes() == (folder / "previews" / picture.name).read_bytes()
+
+
+def children(monkeypatch: pytest.MonkeyPatch):
+    """Context for processes forked from a server that has never run autograd."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # one thread, as in this process: equal rounding
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fewstep.train"])
+    return context
+
+
+def run_until(process, metrics: Path, step: int) -> None:
+    process.start()
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+        assert process.is_alive(), "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_process_and_a_stopped_one(finished, make_recipe, tmp_path, monkeypatch, same_end):
+    recipe, context = recipe_of(make_recipe, "full"), children(monkeypatch)
+    folder = tmp_path / "run"
+
+    process = context.Process(target=distill, args=(recipe, folder))
+    run_until(process, folder / "metrics.jsonl", 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+    process = context.Process(target=distill, args=(recipe, folder), kwargs={"resume": True})
+    run_until(process, folder / "metrics.jsonl", 3)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 0
+    newest = checkpoint.listed(folder / "checkpoints")[-1]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert checkpoint.read_state(newest)["step"] == json.loads(lines[-1])["step"] < STEPS
+
+    distill(recipe, folder, resume=True, console=quiet())
+    same_end(finished("full"), folder, STEPS)
+
+
+def test_a_signal_finishes_the_step_and_saves(make_recipe, tmp_path, monkeypatch):
+    real = loop.iteration
+
+    def iteration(trainees, parts, draws, algorithm):
+        if draws.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(trainees, parts, draws, algorithm)
+
+    monkeypatch.setattr(loop, "iteration", iteration)
+    with pytest.raises(Stopped) as stopped:
+        distill(make_recipe(), tmp_path / "run", console=quiet())
+    assert (stopped.value.code, stopped.value.step) == (0, 3)
+    assert checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].name == "step-00000003"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "optimizers.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_damage_is_found(file, damage, copy_of):
+    newest = checkpoint.listed(copy_of(STEPS) / "checkpoints")[-1]
+    content = bytearray((newest / file).read_bytes())
+    if damage == "remove":
+        (newest / file).unlink()
+    elif damage == "cut":
+        (newest / file).write_bytes(content[: len(content) // 2])
+    else:
+        content[-20] ^= 1
+        (newest / file).write_bytes(content)
+    with pytest.raises(checkpoint.BrokenCheckpointError, match=r"missing|damaged"):
+        checkpoint.load(newest)
+    found, notes = checkpoint.newest(newest.parent)
+    assert found is not None and found.state["step"] < STEPS
+    assert len(notes) == 1 and newest.name in notes[0]
+
+
+def test_resume_falls_back_to_the_checkpoint_before(finished, copy_of, make_recipe, same_end):
+    folder = copy_of(STEPS)
+    newest = checkpoint.listed(folder / "checkpoints")[-1]
+    os.truncate(newest / "student.safetensors", 1000)
+    console = quiet()
+    distill(recipe_of(make_recipe, "full"), folder, resume=True, console=console)
+    assert "step-00000006: student.safetensors is missing or damaged" in console.file.getvalue()
+    assert "set aside as broken-step-00000006" in console.file.getvalue()
+    same_end(finished("full"), folder, STEPS)
+
+
+def test_never_silently_back_to_step_0(copy_of, make_recipe):
+    recipe, folder = recipe_of(make_recipe, "full"), copy_of(STEPS)
+    for path in checkpoint.listed(folder / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(FewstepError, match="no sound checkpoint"):
+            distill(recipe, folder, resume=True, console=quiet())
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(FewstepError, match="got to step 6 but has no sound checkpoint"):
+        distill(recipe, folder, resume=True, console=quiet())
+
+
+def test_a_save_that_is_cut_off_leaves_the_one_before(copy_of, monkeypatch, tmp_path):
+    folder = copy_of(4) / "checkpoints"
+    before = checkpoint.load(folder / "step-00000004")
+
+    def crash(*args, **kwargs):
+        raise Crash
+
+    for name in ("save_file", "_sync", "_sha256_of"):
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(checkpoint, name, crash)
+            checkpoint.save(folder, 5, before.groups, {})
+        assert checkpoint.listed(folder)[-1].name == "step-00000004"
+    checkpoint.save(folder, 5, before.groups, {})
+    assert checkpoint.listed(folder)[-1].name == "step-00000005"
+    assert not list(folder.glob(".unfinished-*"))
+
+
+def test_a_run_is_not_overwritten(copy_of, make_recipe):
+    with pytest.raises(FewstepError, match="holds a run; give --resume or another folder"):
+        distill(recipe_of(make_recipe, "full"), copy_of(4), console=quiet())
+
+
+def test_a_finished_run_resumes_to_itself(finished, copy_of, make_recipe, same_end):
+    folder = copy_of(STEPS)
+    distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
+    same_end(finished("full"), folder, STEPS)
+
+
+def test_resume_with_another_recipe_is_refused(copy_of, make_recipe, tmp_path):
+    folder = copy_of(4)
+    with pytest.raises(FewstepError, match=r"student\.every: the run was started with 2, not 1"):
+        distill(make_recipe("student.every=1"), folder, resume=True, console=quiet())
+    other = tmp_path / "other.txt"
+    other.write_text("something else\n")
+    recipe = make_recipe(f"data.prompts={other}")
+    with pytest.raises(FewstepError, match="the prompts are not those"):
+        distill(recipe, folder, resume=True, console=quiet())
