@@ -90,6 +90,7 @@ def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
         (["distill"], "RECIPE"),
         (["distill", "demoo"], "'demo'"),
         (["distill", "demo", "--set", "train.step=3"], "did you mean 'steps'"),
+        (["distill", "demo", "--set", "model.pth=x"], "did you mean 'path'"),
         (["distill", "demo", "--set", "train.steps=many"], "train.steps"),
         (["distill", "demo", "--set", "train"], "section.key=value"),
         (["distill", "demo", "--set", "data.prompts=nowhere.txt"], "nowhere.txt"),
@@ -164,17 +165,17 @@ def test_no_arguments_show_the_help():
 
 
 def test_a_mistake_in_a_process_exits_with_2():
-    run = process("distill", "demo", "--set", "model.pth=x")
+    run = process("distill", "demoo")
     assert run.returncode == 2
     assert run.stdout == ""
-    assert "did you mean 'path'" in run.stderr
+    assert "did you mean 'demo'" in run.stderr
     assert "Traceback" not in run.stderr
     assert len(run.stderr.splitlines()) == 1
 
 
 def test_a_reader_that_leaves_is_no_error():
     python, source = sys.executable, ROOT / "src"
-    line = f"PYTHONPATH='{source}' '{python}' -m fewstep doctor | true"
+    line = f"PYTHONPATH='{source}' '{python}' -m fewstep --help | true"
     run = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
     assert "Traceback" not in run.stderr
 
