@@ -53,8 +53,8 @@ def available() -> list[Available]:
 def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any) -> Backbone:
     """The backbone for a diffusers folder, or for a repo id on the Hugging Face Hub.
 
-    Nothing is fetched unless the path does not exist and has the form of a repo id. Only safetensors
-    are read, no remote code is run.
+    Nothing is fetched unless the path does not exist and has the form of a repo id. Only
+    safetensors are read, no remote code is run.
 
     Args:
         path_or_repo_id: Folder with a model_index.json, `package://...`, or `owner/name`.
@@ -80,7 +80,7 @@ def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any)
 
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
@@ -98,14 +98,14 @@ def _local_folder(path_or_repo_id: str | Path) -> Path:
     text = str(path_or_repo_id)
     parts = text.split("/")
     if len(parts) != 2 or not all(parts) or text.startswith((".", "~")):
-        raise FewstepError(f"{text}: no such folder; give a diffusers folder or a repo id owner/name")
+        raise FewstepError(f"{text}: no such folder; give a diffusers folder or owner/name")
     from diffusers import DiffusionPipeline
 
     try:
         return Path(DiffusionPipeline.download(text, use_safetensors=True))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise FewstepError(f"{text}: no such folder, and not to be had from the hub: {first}") from error
+        raise FewstepError(f"{text}: no such folder, and the hub refused: {first}") from error
 
 
 def _family_of(folder: Path) -> type[Backbone]:

@@ -1,4 +1,4 @@
-"""What a backbone is: the one place that knows how a model family's network is asked for a velocity."""
+"""What a backbone is: the one place that knows how a family's network is asked for velocity."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Backbone(ABC):
             FewstepError: The text encoders were freed.
         """
         if getattr(self.pipe, self.encoder_names[0], None) is None:
-            raise FewstepError(f"{self.source}: the text encoders are not in memory; load them first")
+            raise FewstepError(f"{self.source}: the text encoders were freed; load it again")
         return self._encode(list(prompts))
 
     def null(self, batch: int) -> Conditioning:
@@ -172,7 +172,7 @@ class Backbone(ABC):
     # ------------------------------------------------------------------ files
 
     def save(self, folder: Path, net: nn.Module) -> None:
-        """Writes a whole diffusers folder: the source's files with `net` in place of its network."""
+        """Writes a whole diffusers folder: the source's files, with `net` as its network."""
         shutil.copytree(
             self.source, folder, dirs_exist_ok=True, ignore=_everything_but_parts(self.net_name)
         )

@@ -1,4 +1,4 @@
-"""The world's autoencoder: a real AutoencoderKL, 8x downsampling, 16 channels, trained on drawn scenes."""
+"""The world's autoencoder: a real AutoencoderKL, 8x downsampling, 16 channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.scenes import draw_scene, prompts, render
 
-SETTINGS = FitSettings(steps=3600, lr=2e-3, decay_from=0.5)
+SETTINGS = FitSettings(steps=3200, lr=2e-3, decay_from=0.5)
 _BATCH = 16
 _KL = 1e-4  # weight of the mean divergence per latent element
 _EDGE = 3.0  # extra weight of pixels beside an edge: outlines decide crispness but are few
@@ -27,7 +27,7 @@ def draw_images(count: int, seed: int, step: int) -> Tensor:
 
 
 def build() -> AutoencoderKL:
-    """The untrained network, laid out as SD3's: no quantisation convolutions, a scale and a shift."""
+    """The untrained network, laid out as SD3's: no quantisation convolutions."""
     return AutoencoderKL(
         latent_channels=16,
         block_out_channels=(16, 32, 64, 64),
@@ -42,7 +42,7 @@ def build() -> AutoencoderKL:
 
 
 def edges(images: Tensor) -> Tensor:
-    """How much the colour varies within two pixels [B, 1, H, W]; 0 on plain ground, 1 or more at an outline."""
+    """How much the colour varies within two pixels [B, 1, H, W]; 0 on plain ground."""
     widest = nn.functional.max_pool2d(images, 5, stride=1, padding=2)
     narrowest = -nn.functional.max_pool2d(-images, 5, stride=1, padding=2)
     return (widest - narrowest).amax(dim=1, keepdim=True)

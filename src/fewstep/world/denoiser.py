@@ -1,4 +1,4 @@
-"""The world's teacher: transformer and text encoders trained together by flow matching on drawn scenes."""
+"""The world's teacher: transformer and text encoders, trained together by flow matching."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from fewstep.flow import add_noise
 from fewstep.world import pipeline
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.scenes import draw_scene, prompts, render
 
-SETTINGS = FitSettings(steps=12000, lr=1e-3, warmup=200, decay_from=0.6)
+SETTINGS = FitSettings(steps=14000, lr=1e-3, warmup=200, decay_from=0.6)
 SIZES = pipeline.Sizes()
-_BATCH = 128
-_SCENES = 98_304  # drawn and encoded once
+_BATCH = 64
+SCENES = 65_536  # drawn and encoded once
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Captions and their pictures' latents [n, 16, 8, 8], normalised as the pipeline's denoiser sees them."""
+    """Captions and their pictures' latents [n, 16, 8, 8] as the denoiser sees them."""
 
     captions: list[str]
     latents: Tensor
 
 
 def draw_pairs(vae: AutoencoderKL, count: int, seed: int, *, chunk: int = 64) -> Pairs:
-    """Freshly drawn training scenes, encoded: x0 = (latent - shift) * scale, sampled from the posterior."""
+    """Freshly drawn training scenes, encoded: x0 = (latent - shift) * scale."""
     rng, stream = np.random.default_rng([seed, 1]), prompts(seed + 1, held_out=False)
     captions: list[str] = []
     latents = torch.empty(count, 16, 8, 8, dtype=torch.float16)
@@ -58,7 +59,7 @@ class Conditioned(nn.Module):
         self.t5 = pipe.text_encoder_3
 
     def forward(self, xt: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Velocity [B, 16, 8, 8] with gradients into the text encoders, which the stock pipeline encodes alike."""
+        """Velocity [B, 16, 8, 8]; the text is encoded as by the stock pipeline, with gradients."""
         first = self.clip(ids[0], output_hidden_states=True)
         second = self.clip_2(ids[1], output_hidden_states=True)
         long = self.t5(ids[2])[0]
@@ -74,7 +75,7 @@ class Conditioned(nn.Module):
 
 
 def start_as_identity(net: nn.Module) -> None:
-    """Zeroes the modulation layers, so that every block begins as the identity (adaLN-Zero, DiT)."""
+    """Zeroes the modulation, so that every block begins as the identity (adaLN-Zero)."""
     for name, module in net.named_modules():
         if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")):
             nn.init.zeros_(module.weight)
@@ -82,7 +83,7 @@ def start_as_identity(net: nn.Module) -> None:
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """Training noise levels [count]: logit-normal under SD3's shift, one in five uniform for the ends."""
+    """Noise levels [count]: logit-normal under SD3's shift, one in five uniform."""
     spread = torch.sigmoid(1.2 * torch.randn(count, generator=generator))
     spread = pipeline.SHIFT * spread / (1 + (pipeline.SHIFT - 1) * spread)
     even = torch.rand(count, generator=generator)
@@ -116,8 +117,7 @@ def train(
     return pipe
 
 
-def _tokens(tokenizer: object, captions: list[str]) -> Tensor:
-    found = tokenizer(
-        captions, padding="max_length", max_length=pipeline.MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
-    return found.input_ids
+def _tokens(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> Tensor:
+    length = pipeline.MAX_TOKENS
+    found = tokenizer(captions, padding="max_length", max_length=length, truncation=True)
+    return torch.tensor(found.input_ids)

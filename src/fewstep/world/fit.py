@@ -17,7 +17,7 @@ Loss = Callable[[int], dict[str, Tensor]]  # step -> named losses; "loss" is the
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how fast. `average` is the half-life of the weight average, as a share of the steps done."""
+    """How long and how fast; `average` sets the reach of the weight average, in shares of a run."""
 
     steps: int
     lr: float
@@ -40,9 +40,9 @@ def learning_rate(step: int, settings: FitSettings) -> float:
 
 
 def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.Module:
-    """Trains `net` in place and returns it with its averaged weights; continues from `folder` if it can.
+    """Trains `net` in place and returns it with averaged weights; continues `folder` if it can.
 
-    `loss(step)` must depend on nothing but `step` and the weights, so that a resumed run repeats the rest.
+    `loss(step)` must depend on nothing but `step` and the weights: a resumed run repeats the rest.
 
     Raises:
         FloatingPointError: at the first loss that is not finite, before the weights move.
@@ -87,7 +87,7 @@ def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.M
 
 @torch.no_grad()
 def _update_average(average: dict[str, Tensor], net: nn.Module, rate: float) -> None:
-    """Moves the average towards the weights; the rate ~ 1 / step makes its reach grow with the run."""
+    """Moves the average towards the weights; a rate ~ 1 / step lets its reach grow."""
     for name, value in net.state_dict().items():
         if value.is_floating_point():
             average[name].lerp_(value, rate)

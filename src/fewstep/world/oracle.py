@@ -10,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from fewstep.world.scenes import BACKGROUNDS, COLORS, RADII, SHAPES, SIDE, Prompt, ThingSpec
-from fewstep.world.scenes import shape_distance
+from fewstep.world.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    SIDE,
+    Prompt,
+    ThingSpec,
+    shape_distance,
+)
 
 _FOREGROUND = 0.16  # colour distance from the background at which a pixel belongs to a thing
 _SMALLEST = 24  # pixels; anything smaller than this is a speck, not a thing
@@ -46,7 +53,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which of a prompt's demands a picture meets; `scores` holds one flag per mentioned attribute."""
+    """Which of a prompt's demands a picture meets: one flag per mentioned attribute."""
 
     right: bool
     scores: tuple[tuple[str, bool], ...]
@@ -81,7 +88,7 @@ def read(image: Pixels) -> Reading:
 def _read_thing(image: Pixels, ground: Pixels, mask: npt.NDArray[np.bool_]) -> SeenThing:
     core = ndimage.binary_erosion(mask)
     colour = np.median(image[:, core if core.any() else mask], axis=1)
-    # How much of each pixel the thing covers, so that edges count in part and the outline is sub-pixel.
+    # How much of each pixel the thing covers: edges count in part.
     towards = colour - ground
     cover = np.tensordot(towards, image - ground[:, None, None], 1) / (towards @ towards + 1e-6)
     cover = np.where(ndimage.binary_dilation(mask), np.clip(cover, 0.0, 1.0), 0.0)
@@ -91,7 +98,7 @@ def _read_thing(image: Pixels, ground: Pixels, mask: npt.NDArray[np.bool_]) -> S
 
 
 def _fit_shape(cover: Pixels) -> tuple[str, float, float, float, float]:
-    """Best ideal outline for a coverage map: name, centre, radius (pixels) and overlap in [0, 1]."""
+    """Best outline for a coverage map: name, centre, radius (pixels), overlap in [0, 1]."""
     area = float(cover.sum())
     grid = np.arange(SIDE, dtype=np.float32) + 0.5
     x, y = float((cover.sum(0) @ grid) / area), float((cover.sum(1) @ grid) / area)
@@ -119,7 +126,9 @@ _UNIT = {name: _unit_shape(name) for name in SHAPES}
 
 
 def _nearest(rgb: Pixels, names: dict[str, tuple[float, float, float]]) -> str | None:
-    distances = {name: float(np.linalg.norm(rgb - np.asarray(value))) for name, value in names.items()}
+    distances = {
+        name: float(np.linalg.norm(rgb - np.asarray(value))) for name, value in names.items()
+    }
     name = min(distances, key=distances.__getitem__)
     return name if distances[name] <= _COLOUR else None
 
@@ -127,8 +136,9 @@ def _nearest(rgb: Pixels, names: dict[str, tuple[float, float, float]]) -> str |
 def judge(prompt: Prompt, reading: Reading) -> Verdict:
     """Whether a picture shows what its prompt asks for, attribute by attribute.
 
-    The picture is right when every mentioned attribute is, when it holds no more than two things, and when
-    each thing in it, mentioned or not, has a recognisable shape and colour (no ghosts, no specks).
+    The picture is right when every mentioned attribute is, when it holds no more than two things,
+    and when each of them, mentioned or not, has a recognisable shape and colour: no ghosts, no
+    specks.
     Things are matched to the prompt in the way that satisfies most of it.
     """
     seen: list[SeenThing | None] = list(reading.things)
@@ -162,6 +172,3 @@ def _score(
 def _stands(thing: SeenThing, position: str) -> bool:
     along = thing.x if position in ("left", "right") else thing.y
     return along < SIDE / 2 if position in ("left", "top") else along > SIDE / 2
-
-
-assert max(low for low, _ in RADII.values()) > _SIZE_BORDER > min(high for _, high in RADII.values())

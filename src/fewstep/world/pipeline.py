@@ -1,12 +1,14 @@
-"""Tiny but real Stable Diffusion 3 pipelines, built from nothing: tokenizers, text encoders, transformer, VAE.
+"""Tiny but real Stable Diffusion 3 pipelines, built from nothing.
 
-Every part is the class that a full-size checkpoint holds; only the sizes differ. Nothing is downloaded.
+Every part is the class that a full-size checkpoint holds, tokenizers and text encoders included;
+only the sizes differ. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -37,8 +39,8 @@ SHIFT = 3.0  # SD3's timestep shift
 class Sizes:
     """Widths and depths. The text widths obey SD3: two CLIP widths fit side by side into T5's."""
 
-    hidden: int = 144
-    heads: int = 6
+    hidden: int = 128
+    heads: int = 4
     layers: int = 6
     patch: int = 2
     clip: int = 48
@@ -46,13 +48,13 @@ class Sizes:
     text_layers: int = 2
 
 
-TINY = Sizes(hidden=32, heads=2, layers=2, clip=16, t5=32)  # for tests: random weights, milliseconds
+TINY = Sizes(hidden=32, heads=2, layers=2, clip=16, t5=32)  # for tests
 
 
 def build(
     seed: int = 0, sizes: Sizes = TINY, *, vae: AutoencoderKL | None = None
 ) -> StableDiffusion3Pipeline:
-    """A StableDiffusion3Pipeline with random weights, a function of the seed, on the CPU in float32."""
+    """A StableDiffusion3Pipeline with random weights, a function of the seed, float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizers = (clip_tokenizer("<|endoftext|>"), clip_tokenizer("!"), t5_tokenizer())
@@ -97,7 +99,7 @@ def _corpus() -> list[str]:
     return [str(prompt) for prompt in distinct_prompts(500, 0, held_out=False)]
 
 
-def _bpe(pre_tokenizer: object, normalizer: object, size: int) -> tuple[list[str], list[tuple[str, str]]]:
+def _bpe(pre_tokenizer: Any, normalizer: Any, size: int) -> tuple[list[str], list[tuple[str, str]]]:
     """Byte-pair pieces in the order of their ids, and merges, learned from the captions."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer, tokenizer.normalizer = pre_tokenizer, normalizer
@@ -114,7 +116,7 @@ def _bpe(pre_tokenizer: object, normalizer: object, size: int) -> tuple[list[str
 
 
 def clip_tokenizer(pad: str) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the world's words; `pad` is "!" (id 0) for the second encoder of SD3."""
+    """A CLIP tokenizer that knows the world's words; SD3's second pads with "!" (id 0)."""
     plain = CLIPTokenizer()._tokenizer  # lends the class's own normaliser and word splitting
     pieces, merges = _bpe(plain.pre_tokenizer, plain.normalizer, 742)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -152,7 +154,7 @@ def _clip(tokenizer: CLIPTokenizer, sizes: Sizes) -> CLIPTextModelWithProjection
         pad_token_id=tokenizer.pad_token_id,
     )
     encoder = CLIPTextModelWithProjection(config)
-    # SD3 reads the next-to-last layer before any norm: at the usual std of 0.02 words would be a whisper.
+    # SD3 reads the next-to-last layer before any norm: at the usual 0.02, words would whisper.
     nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
     return encoder.eval()
 

@@ -1,7 +1,7 @@
 """Captioned 64x64 scenes: one or two coloured shapes on a plain background, drawn from a seed.
 
-A `Prompt` fixes some attributes of a scene and leaves the rest free; `draw_scene` fills the free ones at
-random, so that one prompt has many pictures. `render` turns scenes into anti-aliased pixels.
+A `Prompt` fixes some attributes of a scene and leaves the rest free; `draw_scene` fills the free
+ones at random, so that one prompt has many pictures. `render` draws them, anti-aliased.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ThingSpec:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a caption says: one or two things, and perhaps the background. `str(prompt)` is the caption."""
+    """What a caption says: one or two things, perhaps the background. `str(prompt)` is the text."""
 
     things: tuple[ThingSpec, ...]
     background: str | None = None

@@ -1,0 +1,89 @@
+"""Makes the shipped world from a seed: autoencoder, features, teacher, lists of prompts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from safetensors.torch import save_file
+
+from fewstep.world import autoencoder, denoiser, features
+from fewstep.world.scenes import distinct_prompts
+
+PROMPT_LISTS = {"train": 4096, "heldout": 1200, "preview": 64}  # captions a list
+Say = Callable[[str], None]
+
+
+def make(work: Path, out: Path, *, seed: int = 0, say: Say) -> None:
+    """Trains every network in `work`, continuing what is there, and writes the world to `out`.
+
+    On two CPU cores this takes about two hours. `out` is replaced only when all is done.
+
+    Args:
+        work: Folder for logs and unfinished training.
+        out: Folder for `pipeline/`, `features.safetensors`, `prompts/` and `made.json`.
+        seed: Decides everything.
+        say: Told in one line what begins.
+    """
+    began = time.monotonic()
+    vae = _autoencoder(work, seed, say)
+    say(f"features: {features.SETTINGS.steps} steps")
+    judge = features.train(work / "features", seed)
+    say("scenes: drawing and encoding")
+    pairs = _pairs(vae, work, seed)
+    say(f"teacher: {denoiser.SETTINGS.steps} steps")
+    pipe = denoiser.train(vae, pairs, work / "teacher", seed)
+    fresh = out.with_name(out.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_pipeline(pipe, fresh / "pipeline")
+    save_file(judge.state_dict(), fresh / "features.safetensors")
+    write_prompts(fresh / "prompts")
+    facts = {"seed": seed, "torch": torch.__version__, "machine": platform.machine()}
+    facts |= {"seconds": round(time.monotonic() - began)}
+    (fresh / "made.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+
+
+def _autoencoder(work: Path, seed: int, say: Say) -> AutoencoderKL:
+    folder = work / "autoencoder" / "final"
+    if not folder.exists():
+        say(f"autoencoder: {autoencoder.SETTINGS.steps} steps")
+        autoencoder.train(work / "autoencoder", seed).save_pretrained(folder)
+    return AutoencoderKL.from_pretrained(folder).eval()
+
+
+def _pairs(vae: AutoencoderKL, work: Path, seed: int) -> denoiser.Pairs:
+    file = work / "pairs.pt"
+    if not file.exists():
+        pairs = denoiser.draw_pairs(vae, denoiser.SCENES, seed)
+        torch.save({"captions": pairs.captions, "latents": pairs.latents}, work / "pairs.tmp")
+        (work / "pairs.tmp").replace(file)
+    return denoiser.Pairs(**torch.load(file, weights_only=True))
+
+
+def save_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
+    """Writes the pipeline, the two large networks in half precision (loaded as float32).
+
+    The text encoders stay in float32, since transformers would load halves as halves.
+    """
+    pipe.transformer.half()
+    pipe.vae.half()
+    pipe.save_pretrained(folder)
+    pipe.transformer.float()
+    pipe.vae.float()
+
+
+def write_prompts(folder: Path) -> None:
+    """Writes the lists of captions, one a line; only `train` is used for training."""
+    folder.mkdir(parents=True)
+    for number, (name, count) in enumerate(PROMPT_LISTS.items()):
+        captions = distinct_prompts(count, 100 + number, held_out=name != "train")
+        text = "".join(f"{caption}\n" for caption in captions)
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
