@@ -21,7 +21,9 @@ from fewstep.console import note, say, say_json, table
 from fewstep.errors import FewstepError
 
 # typer carries its own click, whose classes it exports only in part.
-ClickError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+ClickError: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
 MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 USER, INTERRUPTED = 2, 130
 
@@ -232,6 +234,27 @@ def doctor(
         rows = [(check.status, check.name, check.found, check.fix) for check in checks]
         table(("", "what", "found", "to do"), rows)
     raise typer.Exit(0 if report["ok"] else 1)
+
+
+@world.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the finished world goes.")] = Path(
+        "runs/world/data"
+    ),
+    work: Annotated[Path, typer.Option(help="Logs, and training that is not finished.")] = Path(
+        "runs/world/work"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
+    from fewstep.world.make import make
+
+    make(work, out, seed=seed, say=note)
+    if as_json:
+        say_json({"folder": str(out), "seed": seed})
+    else:
+        say(f"world: {out}")
 
 
 @world.command()

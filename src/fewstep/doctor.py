@@ -17,6 +17,7 @@ from fewstep.errors import FewstepError
 from fewstep.resources import resolve
 
 PIPELINE = "package://fewstep.world/data/pipeline"
+FEATURES = "package://fewstep.world/data/features.safetensors"
 PROMPTS = "package://fewstep.world/data/prompts"
 RECIPES = "package://fewstep/recipes"
 MEMORY_GB, DISK_GB = 4.0, 5.0  # what the demo needs, and some room for runs
@@ -148,12 +149,12 @@ def _existing(folder: Path) -> Path:
 
 def _pipeline() -> Iterator[Check]:
     try:
-        folder = resolve(PIPELINE)
-        weights, size = check_folder(folder)
+        weights, size = check_folder(resolve(PIPELINE))
+        check_weights(resolve(FEATURES))
     except (FewstepError, OSError, ValueError) as error:
-        yield Check("tiny pipeline", "fail", " ".join(str(error).split()), REINSTALL)
+        yield Check("tiny world", "fail", " ".join(str(error).split()), REINSTALL)
         return
-    yield Check("tiny pipeline", "ok", f"{weights} weight files, {size / 1e6:.1f} MB, intact")
+    yield Check("tiny world", "ok", f"{weights} networks, {size / 1e6:.1f} MB, and features")
 
 
 def check_folder(folder: Path) -> tuple[int, int]:
@@ -162,8 +163,6 @@ def check_folder(folder: Path) -> tuple[int, int]:
     Raises:
         FewstepError: A component is missing, or a file is truncated or not what its name says.
     """
-    from safetensors import SafetensorError, safe_open
-
     index = folder / "model_index.json"
     if not index.is_file():
         raise FewstepError(f"{folder}: no model_index.json")
@@ -180,13 +179,23 @@ def check_folder(folder: Path) -> tuple[int, int]:
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
         raise FewstepError(f"{folder}: no .safetensors files")
-    for file in weights:
-        try:
-            with safe_open(file, "np") as opened:
-                opened.keys()
-        except SafetensorError as error:
-            raise FewstepError(f"{file}: truncated or not safetensors: {error}") from error
-    return len(weights), sum(file.stat().st_size for file in weights)
+    return len(weights), sum(map(check_weights, weights))
+
+
+def check_weights(file: Path) -> int:
+    """Bytes of a safetensors file, after opening it.
+
+    Raises:
+        FewstepError: It is missing, truncated, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            opened.keys()
+    except (FileNotFoundError, SafetensorError) as error:
+        raise FewstepError(f"{file}: missing, truncated or not safetensors: {error}") from error
+    return file.stat().st_size
 
 
 def _texts() -> Iterator[Check]:
