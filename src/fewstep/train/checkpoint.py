@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, unknown
 
 FORMAT = 1
 _STATE = "state.json"
+_NAMED = ("best", "last")
 _PREFIX, _HIDDEN, _BROKEN = "step-", ".unfinished-", "broken-"
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -167,6 +168,8 @@ def find(run_folder: Path, which: str | int = "best") -> Path:
         FewstepError: There is no such checkpoint.
     """
     paths = listed(run_folder / "checkpoints")
+    if isinstance(which, str) and which not in _NAMED:
+        raise unknown("checkpoint", which, _NAMED)
     if isinstance(which, int):
         paths = [path for path in paths if path.name == f"{_PREFIX}{which:08d}"]
     if not paths:

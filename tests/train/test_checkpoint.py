@@ -1,0 +1,75 @@
+"""Which checkpoints stay, and which one is meant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewstep.errors import FewstepError
+from fewstep.train import checkpoint
+
+SCORES = {1: 0.1, 2: 0.9, 3: None, 4: 0.9, 5: 0.2, 6: None}
+
+
+@pytest.fixture
+def run(tmp_path):
+    for step, score in SCORES.items():
+        groups = {"student": {"w": torch.full((2,), float(step))}}
+        if step > 3:
+            groups["ema"] = {"w": torch.full((2,), -float(step))}
+        checkpoint.save(tmp_path / "checkpoints", step, groups, {"score": score})
+    return tmp_path
+
+
+def steps(run) -> list[int]:
+    return [int(path.name[-8:]) for path in checkpoint.listed(run / "checkpoints")]
+
+
+@pytest.mark.parametrize(
+    ("last", "best", "kept"),
+    [(2, 1, [4, 5, 6]), (1, 0, [6]), (1, 2, [2, 4, 6]), (9, 0, [1, 2, 3, 4, 5, 6])],
+)
+def test_the_newest_and_the_best_stay(run, last, best, kept):
+    checkpoint.prune(run / "checkpoints", keep_last=last, keep_best=best)
+    assert steps(run) == kept
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_one_can_be_asked_for(run):
+    assert checkpoint.find(run, "best").name == "step-00000004"
+    assert checkpoint.find(run, "last").name == "step-00000006"
+    assert checkpoint.find(run, 2).name == "step-00000002"
+    with pytest.raises(FewstepError, match="there is no checkpoint"):
+        checkpoint.find(run, 7)
+    with pytest.raises(FewstepError, match="did you mean 'best'"):
+        checkpoint.find(run, "bets")
+    with pytest.raises(FewstepError, match="there is no checkpoint"):
+        checkpoint.find(run / "nowhere", "last")
+
+
+def test_what_is_saved_comes_back(run):
+    saved = checkpoint.load(checkpoint.find(run, 5))
+    assert (saved.state["step"], saved.state["score"]) == (5, 0.2)
+    assert torch.equal(saved.groups["student"]["w"], torch.full((2,), 5.0))
+
+
+def test_the_student_is_its_mean_where_there_is_one(run):
+    assert checkpoint.student_weights(checkpoint.find(run, 5))["w"][0] == -5
+    path = checkpoint.find(run, 2)
+    assert checkpoint.student_weights(path)["w"][0] == 2
+    (path / "student.safetensors").write_bytes(b"")
+    with pytest.raises(checkpoint.BrokenCheckpointError, match=r"student\.safetensors"):
+        checkpoint.student_weights(path)
+
+
+def test_saving_a_step_again_replaces_it(run):
+    groups = {"student": {"w": torch.zeros(1)}}
+    checkpoint.save(run / "checkpoints", 6, groups, {"score": 1.0})
+    assert checkpoint.load(checkpoint.find(run, 6)).state["score"] == 1.0
+    assert checkpoint.find(run, "best").name == "step-00000006"
+
+
+def test_another_format_is_not_guessed_at(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    with pytest.raises(FewstepError, match="another version"):
+        checkpoint.load(checkpoint.find(run, 6))

@@ -1,0 +1,113 @@
+"""Optimizers and the running mean, against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.config import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
+from fewstep.train.ema import Ema
+from fewstep.train.updater import Updater
+
+
+def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: nn.Parameter(torch.randn(shape, generator=generator))
+        for name, shape in {"a.weight": (3, 2), "a.bias": (3,), "b": (4,)}.items()
+    }
+
+
+def give_gradients(params: dict[str, nn.Parameter], scale: float = 1.0, seed: int = 9) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in params.values():
+        parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+
+
+LOSS = {"dm": torch.tensor(1.0)}
+
+
+def test_the_rate_rises_then_stays():
+    updater = Updater("student", parameters(), StudentOptimizerRecipe(lr=1.0), warmup=4)
+    rates = []
+    for _ in range(6):
+        rates.append(updater.lr)
+        updater.updates += 1
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert Updater("student", parameters(), StudentOptimizerRecipe(lr=1.0), warmup=0).lr == 1.0
+
+
+def test_an_update_is_clipped_adamw():
+    mine, reference = parameters(), parameters()
+    recipe = StudentOptimizerRecipe(lr=1e-2, weight_decay=0.1)
+    updater = Updater("student", mine, recipe, warmup=0)
+    adamw = torch.optim.AdamW(reference.values(), lr=1e-2, weight_decay=0.1)
+    for number, scale in enumerate((5.0, 0.01, 3.0)):
+        give_gradients(mine, scale, seed=number)
+        give_gradients(reference, scale, seed=number)
+        norm = updater.update(LOSS, step=number)
+        torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(reference.values(), 1.0))
+        adamw.step()
+        for name in mine:
+            torch.testing.assert_close(mine[name], reference[name])
+    assert all(p.grad is None for p in mine.values())
+
+
+def test_parameters_without_a_gradient_are_left_alone():
+    params = parameters()
+    before = params["b"].detach().clone()
+    updater = Updater("student", params, StudentOptimizerRecipe(), warmup=0)
+    give_gradients({name: p for name, p in params.items() if name != "b"})
+    updater.update(LOSS, step=0)
+    assert torch.equal(params["b"], before)
+    fresh = Updater("student", params, StudentOptimizerRecipe(), warmup=0)
+    fresh.load(updater.tensors(), 1)
+    assert fresh.tensors().keys() == updater.tensors().keys()
+
+
+def test_a_loaded_optimizer_goes_on_bitwise():
+    ways = []
+    for interrupted in (False, True):
+        params = parameters()
+        recipe = FakeTeacherOptimizerRecipe(lr=1e-2)
+        updater = Updater("fake_teacher", params, recipe, warmup=3)
+        for number in range(4):
+            if interrupted and number == 2:
+                saved = {name: tensor.clone() for name, tensor in updater.tensors().items()}
+                updater = Updater("fake_teacher", params, recipe, warmup=3)
+                updater.load({**saved, "student/exp_avg/b": torch.zeros(4)}, updates=2)
+            give_gradients(params, seed=number)
+            updater.update(LOSS, step=number)
+        ways.append(params)
+    for name, parameter in ways[0].items():
+        assert torch.equal(parameter, ways[1][name])
+
+
+def test_the_mean_follows_its_formula():
+    params = parameters()
+    ema = Ema(params, max_decay=0.3)
+    mean = {name: p.detach().clone() for name, p in params.items()}
+    for n in range(6):
+        give_gradients(params, seed=n)
+        with torch.no_grad():
+            for parameter in params.values():
+                parameter += parameter.grad
+        decay = min((1 + n) / (10 + n), 0.3)
+        assert ema.decay == pytest.approx(decay)
+        ema.update()
+        mean = {name: decay * mean[name] + (1 - decay) * p.detach() for name, p in params.items()}
+        for name, value in mean.items():
+            torch.testing.assert_close(ema.weights[name], value)
+    assert Ema(params).decay == 0.1
+
+
+def test_the_mean_can_be_looked_at_in_place():
+    params = parameters()
+    ema = Ema(params)
+    with torch.no_grad():
+        params["b"] += 1
+    own, mean = params["b"].detach().clone(), ema.weights["b"].clone()
+    with ema.applied():
+        assert torch.equal(params["b"], mean)
+    assert torch.equal(params["b"], own) and torch.equal(ema.weights["b"], mean)

@@ -1,0 +1,170 @@
+"""What a run shows of itself: previews, health, metrics, and how it hears signals."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from fewstep.config import ConfigError, LogRecipe
+from fewstep.errors import FewstepError
+from fewstep.train import distill
+from fewstep.train.interrupt import Interrupts
+from fewstep.train.log import Log, last_step, summary, truncate
+from fewstep.train.loop import look
+from fewstep.train.preview import drift, preview_score
+from fewstep.train.roles import STUDENT
+
+
+def brightness(images, prompts, teacher_images) -> float:
+    """A score that this module offers to recipes."""
+    assert images.shape == teacher_images.shape and len(images) == len(prompts)
+    return float(images.mean())
+
+
+# --------------------------------------------------------------------------------------- previews
+
+
+def test_the_teacher_is_drawn_once(make_run):
+    run = make_run("preview.steps=[4, 1]", "preview.rows=1", "preview.teacher.guidance=3")
+    roles, folder = run.trainees.roles, run.folder / "previews"
+    first = run.preview.draw(0, roles, run.encoder)
+    with_teacher = roles.evaluations
+    assert with_teacher == 2 * (2 * 2 + 4 + 1)  # prompts x (guided steps + student's steps)
+    again = run.preview.draw(3, roles, run.encoder)
+    assert roles.evaluations - with_teacher == 2 * (4 + 1)
+    assert first == again
+    picture = Image.open(folder / "step-00000003.png")
+    assert picture.size == (3 * 66, 66)  # teacher and two columns of the student, one row
+    assert json.loads((folder / "previews.json").read_text())["columns"] == [
+        "teacher, 2 steps, guidance 3", "student, 4 steps", "student, 1 steps",
+    ]  # fmt: skip
+
+    other = make_run("preview.steps=[4, 1]", "preview.rows=1", "preview.teacher.guidance=3")
+    other.preview.draw(3, other.trainees.roles, other.encoder)
+    assert other.trainees.roles.evaluations == 2 * (4 + 1), "a resumed run reads the file"
+
+
+def test_the_running_mean_is_what_is_shown(make_run):
+    run = make_run("preview.every=1", "health.every=1")
+    start = look(run)["preview/score"]
+    with torch.no_grad():
+        for parameter in run.trainees.roles.parameters(STUDENT).values():
+            parameter += 0.05
+    now = look(run)
+    assert now["preview/score"] == start
+    assert now["health/std_ratio"] != 1.0
+    run.trainees.ema.update()
+    assert look(run)["preview/score"] != start
+
+
+def test_scores_are_named_in_the_recipe(make_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_scores", sys.modules[__name__])
+    run = make_run("preview.score='my_scores:brightness'")
+    assert 0 < run.preview.draw(0, run.trainees.roles, run.encoder) < 1
+    for name, message in [
+        ("drfit", "did you mean 'drift'"),
+        ("my_scores:nothing", "cannot be imported"),
+        ("no_such_module:score", "cannot be imported"),
+        ("my_scores:__name__", "is not a function"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            preview_score(name)
+
+
+def test_drift_is_worst_far_from_the_teacher():
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert drift(images, [], images) == 0
+    assert drift(0.9 * images, [], images) > drift(0.5 * images, [], images)
+    assert drift(images * torch.tensor([1.0, 1.0, 0.6])[:, None, None], [], images) < 0
+
+
+# ----------------------------------------------------------------------------------------- health
+
+
+def test_health_starts_at_nothing_wrong_and_sees_drift(make_run):
+    run = make_run()
+    start = run.health.measure(run.trainees.roles)
+    assert start["health/mean_drift"] == 0 and start["health/std_ratio"] == 1
+    assert start["health/fake_teacher_loss@0.5"] == start["health/teacher_loss@0.5"]
+    again = run.health.measure(run.trainees.roles)
+    assert all(torch.equal(start[name], again[name]) for name in start)
+    with torch.no_grad():
+        run.trainees.roles.parameters(STUDENT)["proj_out.bias"].add_(0.5)
+    drifted = run.health.measure(run.trainees.roles)
+    assert drifted["health/mean_drift"].abs() > 0.1
+
+
+# -------------------------------------------------------------------------------------------- log
+
+
+def test_a_line_holds_the_latest_of_each(tmp_path):
+    log = Log(tmp_path, LogRecipe(every=3), total=7, console=Console(file=io.StringIO()))
+    with log.opened(0):
+        for step in range(1, 8):
+            log.record(step, {"a": float(step)} | ({"b": 10.0 * step} if step % 2 == 0 else {}))
+            if step == 5:
+                assert log.pending == {"a": 5.0, "b": 40.0}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 3, "a": 3.0, "b": 20.0}, {"step": 6, "a": 6.0, "b": 60.0}, {"step": 7, "a": 7.0},
+    ]  # fmt: skip
+
+
+def test_lines_of_a_lost_future_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "a": 0.1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "a"')
+    assert last_step(file) == 3
+    truncate(file, 2)
+    assert file.read_text() == '{"step": 1, "a": 0.1}\n{"step": 2}\n'
+
+
+def test_progress_is_plain_where_there_is_no_terminal(make_recipe, tmp_path):
+    console = Console(file=io.StringIO(), width=300)
+    distill(make_recipe("train.steps=2"), tmp_path / "run", console=console)
+    said = console.file.getvalue()
+    assert "5 prompts; step 0 of 2" in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("step 2/2") and "ca " in last and "images/s" in last
+
+
+def test_the_summary_names_losses_first():
+    text = summary({"loss/dm": 0.5, "memory_gb": 1.25, "evaluations": 12345, "k/dm": 3.0})
+    assert text == "dm 0.5000  12,345 evaluations  1.2 GB"
+
+
+def test_tensorboard_is_written_or_missed_at_once(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(FewstepError, match=r"pip install 'fewstep\[tensorboard\]'"):
+        distill(make_recipe("log.tensorboard=true"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------- signals
+
+
+def test_the_second_signal_is_at_once():
+    """In a child, which reads its own exit from the system."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    child = multiprocessing.get_context("fork").Process(target=_two_signals)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGTERM
+
+
+def _two_signals() -> None:
+    heard = []
+    with Interrupts(heard.append) as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.requested and len(heard) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(3)
