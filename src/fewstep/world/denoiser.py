@@ -91,10 +91,16 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    vae: AutoencoderKL, pairs: Pairs, folder: Path, seed: int = 0, settings: FitSettings = SETTINGS
+    vae: AutoencoderKL,
+    pairs: Pairs,
+    folder: Path,
+    *,
+    seed: int = 0,
+    settings: FitSettings = SETTINGS,
+    sizes: pipeline.Sizes = SIZES,
 ) -> StableDiffusion3Pipeline:
     """Trains everything but the autoencoder and returns the finished pipeline."""
-    pipe = pipeline.build(seed, SIZES, vae=vae)
+    pipe = pipeline.build(seed, sizes, vae=vae)
     start_as_identity(pipe.transformer)
     net = Conditioned(pipe).train()
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)

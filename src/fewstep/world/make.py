@@ -38,7 +38,7 @@ def make(work: Path, out: Path, *, seed: int = 0, say: Say) -> None:
     say("scenes: drawing and encoding")
     pairs = _pairs(vae, work, seed)
     say(f"teacher: {denoiser.SETTINGS.steps} steps")
-    pipe = denoiser.train(vae, pairs, work / "teacher", seed)
+    pipe = denoiser.train(vae, pairs, work / "teacher", seed=seed)
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     save_pipeline(pipe, fresh / "pipeline")
