@@ -1,0 +1,7 @@
+"""From a run to a folder that plain diffusers loads, with a model card that tells how."""
+
+from __future__ import annotations
+
+from fewstep.export.folder import export_run
+
+__all__ = ["export_run"]

@@ -1,0 +1,208 @@
+"""The model card: README.md with metadata, exact sigmas, scores, previews, a snippet that runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import fewstep
+from fewstep import yaml12
+from fewstep.backbones.base import Backbone
+from fewstep.config import dump_recipe
+from fewstep.files import read_json
+from fewstep.resources import resolve
+from fewstep.runs import Run, Student
+from fewstep.schedules import few_step_sigmas
+
+_PAPER = "arXiv:2605.06376"
+_LICENCE = ("license", "license_name", "license_link")
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SHOWN_SCORES = (
+    ("evaluations", "evaluations a picture"),
+    ("right", "prompts right"),
+    ("frechet_real", "Frechet distance to real pictures"),
+    ("frechet_teacher", "Frechet distance to the teacher's"),
+    ("diversity", "diversity within a prompt"),
+    ("coverage_teacher", "coverage of the teacher"),
+    ("seconds_per_image", "seconds a picture"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Card:
+    """What a card is about."""
+
+    run: Run
+    backbone: Backbone
+    student: Student
+    adapter: bool
+    address: str
+    steps: int
+    dtype: str
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes README.md into an exported folder, and the pictures that it shows."""
+    environment = Environment(
+        loader=PackageLoader("fewstep.export"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = _as_code
+    height, width = card.run.size
+    base = few_step_sigmas(card.steps)
+    text = environment.get_template("card.md.j2").render(
+        metadata=yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True).strip(),
+        title=_title(card),
+        teacher=_teacher(card.run),
+        adapter=card.adapter,
+        mode=card.student.recipe.mode,
+        step=card.student.step,
+        steps=card.steps,
+        base_sigmas=base,
+        sigmas=[round(s, 6) for s in card.backbone.shift(height, width)(base)] + [0.0],
+        height=height,
+        width=width,
+        dtype=card.dtype,
+        snippet=snippet(card),
+        scores=_scores(card),
+        previews=_copy_previews(card.run, folder),
+        recipe=dump_recipe(card.run.recipe).strip(),
+        version=fewstep.__version__,
+        paper=_PAPER,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def metadata(card: Card) -> dict[str, Any]:
+    """The card's YAML header, as the Hugging Face Hub reads it.
+
+    The recipe's `card` section may say more, or otherwise; only the licence is the teacher's where
+    the teacher's own card names one, then the recipe's, then `other`.
+    """
+    recipe, teachers = card.run.recipe, teacher_metadata(card.backbone.source)
+    address = recipe.model.path
+    own = address if _REPO_ID.fullmatch(address) and not resolve(address).exists() else None
+    licence = {key: teachers[key] for key in _LICENCE if teachers.get(key)}
+    return {
+        "license": "other",
+        "base_model": own or _first(teachers.get("base_model")) or _teacher(card.run),
+        "base_model_relation": "adapter" if card.adapter else "finetune",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["few-step", "distillation", "cdm", *(["lora"] if card.adapter else [])],
+        **recipe.card,
+        **(licence if "license" in licence else {}),
+    }
+
+
+def teacher_metadata(source: Path) -> dict[str, Any]:
+    """The YAML header of the teacher's own card; empty where there is none."""
+    try:
+        text = (source / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    try:
+        found = yaml12.load(header[1]) if header else {}
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def snippet(card: Card) -> str:
+    """Python that draws, with plain diffusers, the picture that `fewstep sample` draws."""
+    pipeline = type(card.backbone.pipe).__name__
+    height, width = card.run.size
+    call: dict[str, Any] = {
+        "sigmas": few_step_sigmas(card.steps),
+        "num_inference_steps": card.steps,
+        "guidance_scale": 1.0,
+        "height": height,
+        "width": width,
+    }
+    arguments = "".join(f"    {k}={v!r},\n" for k, v in (call | card.backbone.card_call()).items())
+    base = _load_path(card.run) if card.adapter else card.address
+    lines = [
+        "import torch",
+        f"from diffusers import {pipeline}",
+        "",
+        f"pipe = {pipeline}.from_pretrained({base!r}, torch_dtype=torch.{card.dtype})",
+        *([f"pipe.load_lora_weights({card.address!r})"] if card.adapter else []),
+        "image = pipe(",
+        f"    {_example(card)!r},",
+        f"{arguments}    generator=torch.Generator('cpu').manual_seed(0),",
+        ").images[0]",
+        "image.save('image.png')",
+    ]
+    return "\n".join(lines).replace("'", '"') if "'" not in _example(card) else "\n".join(lines)
+
+
+def _load_path(run: Run) -> str:
+    path = resolve(run.recipe.model.path)
+    return str(path.absolute()) if path.exists() else run.recipe.model.path
+
+
+def _example(card: Card) -> str:
+    """A prompt for the snippet: the first one that was previewed, or evaluated, or trained on."""
+    recipe = card.run.recipe
+    if recipe.preview.prompts:
+        return recipe.preview.prompts[0]
+    for file in (recipe.preview.path, recipe.evaluate.prompts, recipe.data.prompts):
+        if file and resolve(file).is_file():
+            from fewstep.train.prompts import read_prompts
+
+            return read_prompts(file).texts[0]
+    return "a photograph of a lighthouse at dusk"
+
+
+def _scores(card: Card) -> list[list[str]]:
+    """A table of the evaluation's arms, header first; empty if this checkpoint has none."""
+    evaluation = read_json(card.run.folder / "evaluation.json")
+    if evaluation is None or evaluation.get("step") != card.student.step:
+        return []
+    arms = evaluation["arms"]
+    rows = [["", *(arm["name"] for arm in arms)]]
+    for key, label in _SHOWN_SCORES:
+        values = [arm.get(key, arm["scores"].get(key)) for arm in arms]
+        if any(value is not None for value in values):
+            rows.append([label, *("–" if v is None else f"{v:.4g}" for v in values)])
+    return rows
+
+
+def _copy_previews(run: Run, folder: Path) -> list[str]:
+    """Copies the run's last preview; returns the names of the copies."""
+    pictures = sorted((run.folder / "previews").glob("*.png"))[-1:]
+    for picture in pictures:
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copyfile(picture, folder / "images" / picture.name)
+    return [f"images/{picture.name}" for picture in pictures]
+
+
+def _title(card: Card) -> str:
+    return f"{_teacher(card.run).rstrip('/').rsplit('/', 1)[-1]} in {card.steps} steps"
+
+
+def _teacher(run: Run) -> str:
+    """The teacher's repo id or `package://` address; of a local folder the name, not the path."""
+    text = run.recipe.model.path
+    return resolve(text).name if resolve(text).exists() and "://" not in text else text
+
+
+def _first(value: Any) -> str | None:
+    return str(value[0]) if isinstance(value, list) and value else value
+
+
+def _as_code(text: str) -> str:
+    """Text inside a fence that nothing in it can close."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}\n{fence}"

@@ -1,0 +1,190 @@
+"""Exports: plain diffusers loads them, and the card's snippet draws what `fewstep sample` draws."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from fewstep.errors import FewstepError
+from fewstep.evaluate.summary import write_json
+from fewstep.export import export_run
+from fewstep.runs import LORA, open_model
+from fewstep.sample import Sampler, sample_images, write_samples
+
+PROMPT = "small red circle left"  # what the snippet draws: the run's first prompt
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def metadata_of(folder):
+    return yaml.safe_load(card_of(folder).split("---\n")[1])
+
+
+def run_snippet(folder, cwd):
+    """Runs the card's Python as it stands, in a process of its own, without network or fewstep."""
+    code = re.search(r"```python\n(.*?)```", card_of(folder), re.DOTALL)[1]
+    (cwd / "snippet.py").write_text(code, encoding="utf-8")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "snippet.py"], cwd=cwd, env=env, check=True, timeout=300)
+    with Image.open(cwd / "image.png") as image:
+        return np.array(image)
+
+
+def pixels_of_sample(place, out, **options):
+    model = open_model(place, **options)
+    row = next(write_samples(model, [PROMPT], out, sampler=Sampler(4), seed=0))
+    with Image.open(out / row["file"]) as image:
+        return np.array(image)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_the_snippet_draws_what_sample_draws(make_run, tmp_path, mode):
+    run = make_run(mode)
+    exported = export_run(run)
+    assert exported == run / "export"
+    drawn = run_snippet(exported, tmp_path)
+    assert np.array_equal(drawn, pixels_of_sample(run, tmp_path / "a"))
+    assert np.array_equal(drawn, pixels_of_sample(run, tmp_path / "b", which="best"))
+    assert np.array_equal(drawn, pixels_of_sample(exported, tmp_path / "c"))
+    assert not np.array_equal(drawn, pixels_of_sample(run, tmp_path / "d", which="last"))
+
+
+def test_a_full_export_is_a_whole_diffusers_folder(make_run, pipeline_folder):
+    exported = export_run(make_run())
+    pipe = StableDiffusion3Pipeline.from_pretrained(exported)
+    teacher = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
+    assert pipe.scheduler.config == teacher.scheduler.config
+    ours, theirs = pipe.transformer.state_dict(), teacher.transformer.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert not torch.equal(ours["proj_out.weight"], theirs["proj_out.weight"])
+
+
+@pytest.mark.parametrize("alpha", [None, 8.0])
+def test_an_adapter_is_right_at_scale_one(make_run, alpha):
+    run = make_run("lora", student={"mode": "lora", "lora": {"rank": 2, "alpha": alpha}})
+    exported = export_run(run)
+    assert (exported / LORA).is_file() and not (exported / "model_index.json").exists()
+    by_adapter = open_model(exported)
+    whole = open_model(export_run(run, run.parent / "whole", merge=True))
+    from_checkpoint = open_model(run, which="best")
+    one, two, three = (
+        sample_images(model.backbone, model.net, [PROMPT])
+        for model in (by_adapter, whole, from_checkpoint)
+    )
+    assert torch.equal(one, three)
+    assert torch.allclose(one, two, atol=1e-4)
+    # The trainer's own arithmetic, alpha / rank times B A, is what scale 1 has to mean.
+    teacher = open_model(run.parent / "whole").backbone
+    assert teacher.name == "sd3" and not torch.allclose(
+        one, sample_images(*_pretrained(run), [PROMPT]), atol=1e-3
+    )
+
+
+def _pretrained(run):
+    model = open_model(json.loads((run / "export" / "fewstep.json").read_text())["base"])
+    model.backbone.max_sequence_length = 16
+    return model.backbone, model.net
+
+
+def test_the_trainers_student_is_the_exported_adapter(make_run, pipeline_folder):
+    from fewstep import backbones
+    from fewstep.config import load_recipe
+    from fewstep.train import checkpoint
+    from fewstep.train.roles import Roles, load_parameters
+
+    run = make_run("lora", student={"mode": "lora", "lora": {"rank": 2, "alpha": 5.0}})
+    backbone = backbones.load(pipeline_folder, max_sequence_length=16)
+    roles = Roles.build(backbone, load_recipe(run / "config.yaml").student, seed=0)
+    weights = checkpoint.student_weights(checkpoint.find(run, "best"))
+    load_parameters(roles.parameters("student"), weights)
+    cond = backbone.encode([PROMPT])
+    xt, sigma = torch.randn(1, 16, 8, 8), torch.tensor([0.7])
+    exported = open_model(export_run(run))
+    theirs = exported.backbone.velocity(exported.net, xt, sigma, cond)
+    assert torch.allclose(roles.student(xt, sigma, cond), theirs, atol=1e-5)
+
+
+def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
+    run = make_run()
+    write_json(run / "evaluation.json", _evaluation(step=2))
+    (run / "previews").mkdir()
+    Image.new("RGB", (8, 8)).save(run / "previews" / "step-00000002.png")
+    card = card_of(export_run(run))
+    assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in card and "[1.0, 0.9, 0.75, 0.5]" in card
+    assert "guidance_scale=1.0" in card and "Guidance off" in card
+    assert "0.875" in card and "images/step-00000002.png" in card
+    assert "name: cdm" in card and str(pipeline_folder.parent) not in card.split("## Recipe")[0]
+    assert (run / "export" / "images" / "step-00000002.png").is_file()
+
+
+def test_scores_of_another_checkpoint_stay_off_the_card(make_run):
+    run = make_run()
+    write_json(run / "evaluation.json", _evaluation(step=4))
+    assert "0.875" not in card_of(export_run(run))
+
+
+def _evaluation(step):
+    scores = {"right": 0.875}
+    arm = {"name": "student@4", "evaluations": 4, "seconds_per_image": 0.1, "scores": scores}
+    return {"step": step, "arms": [arm]}
+
+
+def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipeline_folder):
+    plain = metadata_of(export_run(make_run()))
+    assert plain["license"] == "other" and plain["library_name"] == "diffusers"
+    assert plain["pipeline_tag"] == "text-to-image" and plain["base_model"] == "pipeline"
+    named = make_run(card={"license": "mit", "base_model": "owner/name"})
+    assert metadata_of(export_run(named))["license"] == "mit"
+    assert metadata_of(export_run(named))["base_model"] == "owner/name"
+    card = pipeline_folder / "README.md"
+    card.write_text(
+        "---\nlicense: openrail\nlicense_link: LICENSE.md\n---\n# x\n", encoding="utf-8"
+    )
+    try:
+        theirs = metadata_of(export_run(named))
+    finally:
+        card.unlink()
+    assert (theirs["license"], theirs["license_link"]) == ("openrail", "LICENSE.md")
+
+
+def test_an_export_replaces_an_export_and_nothing_else(make_run, tmp_path):
+    run = make_run()
+    first = export_run(run, tmp_path / "out")
+    again = export_run(run, tmp_path / "out", which="last")
+    assert first == again and json.loads((again / "fewstep.json").read_text())["step"] == 4
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(FewstepError, match="not an export"):
+        export_run(run, precious)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "precious"]
+
+
+def test_a_failed_export_leaves_nothing(make_run, tmp_path, monkeypatch):
+    import fewstep.export.folder as module
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "write_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_run(make_run(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(FewstepError, match="not a run folder"):
+        export_run(tmp_path)
