@@ -98,11 +98,14 @@ def train(
     seed: int = 0,
     settings: FitSettings = SETTINGS,
     sizes: pipeline.Sizes = SIZES,
+    compiled: bool = False,
 ) -> StableDiffusion3Pipeline:
     """Trains everything but the autoencoder and returns the finished pipeline."""
     pipe = pipeline.build(seed, sizes, vae=vae)
     start_as_identity(pipe.transformer)
     net = Conditioned(pipe).train()
+    if compiled:
+        net.compile()
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
     captions = [*pairs.captions, ""]
     ids = [_tokens(tokenizer, captions) for tokenizer in tokenizers]
