@@ -1,0 +1,144 @@
+"""Arms: a network and a way to draw from it; the readings of each, kept where they are costly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.backbones.base import Backbone
+from fewstep.evaluate.base import Readings
+from fewstep.evaluate.features import Features, extract
+from fewstep.evaluate.truth import Truth
+from fewstep.files import digest_text
+from fewstep.sample import Sampler, sample_batch
+
+_REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of the single ones
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the score table: whose pictures (`teacher` or `student`), drawn how."""
+
+    model: str
+    sampler: Sampler
+
+    @property
+    def name(self) -> str:
+        """Such as `teacher@50 guided` or `student@4`."""
+        guided = " guided" if self.sampler.guidance != 1.0 else ""
+        return f"{self.model}@{self.sampler.steps}{guided}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What is drawn of every arm, and how it is read.
+
+    Attributes:
+        prompts: N prompts, each drawn once; picture i starts from the noise of seed + i.
+        repeated: The first M of them are drawn again, K times each.
+        seed: Where the seeds begin.
+        features: The space that pictures are compared in.
+        truth: Judge of pictures, or None.
+        batch: Pictures drawn at a time.
+    """
+
+    prompts: Sequence[str]
+    repeated: tuple[int, int]
+    seed: int
+    features: Features
+    truth: Truth | None
+    batch: int = 64
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of everything but the network and the sampler."""
+        truth = self.truth.key if self.truth else "none"
+        numbers = f"{self.repeated} {self.seed} {self.features.key} {truth}"
+        return digest_text(numbers, *self.prompts)
+
+    def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Readings:
+        """Draws all pictures of an arm and reads them; the same noise for every arm."""
+        seeds = range(self.seed, self.seed + len(self.prompts))
+        single = sample_batch(backbone, net, self.prompts, seeds, sampler=sampler, batch=self.batch)
+        prompts, seeds = self._repeats()
+        again = sample_batch(backbone, net, prompts, seeds, sampler=sampler, batch=self.batch)
+        return self._readings(single, again)
+
+    def read_real(self, seed: int) -> Readings:
+        """The same of real pictures, drawn afresh by the truth."""
+        assert self.truth is not None
+        prompts, _ = self._repeats()
+        return self._readings(
+            self.truth.draw(self.prompts, seed), self.truth.draw(prompts, seed + 1)
+        )
+
+    def _repeats(self) -> tuple[list[str], range]:
+        count, times = self.repeated
+        start = self.seed + _REPEATS_FROM
+        prompts = [prompt for prompt in self.prompts[:count] for _ in range(times)]
+        return prompts, range(start, start + len(prompts))
+
+    def _readings(self, single: Tensor, again: Tensor) -> Readings:
+        verdicts = self.truth.judge(self.prompts, single) if self.truth else None
+        repeated = extract(self.features, again, batch=self.batch)
+        return Readings(
+            single=extract(self.features, single, batch=self.batch),
+            repeated=repeated.reshape(-1, self.repeated[1], repeated.shape[-1]),
+            verdicts=verdicts,
+        )
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Folders in which readings are kept under a key; new ones go to the first.
+
+    A later folder may be one that cannot be written to, such as the data of a package.
+    """
+
+    folders: tuple[Path, ...]
+
+    def find(self, key: str) -> Readings | None:
+        """The readings of this key, if any folder holds them whole."""
+        for folder in self.folders:
+            path = folder / f"{key}.safetensors"
+            if path.is_file():
+                try:
+                    return load_readings(path)
+                except (SafetensorError, KeyError, ValueError):
+                    continue  # a torn file is as good as none
+        return None
+
+    def keep(self, key: str, readings: Readings) -> None:
+        """Puts readings into the first folder; a disk that refuses costs only time later."""
+        path = self.folders[0] / f"{key}.safetensors"
+        try:
+            save_readings(path, readings)
+        except OSError:
+            path.unlink(missing_ok=True)
+
+
+def save_readings(path: Path, readings: Readings) -> None:
+    """Writes readings to one safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"single": readings.single.contiguous(), "repeated": readings.repeated.contiguous()}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"verdicts": json.dumps(readings.verdicts)})
+    temporary.replace(path)
+
+
+def load_readings(path: Path) -> Readings:
+    """Inverse of `save_readings`."""
+    with safe_open(path, framework="pt") as file:
+        verdicts = json.loads(file.metadata()["verdicts"])
+        single: Tensor = file.get_tensor("single")
+        repeated: Tensor = file.get_tensor("repeated")
+    if verdicts is not None:
+        verdicts = tuple(tuple((name, flag) for name, flag in verdict) for verdict in verdicts)
+    return Readings(single.to(torch.float32), repeated.to(torch.float32), verdicts)

@@ -1,0 +1,175 @@
+"""Bars: what a run has to reach, each a figure and a threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EVALUATIONS = 4  # a picture: what the student is distilled for
+MINUTES, GIGABYTES = 12.0, 4.0
+RIGHT_LOSS = 0.02  # prompts right may fall this far below the guided teacher's
+FRECHET_RATIO = 1.25
+DIVERSITY_RATIO = 0.8
+CLEARLY = 2.0  # standard errors of the difference
+CLEARLY_RATIO = 0.8  # of the rival's Frechet distance
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One demand. Where the value or the threshold was not measured, the bar is not met.
+
+    Attributes:
+        name: Short and stable, for summary.json.
+        label: The same for people.
+        value: What was measured.
+        threshold: What it is compared with.
+        at_most: Whether smaller is better.
+    """
+
+    name: str
+    label: str
+    value: float | None
+    threshold: float | None
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is on the right side."""
+        if self.value is None or self.threshold is None:
+            return False
+        return self.value <= self.threshold if self.at_most else self.value >= self.threshold
+
+    def row(self) -> dict[str, Any]:
+        """What summary.json holds of it."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "value": self.value,
+            "relation": "<=" if self.at_most else ">=",
+            "threshold": self.threshold,
+            "met": self.met,
+        }
+
+
+def bars(
+    evaluation: Mapping[str, Any], *, minutes: float | None = None, gigabytes: float | None = None
+) -> list[Bar]:
+    """The bars of a run.
+
+    The student at 4 evaluations a picture is held against the teacher with the most (the
+    reference) and against the guided teacher at as many steps (the rival). Without a ground truth
+    only the bars on time, memory and diversity stand.
+
+    Args:
+        evaluation: What evaluation.json holds.
+        minutes: Duration of the whole run, from nothing to the report.
+        gigabytes: Its peak resident memory.
+    """
+    student, reference, rival = _contestants(evaluation["arms"])
+    found = [
+        Bar("minutes", "whole run, minutes", minutes, MINUTES, at_most=True),
+        Bar("gigabytes", "peak resident memory, GB", gigabytes, GIGABYTES, at_most=True),
+        *_against_reference(student, reference),
+        *_against_rival(student, rival),
+    ]
+    kept = set(_WITHOUT_TRUTH) if evaluation.get("truth") is None else None
+    return [bar for bar in found if kept is None or bar.name in kept]
+
+
+_WITHOUT_TRUTH = ("minutes", "gigabytes", "diversity", "diversity_ahead")
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """An arm's figures; those of an arm that was not evaluated are all missing."""
+
+    name: str
+    scores: Mapping[str, float]
+
+    def get(self, score: str) -> float | None:
+        return self.scores.get(score)
+
+    def times(self, score: str, factor: float) -> float | None:
+        value = self.get(score)
+        return None if value is None else round(value * factor, 6)
+
+
+def _contestants(
+    arms: Sequence[Mapping[str, Any]],
+) -> tuple[_Contestant, _Contestant, _Contestant]:
+    students = [
+        arm for arm in arms if arm["model"] == "student" and arm["evaluations"] == EVALUATIONS
+    ]
+    teachers = [arm for arm in arms if arm["model"] == "teacher"]
+    rivals = [arm for arm in teachers if arm["steps"] == EVALUATIONS and arm["guidance"] != 1.0]
+    reference = max(teachers, key=lambda arm: arm["evaluations"], default=None)
+    return (
+        _contestant(students[0] if students else None, "student"),
+        _contestant(reference, "the teacher"),
+        _contestant(rivals[0] if rivals else None, f"the guided teacher at {EVALUATIONS} steps"),
+    )
+
+
+def _contestant(arm: Mapping[str, Any] | None, name: str) -> _Contestant:
+    return _Contestant(arm["name"], arm["scores"]) if arm else _Contestant(name, {})
+
+
+def _against_reference(student: _Contestant, teacher: _Contestant) -> Iterator[Bar]:
+    right = teacher.get("right")
+    yield Bar(
+        "right",
+        f"prompts right, at least {teacher.name} minus {RIGHT_LOSS * 100:.0f} points",
+        student.get("right"),
+        None if right is None else round(right - RIGHT_LOSS, 6),
+    )
+    yield Bar(
+        "frechet_real",
+        f"Frechet distance to real pictures, at most {FRECHET_RATIO} x {teacher.name}",
+        student.get("frechet_real"),
+        teacher.times("frechet_real", FRECHET_RATIO),
+        at_most=True,
+    )
+    yield Bar(
+        "diversity",
+        f"diversity within a prompt, at least {DIVERSITY_RATIO} x {teacher.name}",
+        student.get("diversity"),
+        teacher.times("diversity", DIVERSITY_RATIO),
+    )
+
+
+def _against_rival(student: _Contestant, rival: _Contestant) -> Iterator[Bar]:
+    """Clearly ahead: by two standard errors of the difference; in Frechet distance, by a fifth."""
+    errors = f"{CLEARLY:.0f} standard errors above {rival.name}"
+    yield Bar(
+        "right_ahead",
+        f"prompts right, {errors}",
+        student.get("right"),
+        _beyond(student, rival, "right"),
+    )
+    yield Bar(
+        "frechet_real_ahead",
+        f"Frechet distance to real pictures, at most {CLEARLY_RATIO} x {rival.name}",
+        student.get("frechet_real"),
+        rival.times("frechet_real", CLEARLY_RATIO),
+        at_most=True,
+    )
+    yield Bar(
+        "diversity_ahead",
+        f"diversity within a prompt, {errors}",
+        student.get("diversity"),
+        _beyond(student, rival, "diversity"),
+    )
+
+
+def _beyond(student: _Contestant, rival: _Contestant, score: str) -> float | None:
+    """The rival's figure plus some standard errors of the difference."""
+    value, theirs, ours = (
+        rival.get(score),
+        rival.get(f"{score}_error"),
+        student.get(f"{score}_error"),
+    )
+    if value is None or theirs is None or ours is None:
+        return None
+    return round(value + CLEARLY * math.hypot(theirs, ours), 6)
