@@ -41,8 +41,7 @@ class ModelRecipe(Section):
     Attributes:
         path: Folder or hub id of a diffusers pipeline, or ``package://package/folder``.
         options: What the backbone's loader takes, such as ``max_sequence_length``.
-        dtype: Precision of frozen weights and of the arithmetic inside the networks; weights that
-            are trained are held in float32 always.
+        dtype: Precision of frozen weights and inside the networks; what is trained is float32.
     """
 
     path: str
@@ -58,8 +57,7 @@ class DataRecipe(Section):
         batch_size: Samples of one iteration.
         accumulate: Parts a batch is worked through in, to save memory; the gradient is the same.
         cache_gb: Bound on the encoded prompts kept in memory.
-        encode_ahead: Encode all prompts first and then drop the text encoders from memory; the
-            bound does not apply then.
+        encode_ahead: Encode all prompts first, without bound, and free the text encoders' memory.
     """
 
     prompts: str
@@ -159,8 +157,7 @@ class StudentRecipe(Section):
         lora: The adapters, for mode ``lora``.
         optimizer: The student's optimizer.
         every: The student moves on every so many iterations; the fake teacher moves on each.
-        gradient_checkpointing: Recompute activations in the backward pass of both trained networks
-            instead of keeping them.
+        gradient_checkpointing: Recompute activations of both trained networks: slower, but small.
     """
 
     mode: Literal["full", "lora"] = "full"
@@ -190,12 +187,14 @@ class TrainRecipe(Section):
         warmup: Updates over which each learning rate rises from 0; constant afterwards.
         seed: All random values are functions of it.
         device: Where to run; ``auto`` takes an accelerator if there is one.
+        deterministic: Only algorithms that repeat bit for bit; exact resume needs it on a GPU.
     """
 
     steps: Count
     warmup: Amount = 100
     seed: Amount = 0
     device: str = "auto"
+    deterministic: bool = True
 
 
 class CheckpointRecipe(Section):

@@ -157,7 +157,7 @@ def test_the_second_signal_is_at_once():
         pytest.skip("needs fork")
     child = multiprocessing.get_context("fork").Process(target=_two_signals)
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode == -signal.SIGTERM
 
 

@@ -17,6 +17,7 @@ from fewstep.train import checkpoint
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.interrupt import Interrupts, Stopped
 from fewstep.train.log import METRICS, last_step, memory_gb
+from fewstep.train.repeatable import repeatable
 from fewstep.train.run import Run, build, check, groups, restore, state
 from fewstep.train.step import Batch, iteration
 from fewstep.train.updater import NonFiniteError
@@ -47,22 +48,29 @@ def distill(
     folder, console = Path(run_folder), console or Console(stderr=True)
     checked = check(recipe)
     saved = _starting_point(recipe, folder, resume=resume, console=console)
-    run = build(recipe, folder, checked, console)
-    if saved is not None:
-        restore(run, saved)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, dump_recipe(recipe))
-    with run.log.opened(run.step), Interrupts(run.log.note) as interrupts:
-        run.log.note(f"{checked.prompts.describe()}; step {run.step} of {recipe.train.steps}")
-        if run.step == 0:
-            run.log.record(0, look(run))
-        while run.step < recipe.train.steps:
-            advance(run)
-            if interrupts.requested and run.step < recipe.train.steps:
-                save(run)
-                run.log.note(f"stopped after step {run.step}; continue with --resume")
-                raise Stopped(run.step)
+    with repeatable(recipe.train.deterministic):
+        run = build(recipe, folder, checked, console)
+        if saved is not None:
+            restore(run, saved)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, dump_recipe(recipe))
+        with run.log.opened(run.step), Interrupts(run.log.note) as interrupts:
+            run.log.note(f"{checked.prompts.describe()}; step {run.step} of {recipe.train.steps}")
+            _go_on(run, interrupts)
     return folder
+
+
+def _go_on(run: Run, interrupts: Interrupts) -> None:
+    """From where the run is to its last step, or to a signal."""
+    steps = run.recipe.train.steps
+    if run.step == 0:
+        run.log.record(0, look(run))
+    while run.step < steps:
+        advance(run)
+        if interrupts.requested and run.step < steps:
+            save(run)
+            run.log.note(f"stopped after step {run.step}; continue with --resume")
+            raise Stopped(run.step)
 
 
 def advance(run: Run) -> None:

@@ -19,6 +19,7 @@ from fewstep.randomness import Draws
 from fewstep.records import Conditioning
 from fewstep.resources import resolve
 
+_AHEAD = 64  # prompts encoded in one go
 COLUMNS = ("prompt", "caption", "text")
 """Keys of a .jsonl line and columns of a .csv that hold the prompt; the first one there counts."""
 
@@ -172,10 +173,17 @@ class Encoder:
         return self._backbone.null(batch)
 
     def encode_all(self, prompts: Sequence[str]) -> None:
-        """Encode all that will ever be asked for, without bound, and drop the text encoders."""
+        """Encode all that will ever be asked for, without bound, and drop the text encoders.
+
+        Many at a time: who is encoded with whom depends on the list alone.
+        """
         self._bound = float("inf")
-        for prompt in prompts:
-            self._one(prompt)
+        distinct = list(dict.fromkeys(prompts))
+        for start in range(0, len(distinct), _AHEAD):
+            part = distinct[start : start + _AHEAD]
+            encoded = self._backbone.encode(part).to("cpu")
+            for i, prompt in enumerate(part):
+                self._kept[prompt] = encoded.select(slice(i, i + 1))
         self._backbone.free_encoders()
 
     def _one(self, prompt: str) -> Conditioning:

@@ -32,7 +32,6 @@ _MAY_CHANGE = (
     "train.steps",
     "train.device",
     "data.cache_gb",
-    "data.encode_ahead",
     "checkpoint",
     "log",
     "evaluate",
