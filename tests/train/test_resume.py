@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from fewstep.config import Recipe
 from fewstep.errors import FewstepError
-from fewstep.train import Stopped, checkpoint, distill, loop
+from fewstep.train import NonFiniteError, Stopped, checkpoint, distill, loop, step
 
 STEPS = 6
 
@@ -106,7 +107,8 @@ def children(monkeypatch: pytest.MonkeyPatch):
     """Context for processes forked from a server that has never run autograd."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # one thread, as in this process: equal rounding
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fewstep.train"])
+    pipelines = "diffusers.pipelines.stable_diffusion_3"  # imported once, not by each child
+    context.set_forkserver_preload(["fewstep.train", f"{pipelines}.pipeline_stable_diffusion_3"])
     return context
 
 
@@ -156,6 +158,25 @@ def test_a_signal_finishes_the_step_and_saves(make_recipe, tmp_path, monkeypatch
     assert (stopped.value.code, stopped.value.step) == (0, 3)
     assert checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].name == "step-00000003"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_non_finite_gradient_leaves_the_last_checkpoint(
+    make_recipe, finished, tmp_path, monkeypatch, same_end
+):
+    recipe, folder, real = recipe_of(make_recipe, "full"), tmp_path / "run", step.evaluate
+
+    def poisoned(*args, draws, **settings):
+        terms = real(*args, draws=draws, **settings)
+        wrong = float("inf") if draws.step == 5 else 1.0
+        return [replace(term, loss=term.loss * wrong) for term in terms]
+
+    with monkeypatch.context() as patch, pytest.raises(NonFiniteError) as caught:
+        patch.setattr(step, "evaluate", poisoned)
+        distill(recipe, folder, console=quiet())
+    assert str(caught.value).startswith("step 6: the loss of ca (inf), dm (inf), cdm (inf)")
+    assert str(caught.value).endswith("the newest checkpoint is step-00000004")
+    distill(recipe, folder, resume=True, console=quiet())
+    same_end(finished("full"), folder, STEPS)
 
 
 @pytest.mark.parametrize("file", ["student.safetensors", "optimizers.safetensors", "state.json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -113,9 +114,10 @@ def look(run: Run) -> dict[str, float]:
     if run.preview.due(run.step) or run.step == run.recipe.train.steps:
         with ema.applied() if ema is not None else nullcontext():
             score = run.preview.draw(run.step, run.trainees.roles, run.encoder)
-        metrics["preview/score"] = score
-        if run.step > 0:  # the start is no candidate: nothing was learned yet
-            run.scores[run.step] = score
+        if math.isfinite(score):
+            metrics["preview/score"] = score
+            if run.step > 0:  # the start is no candidate: nothing was learned yet
+                run.scores[run.step] = score
     return metrics
 
 

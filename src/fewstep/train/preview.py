@@ -71,7 +71,13 @@ class Preview:
     """
 
     def __init__(
-        self, recipe: Recipe, backbone: Backbone, folder: Path, *, prompts: Sequence[str]
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        folder: Path,
+        *,
+        prompts: Sequence[str],
+        model: str | None = None,
     ) -> None:
         """Checks the score and draws the noise; no network is asked yet.
 
@@ -80,10 +86,12 @@ class Preview:
             backbone: The model.
             folder: The run's ``previews``.
             prompts: What to draw.
+            model: Fingerprint of the model, so that another one's pictures are not taken for its.
         """
         self.prompts = list(prompts)
         self._recipe: PreviewRecipe = recipe.preview
         self._backbone = backbone
+        self._identity = f"{recipe.model.model_dump_json()} {model}"
         self._folder = folder
         self._score = preview_score(self._recipe.score)
         size = recipe.resolution.height, recipe.resolution.width
@@ -158,7 +166,7 @@ class Preview:
             self._guidance,
             tuple(self._noise.shape),
         )
-        return digest_text(repr(settings), *self.prompts)
+        return digest_text(self._identity, repr(settings), *self.prompts)
 
     def _describe(self) -> None:
         columns = [f"teacher, {self._teacher_steps} steps, guidance {self._guidance:g}"]

@@ -120,6 +120,7 @@ def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> R
     if recipe.data.encode_ahead:
         encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
     watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
+    previews, model = folder / PREVIEWS, digest_model(backbone.source)
     return Run(
         recipe=recipe,
         folder=folder,
@@ -128,10 +129,10 @@ def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> R
         algorithm=_algorithm(recipe, checked.objectives, shape, shift),
         order=Order(checked.prompts.texts, recipe.train.seed),
         encoder=encoder,
-        preview=Preview(recipe, backbone, folder / PREVIEWS, prompts=checked.preview_prompts),
+        preview=Preview(recipe, backbone, previews, prompts=checked.preview_prompts, model=model),
         health=Health(recipe.health, watched, latent_shape=shape, shift=shift),
         log=log,
-        identity={"prompts": checked.prompts.digest, "model": digest_model(backbone.source)},
+        identity={"prompts": checked.prompts.digest, "model": model},
     )
 
 
