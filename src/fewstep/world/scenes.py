@@ -1,5 +1,7 @@
 """Captioned 64x64 scenes: one or two coloured shapes on a plain background, drawn from a seed.
 
+Things stand near the spots of a loose grid, sixteen for small ones and nine for large ones.
+
 A `Prompt` fixes some attributes of a scene and leaves the rest free; `draw_scene` fills the free
 ones at random, so that one prompt has many pictures. `render` draws them, anti-aliased.
 """
@@ -29,13 +31,13 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
     "brown": (0.42, 0.25, 0.12),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-RADII: dict[str, tuple[float, float]] = {"small": (6.0, 8.0), "large": (11.0, 13.0)}  # pixels
+RADII: dict[str, tuple[float, float]] = {"small": (6.0, 7.2), "large": (11.0, 13.0)}  # pixels
 POSITIONS = ("left", "right", "top", "bottom")
 SHARE_HELD_OUT = 8  # one prompt in so many never enters training
 _JITTER = 0.05  # half-width of the uniform variation of every colour channel
 _GAP = 3.0  # pixels between the bounding boxes of two things
-_MARGIN = 2.0  # pixels between a thing and the border
-_HALF = SIDE / 2 - 5.0  # "left" puts the centre at x <= _HALF, "right" at x >= SIDE - _HALF
+_WANDER = 1.0  # pixels that a thing may stand off its spot on the grid, either way
+_SPOTS: dict[str, tuple[float, ...]] = {"small": (8, 24, 40, 56), "large": (16, 32, 48)}
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _place(specs: Sequence[ThingSpec], rng: np.random.Generator) -> tuple[Thing,
     for spec in specs:
         size = spec.size or _choice(rng, tuple(RADII))
         radius = float(rng.uniform(*RADII[size]))
-        x, y = _centre(spec.position, radius, rng)
+        x, y = _centre(size, spec.position, rng)
         for other in placed:
             apart = radius + other.radius + _GAP
             if abs(x - other.x) < apart and abs(y - other.y) < apart:
@@ -183,13 +185,15 @@ def _place(specs: Sequence[ThingSpec], rng: np.random.Generator) -> tuple[Thing,
     return tuple(placed)
 
 
-def _centre(position: str | None, radius: float, rng: np.random.Generator) -> tuple[float, float]:
-    low, high = radius + _MARGIN, SIDE - radius - _MARGIN
-    spans = {"left": (low, _HALF), "right": (SIDE - _HALF, high), "top": (low, _HALF)}
-    spans["bottom"] = spans["right"]
-    x = rng.uniform(*spans[position]) if position in ("left", "right") else rng.uniform(low, high)
-    y = rng.uniform(*spans[position]) if position in ("top", "bottom") else rng.uniform(low, high)
-    return float(x), float(y)
+def _centre(size: str, position: str | None, rng: np.random.Generator) -> tuple[float, float]:
+    """A free spot of a loose grid, on the demanded side of the picture."""
+    before = [spot for spot in _SPOTS[size] if spot < SIDE / 2]
+    after = [spot for spot in _SPOTS[size] if spot > SIDE / 2]
+    sides = {"left": before, "top": before, "right": after, "bottom": after}
+    across = sides[position] if position in ("left", "right") else _SPOTS[size]
+    along = sides[position] if position in ("top", "bottom") else _SPOTS[size]
+    x, y = across[int(rng.integers(len(across)))], along[int(rng.integers(len(along)))]
+    return x + float(rng.uniform(-_WANDER, _WANDER)), y + float(rng.uniform(-_WANDER, _WANDER))
 
 
 def _jitter(rgb: Sequence[float], rng: np.random.Generator) -> tuple[float, float, float]:
