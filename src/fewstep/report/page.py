@@ -1,0 +1,97 @@
+"""Putting the page together: what there is of a run is shown, what is missing is left out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import fewstep
+from fewstep.errors import FewstepError
+from fewstep.files import read_json, write_text
+from fewstep.report import curves, pictures, tables
+
+_SECTIONS = (
+    ("side_by_side", "side-by-side", "Side by side"),
+    ("by_steps", "by-steps", "Fewer steps"),
+    ("scores", "scores", "Scores"),
+    ("bars", "bars", "Bars"),
+    ("charts", "training", "Training"),
+    ("previews", "previews", "Previews"),
+)
+
+
+def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
+    """Writes a run's report and returns its path.
+
+    Args:
+        run_folder: A run, trained and perhaps evaluated.
+        out: The file; None is report.html in the run.
+
+    Raises:
+        FewstepError: It is not a run's folder.
+    """
+    folder = Path(run_folder).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise FewstepError(f"{run_folder}: not a run folder (no config.yaml in it)")
+    environment = Environment(
+        loader=PackageLoader("fewstep.report"),
+        autoescape=True,  # prompts are text, whatever they contain
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_content(folder))
+    final = Path(out).expanduser() if out is not None else folder / "report.html"
+    write_text(final, page)
+    return final
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    evaluation = read_json(folder / "evaluation.json") or {"arms": []}
+    summary = read_json(folder / "summary.json") or {}
+    metrics = curves.read_metrics(folder / "metrics.jsonl")
+    recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
+    content: dict[str, Any] = {
+        "title": f"{folder.resolve().name}: a text-to-image model in four steps",
+        "subtitle": tables.subtitle(recipe),
+        "version": fewstep.__version__,
+        "tiles": tables.tiles(evaluation),
+        "side_by_side": pictures.side_by_side(folder, evaluation),
+        "by_steps": pictures.by_steps(folder, evaluation),
+        "scores": tables.score_table(evaluation),
+        "scores_note": tables.scores_note(evaluation),
+        "attributes": tables.attribute_table(evaluation),
+        "bars": tables.bar_rows(summary),
+        "bars_met": bool(summary.get("bars_met")),
+        "charts": curves.charts(metrics),
+        "previews": pictures.previews(folder),
+        "facts": _facts(evaluation, summary, metrics),
+        "recipe": recipe,
+    }
+    links = [(anchor, text) for key, anchor, text in _SECTIONS if content[key]]
+    return content | {"contents": [*links, ("how", "How it was made")]}
+
+
+def _facts(
+    evaluation: dict[str, Any], summary: dict[str, Any], metrics: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    hardware = summary.get("hardware") or evaluation.get("hardware") or {}
+    facts = [
+        ("Processor", f"{hardware['cpu']}, {hardware['cores']} cores" if hardware else None),
+        ("Accelerator", hardware.get("accelerator")),
+        ("Memory", f"{hardware['memory_gb']} GB" if "memory_gb" in hardware else None),
+        (
+            "Software",
+            f"Python {hardware['python']}, torch {hardware['torch']}" if hardware else None,
+        ),
+        ("Whole run", tables.duration(summary.get("seconds"))),
+        ("Peak memory", tables.gigabytes(summary.get("peak_memory_gb"))),
+        ("Evaluation", tables.duration(evaluation.get("seconds"))),
+        ("Iterations", f"{metrics[-1]['step']:.0f}" if metrics else None),
+        ("Student of step", evaluation.get("step")),
+        ("Written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
+    ]
+    return [(name, str(value)) for name, value in facts if value is not None]
