@@ -138,7 +138,7 @@ def test_progress_is_plain_where_there_is_no_terminal(make_recipe, tmp_path):
 
 def test_the_summary_names_losses_first():
     text = summary({"loss/dm": 0.5, "memory_gb": 1.25, "evaluations": 12345, "k/dm": 3.0})
-    assert text == "dm 0.5000  12,345 evaluations  1.2 GB"
+    assert text == "dm 0.5  12,345 evaluations  1.2 GB"
 
 
 def test_tensorboard_is_written_or_missed_at_once(make_recipe, tmp_path, monkeypatch):

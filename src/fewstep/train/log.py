@@ -42,6 +42,7 @@ class Log:
         self._total = total
         self._tensorboard = _tensorboard() if recipe.tensorboard else None
         self.pending: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
         self._said = float("-inf")
 
     @contextmanager
@@ -80,7 +81,8 @@ class Log:
         self.pending = {}
 
     def _show(self, step: int) -> None:
-        text = summary(self.pending)
+        self._shown |= self.pending  # the student's figures stay in sight where it does not move
+        text = summary(self._shown)
         self._bar.update(self._task, completed=step, text=text)
         quiet = self._bar.live.is_started and self._console.is_terminal
         if not quiet and (time.monotonic() - self._said > _PAUSE or step == self._total):
@@ -91,7 +93,7 @@ class Log:
 def summary(metrics: Mapping[str, float]) -> str:
     """The figures worth a glance, in one line."""
     losses = [
-        f"{name.removeprefix('loss/')} {value:.4f}"
+        f"{name.removeprefix('loss/')} {value:.3g}"
         for name, value in metrics.items()
         if name.startswith("loss/")
     ]
