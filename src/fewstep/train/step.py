@@ -1,4 +1,4 @@
-"""One iteration of Continuous-Time Distribution Matching: Algorithm 1 of ``docs/math.md``.
+"""One iteration of Continuous-Time Distribution Matching: the published Algorithm 1.
 
 No logging, no distribution, no files. Every random value is a function of (seed, step, purpose,
 global sample index), so splitting the batch changes nothing but memory.
