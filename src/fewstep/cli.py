@@ -75,11 +75,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Distil the embedded tiny pipeline, export, evaluate and report: minutes on a laptop."""
-    from fewstep.config import load_recipe
-    from fewstep.demo import free_folder, run_all
     from fewstep.recipes import find
 
     path = find(recipe)
+    from fewstep.config import load_recipe
+    from fewstep.demo import free_folder, run_all
+
     folder = out or Path("runs") / path.stem
     folder = folder if resume or out else free_folder(folder)
     summary = run_all(load_recipe(path, overrides or []), folder, resume=resume)
@@ -103,10 +104,11 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a student by the recipe."""
-    from fewstep.config import load_recipe
     from fewstep.recipes import find
 
     path = find(recipe)
+    from fewstep.config import load_recipe
+
     settings = load_recipe(path, overrides or [])
     from fewstep.train import Stopped
     from fewstep.train import distill as train
@@ -120,7 +122,8 @@ def distill(
         say_json({"run": str(folder), "step": step, "finished": step == settings.train.steps})
         return
     say(f"run: {folder}")
-    say(f"next: fewstep evaluate {folder}; fewstep export {folder}")
+    if step == settings.train.steps:
+        say(f"next: fewstep evaluate {folder}; fewstep export {folder}")
 
 
 @app.command()
@@ -135,6 +138,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Where pictures and manifest.jsonl go.")] = Path(
         "samples"
     ),
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes what is there.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw pictures of prompts with an exported student (or any pipeline, without guidance)."""
@@ -142,7 +146,7 @@ def sample(
     from fewstep.runs import open_model
     from fewstep.sample import Sampler, write_samples
 
-    model = open_model(folder)
+    model = open_model(folder, device=device)
     height, width = model.size or (None, None)
     sampler = Sampler(steps, height=height, width=width)
     rows = []
@@ -160,12 +164,16 @@ def export(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Where to; default RUN/export.")] = None,
     which: Which = "best",
+    merge: Annotated[bool, typer.Option("--merge", help="Write a LoRA as a whole folder.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Repo id that the card's snippet should load.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's student as a diffusers folder with a model card."""
+    """Write a run's student as a diffusers folder (or LoRA) with a model card."""
     from fewstep.export import export_run
 
-    folder = export_run(run, out, which=which)
+    folder = export_run(run, out, which=which, merge=merge, address=address)
     if as_json:
         say_json({"folder": str(folder)})
     else:

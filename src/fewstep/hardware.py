@@ -6,7 +6,12 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import FewstepError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe() -> dict[str, Any]:
@@ -26,6 +31,28 @@ def describe() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["accelerator"] = torch.cuda.get_device_name()
     return found
+
+
+def pick_device(name: str, where: str = "--device") -> torch.device:
+    """The device of a name; ``auto`` takes an accelerator if there is one, else the processor.
+
+    Args:
+        name: Such as ``auto``, ``cpu`` or ``cuda:1``.
+        where: Who asked, for the error message.
+
+    Raises:
+        FewstepError: This machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FewstepError(f"{where}: {name!r} cannot be used here: {reason}") from error
 
 
 def cpu_model() -> str:

@@ -16,6 +16,7 @@ from fewstep.backbones.base import Backbone
 from fewstep.config import ConfigError, Recipe
 from fewstep.errors import FewstepError
 from fewstep.files import digest_model
+from fewstep.hardware import pick_device
 from fewstep.objectives import Objective
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.ema import Ema
@@ -106,7 +107,8 @@ def check(recipe: Recipe) -> Checked:
         except FewstepError as error:
             raise ConfigError(f"objectives.{number}: {error}") from error
     prompts = read_prompts(recipe.data.prompts)
-    return Checked(found, prompts, _preview_prompts(recipe, prompts), _device(recipe.train.device))
+    device = pick_device(recipe.train.device, "train.device")
+    return Checked(found, prompts, _preview_prompts(recipe, prompts), device)
 
 
 def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> Run:
@@ -173,17 +175,6 @@ def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
     if not source:
         raise ConfigError("preview.prompts: the list is empty")
     return source[: recipe.preview.count]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"train.device: {name!r} cannot be used: {reason}") from error
 
 
 # ------------------------------------------------------------------------------ saving, going on
