@@ -289,7 +289,7 @@ class EvaluateRecipe(Section):
     count: Count = 1000
     repeats: tuple[Count, Annotated[int, Field(ge=2)]] = (48, 8)
     arms: Annotated[tuple[ArmRecipe, ...], Field(min_length=1)] = (
-        ArmRecipe(model="teacher"),
+        ArmRecipe(model="teacher", steps=50),
         ArmRecipe(model="teacher", steps=4),
         ArmRecipe(model="teacher", steps=4, guidance=1.0),
         *(ArmRecipe(model="student", steps=steps) for steps in (1, 2, 4, 8)),
