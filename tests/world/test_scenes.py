@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from fewstep.resources import resolve
 from fewstep.world.scenes import (
     POSITIONS,
     RADII,
@@ -87,3 +88,14 @@ def test_drawing_is_a_function_of_the_seed():
     assert np.array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))
     assert draw(1).min() >= 0 and draw(1).max() <= 1
+
+
+def test_the_shipped_lists_are_large_and_share_no_prompt():
+    lists = {
+        name: resolve(f"package://fewstep.world/data/prompts/{name}.txt").read_text().splitlines()
+        for name in ("train", "heldout", "preview")
+    }
+    assert len(lists["train"]) >= 2000 and len(lists["heldout"]) >= 1000
+    everything = [caption for captions in lists.values() for caption in captions]
+    assert len(set(everything)) == len(everything)
+    assert all(parse(c).held_out == (name != "train") for name in lists for c in lists[name])

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from fewstep.world import autoencoder, denoiser, features
 from fewstep.world.scenes import distinct_prompts
 
-PROMPT_LISTS = {"train": 4096, "heldout": 1200, "preview": 64}  # captions a list
+_TRAIN, _HELD_OUT, _PREVIEW = 4096, 1200, 64  # captions a list
 Say = Callable[[str], None]
 
 
@@ -81,9 +81,14 @@ def save_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
 
 
 def write_prompts(folder: Path) -> None:
-    """Writes the lists of captions, one a line; only `train` is used for training."""
+    """Writes three lists of captions, one a line, that share none; only `train` trains anything."""
     folder.mkdir(parents=True)
-    for number, (name, count) in enumerate(PROMPT_LISTS.items()):
-        captions = distinct_prompts(count, 100 + number, held_out=name != "train")
+    kept = distinct_prompts(_HELD_OUT + _PREVIEW, 101, held_out=True)
+    lists = {
+        "train": distinct_prompts(_TRAIN, 100, held_out=False),
+        "heldout": kept[:_HELD_OUT],
+        "preview": kept[_HELD_OUT:],
+    }
+    for name, captions in lists.items():
         text = "".join(f"{caption}\n" for caption in captions)
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
