@@ -2,8 +2,8 @@
 
 Points of the plane, drawn from a mixture of Gaussians; the prompt says which of the modes are in
 play, the empty prompt allows all of them. A small network learns the mixture by flow matching;
-then DM + CDM at 4 evaluations must beat, on every seed, as many further steps of flow matching, and the exact
-teacher itself at 4 evaluations.
+then, at 4 evaluations, DM + CDM must beat on every seed as many further steps of flow matching,
+and the exact teacher itself.
 
 The seeds are members of one batched network that share nothing but the clock: every member has
 weights, data and random values of its own, and Adam works weight by weight.
