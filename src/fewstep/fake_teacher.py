@@ -69,9 +69,7 @@ def update_loss(
     if target not in TARGETS:
         raise unknown("fake-teacher target", target, TARGETS)
     x0 = TARGETS[target](anchor)
-    noised = renoise(
-        x0, law, anchor_sigma=anchor.sigma, name=name, draws=draws, indices=indices
-    )
+    noised = renoise(x0, law, anchor_sigma=anchor.sigma, name=name, draws=draws, indices=indices)
     predicted = velocity(noised.xt, noised.sigma, cond)
     return denoising_loss(predicted, x0.detach(), noised.eps, reduction="none")
 

@@ -176,7 +176,8 @@ class Backbone(ABC):
         shutil.copytree(
             self.source, folder, dirs_exist_ok=True, ignore=_everything_but_parts(self.net_name)
         )
-        net.save_pretrained(folder / self.net_name, safe_serialization=True)
+        save: Any = net.save_pretrained  # a network of diffusers, which nn.Module does not tell
+        save(folder / self.net_name, safe_serialization=True)
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
         """Writes one adapter as `pytorch_lora_weights.safetensors`, right at scale 1.
