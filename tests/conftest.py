@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 
 import hypothesis
 import pytest
@@ -108,15 +109,34 @@ def pipeline_folder(tmp_path_factory):
     return folder
 
 
+def _moved(weights, generator):
+    return {
+        name: weight + 0.05 * torch.randn(weight.shape, generator=generator)
+        for name, weight in weights.items()
+    }
+
+
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory, pipeline_folder):
     """``make_run(mode="full", **sections) -> folder`` of a run that moved its student at random."""
 
-    def make(mode="full", **sections):
+    @cache
+    def students(recipe):
+        """Step -> what a checkpoint of it holds, and its score."""
         from fewstep import backbones
+        from fewstep.train.roles import Roles
+
+        backbone = backbones.load(pipeline_folder, max_sequence_length=16)
+        start = Roles.build(backbone, recipe, seed=0).student_state()
+        generator = torch.Generator().manual_seed(1)
+        return {
+            step: ({"student": start, "ema": _moved(start, generator)}, score)
+            for step, score in ((2, 0.7), (4, 0.3))
+        }
+
+    def make(mode="full", **sections):
         from fewstep.config import dump_recipe, parse_recipe
         from fewstep.train import checkpoint
-        from fewstep.train.roles import Roles
 
         folder = tmp_path_factory.mktemp("runs") / "run"
         folder.mkdir()
@@ -131,16 +151,7 @@ def make_run(tmp_path_factory, pipeline_folder):
             "train": {"steps": 4},
         }
         recipe = parse_recipe({**data, **sections})
-        roles = Roles.build(
-            backbones.load(pipeline_folder, max_sequence_length=16), recipe.student, seed=0
-        )
-        generator = torch.Generator().manual_seed(1)
-        for step, score in ((2, 0.7), (4, 0.3)):
-            moved = {
-                name: value + 0.05 * torch.randn(value.shape, generator=generator)
-                for name, value in roles.student_state().items()
-            }
-            groups = {"student": roles.student_state(), "ema": moved}
+        for step, (groups, score) in students(recipe.student).items():
             checkpoint.save(folder / "checkpoints", step, groups, {"score": score})
         (folder / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         return folder

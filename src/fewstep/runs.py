@@ -14,6 +14,7 @@ from fewstep.backbones.base import Backbone
 from fewstep.config import Recipe, StudentRecipe, parse_recipe
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
+from fewstep.hardware import pick_device
 from fewstep.resources import resolve
 from fewstep.train import checkpoint
 from fewstep.train.roles import become_student
@@ -81,10 +82,11 @@ class Run:
         """Height and width in pixels that the student is distilled at."""
         return self.recipe.resolution.height, self.recipe.resolution.width
 
-    def load_backbone(self, *, dtype: str = "float32") -> Backbone:
-        """The pretrained model of the run."""
+    def load_backbone(self, *, dtype: str = "float32", device: str | None = None) -> Backbone:
+        """The pretrained model of the run, on the recipe's device unless told otherwise."""
         model = self.recipe.model
-        return backbones.load(model.path, dtype=dtype, **model.options)
+        backbone = backbones.load(model.path, dtype=dtype, **model.options)
+        return backbone.to(pick_device(device or self.recipe.train.device))
 
     def load_student(self, backbone: Backbone, which: str = "best") -> Student:
         """The student as a checkpoint has it, in place of the backbone's own network.
@@ -117,7 +119,12 @@ def _at_scale_one(
 
 
 def open_model(
-    place: str | Path, *, which: str | None = None, dtype: str = "float32", **options: Any
+    place: str | Path,
+    *,
+    which: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    **options: Any,
 ) -> Model:
     """The network that a folder stands for.
 
@@ -128,6 +135,7 @@ def open_model(
             else the best checkpoint.
         dtype: Name of the torch dtype to hold weights in; pictures equal those of the model card's
             snippet in float32.
+        device: Where to draw; `auto` takes an accelerator if there is one.
         options: What the family's loader takes; they win over what the folder itself says.
 
     Raises:
@@ -136,16 +144,17 @@ def open_model(
     folder = resolve(place)
     if Run.is_one(folder):
         if which is None and _is_export(folder / "export"):
-            return open_model(folder / "export", dtype=dtype, **options)
+            return open_model(folder / "export", dtype=dtype, device=device, **options)
         run = Run.open(folder)
-        backbone = run.load_backbone(dtype=dtype)
+        backbone = run.load_backbone(dtype=dtype, device=device)
         student = run.load_student(backbone, which or "best")
         label = f"{folder.name}/{student.path.name}"
         return Model(backbone, student.net, label, run.size)
     note = read_note(folder)
     options = {**note.get("options", {}), **options}
     adapter = (folder / LORA).is_file()
-    backbone = backbones.load(_base_of(folder, note) if adapter else place, dtype=dtype, **options)
+    source = _base_of(folder, note) if adapter else place
+    backbone = backbones.load(source, dtype=dtype, **options).to(pick_device(device))
     if adapter:
         backbone.pipe.load_lora_weights(folder, weight_name=LORA)
     size = note.get("size")

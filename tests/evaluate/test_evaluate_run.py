@@ -99,6 +99,19 @@ def test_the_teacher_is_drawn_once_and_the_student_always(run, evaluation, monke
         assert new["scores"] == pytest.approx(old["scores"], abs=1e-4)
 
 
+def test_readings_that_came_with_the_model_spare_drawing_the_teacher(
+    make_run, settings, tmp_path, monkeypatch
+):
+    recipe = Run.open(make_run(evaluate={**settings, "readings": str(tmp_path / "kept")})).recipe
+    names = runner.keep_teacher(recipe, tmp_path / "kept")
+    assert names == ["teacher@6 guided", "teacher@4 guided", "teacher@4"]
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "empty"))
+    run = make_run(evaluate={**settings, "readings": str(tmp_path / "kept")})
+    evaluate_run(run)
+    assert not (tmp_path / "empty").exists()
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"count": 11}, {"repeats": [3, 3]}])
 def test_what_readings_depend_on_is_in_their_key(make_run, settings, change):
     recipes = [make_run(evaluate=given) for given in (settings, {**settings, **change})]

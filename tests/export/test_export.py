@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -32,15 +33,25 @@ def metadata_of(folder):
     return yaml.safe_load(card_of(folder).split("---\n")[1])
 
 
-def run_snippet(folder, cwd):
-    """Runs the card's Python as it stands, in a process of its own, without network or fewstep."""
-    code = re.search(r"```python\n(.*?)```", card_of(folder), re.DOTALL)[1]
-    (cwd / "snippet.py").write_text(code, encoding="utf-8")
+def run_snippets(*folders):
+    """Runs cards' Python as it stands, in a process without network or fewstep; their pictures."""
+    places = []
+    for folder in folders:
+        places.append(folder.parent / "elsewhere")
+        places[-1].mkdir()
+        code = re.search(r"```python\n(.*?)```", card_of(folder), re.DOTALL)[1]
+        (places[-1] / "snippet.py").write_text(code, encoding="utf-8")
+    run_each = (
+        "import os, runpy, sys\n"
+        "for place in sys.argv[1:]:\n    os.chdir(place)\n    runpy.run_path('snippet.py')\n"
+    )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run([sys.executable, "snippet.py"], cwd=cwd, env=env, check=True, timeout=300)
-    with Image.open(cwd / "image.png") as image:
-        return np.array(image)
+    command = [sys.executable, "-c", run_each, *map(str, places)]
+    subprocess.run(command, env=env, check=True, timeout=300)
+    for place in places:
+        with Image.open(place / "image.png") as image:
+            yield np.array(image)
 
 
 def pixels_of_sample(place, out, **options):
@@ -50,16 +61,16 @@ def pixels_of_sample(place, out, **options):
         return np.array(image)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_the_snippet_draws_what_sample_draws(make_run, tmp_path, mode):
-    run = make_run(mode)
-    exported = export_run(run)
-    assert exported == run / "export"
-    drawn = run_snippet(exported, tmp_path)
-    assert np.array_equal(drawn, pixels_of_sample(run, tmp_path / "a"))
-    assert np.array_equal(drawn, pixels_of_sample(run, tmp_path / "b", which="best"))
-    assert np.array_equal(drawn, pixels_of_sample(exported, tmp_path / "c"))
-    assert not np.array_equal(drawn, pixels_of_sample(run, tmp_path / "d", which="last"))
+def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
+    runs = [make_run(mode) for mode in ("full", "lora")]
+    exports = [export_run(run) for run in runs]
+    assert exports == [run / "export" for run in runs]
+    drawn = list(run_snippets(*exports))
+    for run, exported, expected in zip(runs, exports, drawn, strict=True):
+        assert np.array_equal(expected, pixels_of_sample(run, tmp_path))
+        assert np.array_equal(expected, pixels_of_sample(run, tmp_path, which="best"))
+        assert np.array_equal(expected, pixels_of_sample(exported, tmp_path))
+        assert not np.array_equal(expected, pixels_of_sample(run, tmp_path, which="last"))
 
 
 def test_a_full_export_is_a_whole_diffusers_folder(make_run, pipeline_folder):
@@ -128,6 +139,20 @@ def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
     assert "0.875" in card and "images/step-00000002.png" in card
     assert "name: cdm" in card and str(pipeline_folder.parent) not in card.split("## Recipe")[0]
     assert (run / "export" / "images" / "step-00000002.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "prompt", ['a "red" circle', "it's red", "```\nimport os\n```", "\\ \u202e"]
+)
+def test_the_snippet_holds_any_prompt(make_run, prompt):
+    card = card_of(export_run(make_run(preview={"prompts": [prompt]})))
+    code = re.search(r"```python\n(.*?)\n```\n", card, re.DOTALL)[1]
+    called = next(
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "pipe"
+    )
+    assert ast.literal_eval(called.args[0]) == prompt
 
 
 def test_scores_of_another_checkpoint_stay_off_the_card(make_run):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep import hardware
 from fewstep.backbones.base import Backbone
-from fewstep.config import EvaluateRecipe
+from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.errors import FewstepError
 from fewstep.evaluate import features, truth
 from fewstep.evaluate.arms import Arm, Reader, Shelf
@@ -74,6 +74,31 @@ def evaluate_run(
     return evaluation
 
 
+def keep_teacher(recipe: Recipe, folder: Path, *, say: Say = lambda text: None) -> list[str]:
+    """Draws a recipe's teacher arms and keeps their readings in a folder, to ship with the model.
+
+    A recipe that names the folder as `evaluate.readings` is then evaluated without drawing the
+    teacher, for as long as model, prompts, feature space and truth stay as they are.
+
+    Args:
+        recipe: Any recipe of the model; nothing is trained.
+        folder: Where to.
+        say: Told what is being done.
+
+    Returns:
+        Names of the arms.
+    """
+    run, reader = Run(folder, recipe), make_reader(recipe.evaluate)
+    backbone = run.load_backbone()
+    work = _Work(backbone, reader, Shelf((folder, *shelf(recipe.evaluate).folders)), folder)
+    arms = [a for a in resolve_arms(recipe.evaluate, run, backbone) if a.model == "teacher"]
+    for arm in arms:
+        say(f"{arm.name}: {arm.sampler.evaluations} evaluations a picture")
+        key = work.key(arm, backbone.net, digest_model(backbone.source))
+        work.shelf.keep(key, work.read(arm, backbone.net, digest_model(backbone.source)))
+    return [arm.name for arm in arms]
+
+
 @dataclass(frozen=True, eq=False)
 class _Work:
     """What one evaluation does to each of its arms."""
@@ -108,13 +133,17 @@ class _Work:
         """Readings of an arm; those of a model with a fingerprint are looked up and kept."""
         if model is None:
             return self.reader.read(self.backbone, net, arm.sampler)
-        backbone = f"{self.backbone.card_call()} {next(net.parameters()).dtype}"
-        key = digest_text(model, backbone, repr(arm.sampler), self.reader.key)
+        key = self.key(arm, net, model)
         known = self.shelf.find(key)
         if known is None:
             known = self.reader.read(self.backbone, net, arm.sampler)
             self.shelf.keep(key, known)
         return known
+
+    def key(self, arm: Arm, net: nn.Module, model: str) -> str:
+        """Fingerprint of all that an arm's readings depend on."""
+        call = f"{self.backbone.card_call()} {next(net.parameters()).dtype}"
+        return digest_text(model, call, repr(arm.sampler), self.reader.key)
 
     def _write(self, slug: str, prompts: list[str], images: Tensor) -> None:
         folder = self.folder / slug

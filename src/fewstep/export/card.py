@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -130,21 +131,29 @@ def snippet(card: Card) -> str:
         "height": height,
         "width": width,
     }
-    arguments = "".join(f"    {k}={v!r},\n" for k, v in (call | card.backbone.card_call()).items())
+    call |= card.backbone.card_call()
     base = _load_path(card.run) if card.adapter else card.address
-    lines = [
-        "import torch",
-        f"from diffusers import {pipeline}",
-        "",
-        f"pipe = {pipeline}.from_pretrained({base!r}, torch_dtype=torch.{card.dtype})",
-        *([f"pipe.load_lora_weights({card.address!r})"] if card.adapter else []),
-        "image = pipe(",
-        f"    {_example(card)!r},",
-        f"{arguments}    generator=torch.Generator('cpu').manual_seed(0),",
-        ").images[0]",
-        "image.save('image.png')",
-    ]
-    return "\n".join(lines).replace("'", '"') if "'" not in _example(card) else "\n".join(lines)
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {pipeline}",
+            "",
+            f"pipe = {pipeline}.from_pretrained({_literal(base)}, torch_dtype=torch.{card.dtype})",
+            *([f"pipe.load_lora_weights({_literal(card.address)})"] if card.adapter else []),
+            'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+            "image = pipe(",
+            f"    {_literal(_example(card))},",
+            *(f"    {name}={_literal(value)}," for name, value in call.items()),
+            '    generator=torch.Generator("cpu").manual_seed(0),',
+            ").images[0]",
+            'image.save("image.png")',
+        ]
+    )
+
+
+def _literal(value: Any) -> str:
+    """A value as Python source; strings as JSON has them, which cannot end the snippet's fence."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _load_path(run: Run) -> str:

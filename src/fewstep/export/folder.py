@@ -53,7 +53,7 @@ def export_run(
     run = Run.open(run_folder)
     final = (Path(out) if out is not None else run.folder / "export").expanduser().absolute()
     _check_free(final)
-    backbone = run.load_backbone(dtype=dtype)
+    backbone = run.load_backbone(dtype=dtype, device="cpu")
     student = run.load_student(backbone, which)
     adapter = student.recipe.mode == "lora" and not merge
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
