@@ -112,9 +112,28 @@ def test_files_and_manifest_agree(pipeline_folder, tmp_path):
 def test_a_run_is_sampled_from_the_checkpoint_asked_for(make_run):
     run = make_run()
     drawn = {}
-    for which in (None, "best", "last"):
+    for which in (None, "best", "last", "4"):
         model = open_model(run, which=which)
         assert model.size == (64, 64)
         drawn[which] = sample_images(model.backbone, model.net, PROMPTS[:1])
     assert torch.equal(drawn[None], drawn["best"])
+    assert torch.equal(drawn["last"], drawn["4"])
     assert not torch.equal(drawn["best"], drawn["last"])
+
+
+@pytest.mark.parametrize(
+    ("which", "message"), [("bets", "did you mean 'best'"), ("3", "no checkpoint")]
+)
+def test_a_checkpoint_that_is_not_there_is_named(make_run, which, message):
+    with pytest.raises(FewstepError, match=message):
+        open_model(make_run(), which=which)
+
+
+def test_half_precision_draws_about_the_same(pipeline_folder):
+    models = [
+        open_model(pipeline_folder, dtype=dtype, max_sequence_length=16)
+        for dtype in ("float32", "bfloat16")
+    ]
+    full, half = (sample_images(model.backbone, model.net, PROMPTS[:1]) for model in models)
+    assert full.dtype == half.dtype == torch.float32
+    assert (full - half).abs().mean() < 0.05

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep import backbones, yaml12
 from fewstep.backbones.base import Backbone
 from fewstep.config import Recipe, StudentRecipe, parse_recipe
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, unknown
 from fewstep.files import read_json
 from fewstep.hardware import pick_device
 from fewstep.resources import resolve
@@ -89,7 +89,7 @@ class Run:
         return backbone.to(pick_device(device or self.recipe.train.device))
 
     def load_student(self, backbone: Backbone, which: str = "best") -> Student:
-        """The student as a checkpoint has it, in place of the backbone's own network.
+        """The student of a checkpoint (`best`, `last`, or a step), in the backbone's own network.
 
         It is the running mean of the weights, where the run kept one.
         Of an adapter, the scale alpha / rank is multiplied into the weights, so that it is right at
@@ -98,12 +98,21 @@ class Run:
         Raises:
             FewstepError: The run has no such checkpoint, or its files are damaged.
         """
-        path = checkpoint.find(self.folder, which)
+        path = checkpoint.find(self.folder, _which(which))
         state, recipe = checkpoint.student_weights(path), self.recipe.student
         if recipe.mode == "lora":
             state, recipe = _at_scale_one(state, recipe)
         net = become_student(backbone, recipe, state)
         return Student(net, recipe, path, int(checkpoint.read_state(path)["step"]))
+
+
+def _which(text: str) -> str | int:
+    """`best`, `last`, or the number of a step."""
+    if text.isdecimal():
+        return int(text)
+    if text not in ("best", "last"):
+        raise unknown("checkpoint", text, ("best", "last"))
+    return text
 
 
 def _at_scale_one(

@@ -28,6 +28,7 @@ from fewstep.schedules import few_step_sigmas, with_shift
 from fewstep.simulate import guided, sample
 
 MOST_STEPS = 1000
+_DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slower, and memory
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def sample_batch(
         part = slice(start, start + batch)
         cond = backbone.encode(list(prompts[part]))
         latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
-        images.append(backbone.decode(latents).float().clamp(0, 1).cpu())
+        for some in latents.split(_DECODED_AT_ONCE):
+            images.append(backbone.decode(some).float().clamp(0, 1).cpu())
     return torch.cat(images)
 
 

@@ -136,9 +136,9 @@ def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
     card = card_of(export_run(run))
     assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in card and "[1.0, 0.9, 0.75, 0.5]" in card
     assert "guidance_scale=1.0" in card and "Guidance off" in card
-    assert "0.875" in card and "images/step-00000002.png" in card
+    assert "0.875" in card and "images/preview.png" in card
     assert "name: cdm" in card and str(pipeline_folder.parent) not in card.split("## Recipe")[0]
-    assert (run / "export" / "images" / "step-00000002.png").is_file()
+    assert (run / "export" / "images" / "preview.png").is_file()
 
 
 @pytest.mark.parametrize(

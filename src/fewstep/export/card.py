@@ -63,7 +63,7 @@ def write_card(folder: Path, card: Card) -> None:
     base = few_step_sigmas(card.steps)
     text = environment.get_template("card.md.j2").render(
         metadata=yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True).strip(),
-        title=_title(card),
+        title=f"{card.run.folder.resolve().name}: pictures in {card.steps} steps",
         teacher=_teacher(card.run),
         adapter=card.adapter,
         mode=card.student.recipe.mode,
@@ -76,7 +76,8 @@ def write_card(folder: Path, card: Card) -> None:
         dtype=card.dtype,
         snippet=snippet(card),
         scores=_scores(card),
-        previews=_copy_previews(card.run, folder),
+        preview=_copy_preview(card, folder),
+        columns=_columns(card.run),
         recipe=dump_recipe(card.run.recipe).strip(),
         version=fewstep.__version__,
         paper=_PAPER,
@@ -188,17 +189,20 @@ def _scores(card: Card) -> list[list[str]]:
     return rows
 
 
-def _copy_previews(run: Run, folder: Path) -> list[str]:
-    """Copies the run's last preview; returns the names of the copies."""
-    pictures = sorted((run.folder / "previews").glob("*.png"))[-1:]
-    for picture in pictures:
-        (folder / "images").mkdir(exist_ok=True)
-        shutil.copyfile(picture, folder / "images" / picture.name)
-    return [f"images/{picture.name}" for picture in pictures]
+def _copy_preview(card: Card, folder: Path) -> str | None:
+    """Copies the preview of the exported checkpoint, if one was drawn then; returns its place."""
+    picture = card.run.folder / "previews" / f"step-{card.student.step:08d}.png"
+    if not picture.is_file():
+        return None
+    (folder / "images").mkdir(exist_ok=True)
+    shutil.copyfile(picture, folder / "images" / "preview.png")
+    return "images/preview.png"
 
 
-def _title(card: Card) -> str:
-    return f"{_teacher(card.run).rstrip('/').rsplit('/', 1)[-1]} in {card.steps} steps"
+def _columns(run: Run) -> str:
+    """What a preview's columns show, as the trainer noted it."""
+    note = read_json(run.folder / "previews" / "previews.json") or {}
+    return "; ".join(note.get("columns", ())) or "the teacher; the student"
 
 
 def _teacher(run: Run) -> str:
