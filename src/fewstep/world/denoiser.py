@@ -16,7 +16,7 @@ from fewstep.world import pipeline
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.scenes import draw_scene, prompts, render
 
-SETTINGS = FitSettings(steps=9000, lr=1e-3, warmup=200, decay_from=0.6)
+SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 SIZES = pipeline.Sizes()
 _BATCH = 64
 SCENES = 40_960  # drawn and encoded once

@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 def make(work: Path, out: Path, *, seed: int = 0, say: Say) -> None:
     """Trains every network in `work`, continuing what is there, and writes the world to `out`.
 
-    On two CPU cores this takes about two hours. `out` is replaced only when all is done.
+    On two CPU cores this takes some four hours. `out` is replaced only when all is done.
 
     Args:
         work: Folder for logs and unfinished training.
