@@ -301,6 +301,7 @@ def _prompts(written: Sequence[str] | None, file: Path | None) -> list[str]:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; unexpected exceptions pass through."""
+    _prepare()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)
     try:
@@ -320,6 +321,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         return _refuse(f"{error.filename or 'disk'}: the disk is full; make room", error)
+
+
+def _prepare() -> None:
+    """Settings that libraries read from the environment when they are imported; yours win.
+
+    Their hints are kept off stderr, and their progress bars where nobody looks. Threads that wait
+    for each other sleep instead of spinning: with another program on the same cores, spinning makes
+    torch several times slower.
+    """
+    settings = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+    settings["OMP_WAIT_POLICY"] = "passive"
+    if not sys.stderr.isatty():
+        settings["TQDM_DISABLE"] = "1"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def _refuse(message: str, error: BaseException) -> int:
