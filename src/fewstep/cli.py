@@ -253,12 +253,25 @@ def train(
         "runs/world/work"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Decides everything.")] = 0,
+    start: Annotated[
+        str | None, typer.Option(help="Pipeline folder to train on, instead of from nothing.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda ...")] = "auto",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of every network, to try whether it works.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
+    from fewstep.hardware import pick_device
+    from fewstep.resources import resolve
     from fewstep.world.make import make
 
-    make(work, out, seed=seed, say=note)
+    begin = resolve(start) if start else None
+    if begin and not (begin / "model_index.json").is_file():
+        raise FewstepError(f"--start: {begin} is not a pipeline folder (no model_index.json)")
+    place = str(pick_device(device))
+    make(work, out, seed=seed, start=begin, device=place, steps=steps, say=note)
     if as_json:
         say_json({"folder": str(out), "seed": seed})
     else:

@@ -48,14 +48,16 @@ def edges(images: Tensor) -> Tensor:
     return (widest - narrowest).amax(dim=1, keepdim=True)
 
 
-def train(folder: Path, seed: int = 0, settings: FitSettings = SETTINGS) -> AutoencoderKL:
+def train(
+    folder: Path, *, seed: int = 0, settings: FitSettings = SETTINGS, device: str = "cpu"
+) -> AutoencoderKL:
     """Trains the autoencoder, measures the scale and shift of its latents, and returns it."""
     torch.manual_seed(seed)
-    vae = build()
+    vae = build().to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         torch.manual_seed(seed * 1_000_003 + step)
-        images = draw_images(_BATCH, seed, step) * 2 - 1
+        images = draw_images(_BATCH, seed, step).to(device) * 2 - 1
         posterior = vae.encode(images).latent_dist
         error = vae.decode(posterior.sample()).sample - images
         weight = 1.0 + _EDGE * edges(images)
@@ -66,10 +68,10 @@ def train(folder: Path, seed: int = 0, settings: FitSettings = SETTINGS) -> Auto
 
     fit(vae, loss, settings, folder)
     with torch.no_grad():
-        images = draw_images(512, seed, settings.steps) * 2 - 1
+        images = draw_images(512, seed, settings.steps).to(device) * 2 - 1
         latents = vae.encode(images).latent_dist.sample()
     vae.register_to_config(
         scaling_factor=round(1.0 / latents.std().item(), 4),
         shift_factor=round(latents.mean().item(), 4),
     )
-    return vae.eval()
+    return vae.cpu().eval()

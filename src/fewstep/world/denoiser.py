@@ -18,7 +18,7 @@ from fewstep.world.scenes import draw_scene, prompts, render
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 SIZES = pipeline.Sizes()
-_BATCH = 64
+BATCH = 64
 SCENES = 40_960  # drawn and encoded once
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
@@ -98,31 +98,43 @@ def train(
     seed: int = 0,
     settings: FitSettings = SETTINGS,
     sizes: pipeline.Sizes = SIZES,
-    compiled: bool = False,
+    start: StableDiffusion3Pipeline | None = None,
+    device: str = "cpu",
 ) -> StableDiffusion3Pipeline:
-    """Trains everything but the autoencoder and returns the finished pipeline."""
-    pipe = pipeline.build(seed, sizes, vae=vae)
-    start_as_identity(pipe.transformer)
-    net = Conditioned(pipe).train()
-    if compiled:
-        net.compile()
+    """Trains everything but the autoencoder and returns the finished pipeline, on the CPU.
+
+    Args:
+        vae: The finished autoencoder.
+        pairs: What to learn.
+        folder: For the log, and to continue from.
+        seed: Of the weights and of every draw.
+        settings: How long and how fast.
+        sizes: Of the networks, unless `start` is given.
+        start: A pipeline whose weights to begin with, instead of random ones.
+        device: Where to train; random values are drawn on the CPU, whatever it is.
+    """
+    pipe = start or pipeline.build(seed, sizes, vae=vae)
+    if start is None:
+        start_as_identity(pipe.transformer)
+    net = Conditioned(pipe).train().requires_grad_(True).to(device)
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
     captions = [*pairs.captions, ""]
     ids = [_tokens(tokenizer, captions) for tokenizer in tokenizers]
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(len(pairs.captions), (_BATCH,), generator=generator)
+        rows = torch.randint(len(pairs.captions), (BATCH,), generator=generator)
         x0 = pairs.latents[rows].float()
-        dropped = torch.rand(_BATCH, generator=generator) < _UNCONDITIONAL
+        dropped = torch.rand(BATCH, generator=generator) < _UNCONDITIONAL
         words = torch.where(dropped, len(pairs.captions), rows)
-        sigma, eps = draw_sigmas(_BATCH, generator), torch.randn(x0.shape, generator=generator)
+        sigma, eps = draw_sigmas(BATCH, generator), torch.randn(x0.shape, generator=generator)
         xt = add_noise(x0, eps, sigma)
-        velocity = net(xt, sigma, (ids[0][words], ids[1][words], ids[2][words]))
-        return {"loss": (velocity - (eps - x0)).square().mean()}
+        asked = tuple(tokens[words].to(device) for tokens in ids)
+        velocity = net(xt.to(device), sigma.to(device), asked)
+        return {"loss": (velocity - (eps - x0).to(device)).square().mean()}
 
     fit(net, loss, settings, folder)
-    net.eval()
+    net.cpu().eval()
     return pipe
 
 

@@ -75,7 +75,7 @@ def features(images: Tensor) -> Tensor:
     return torch.cat([_trained()(chunk) for chunk in images.split(256)])
 
 
-def train(folder: Path, seed: int = 0, settings: FitSettings = SETTINGS) -> FeatureNet:
+def train(folder: Path, *, seed: int = 0, settings: FitSettings = SETTINGS) -> FeatureNet:
     """Trains the network to name the things, the background and the occupied cells."""
     torch.manual_seed(seed)
     net = FeatureNet()

@@ -54,7 +54,7 @@ def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.M
     average = {name: value.detach().clone() for name, value in net.state_dict().items()}
     state_file, step = folder / "state.pt", 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, weights_only=True, map_location=_device(net))
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
@@ -83,6 +83,10 @@ def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.M
             (folder / "state.tmp").replace(state_file)
     net.load_state_dict(average)
     return net
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
 
 
 @torch.no_grad()

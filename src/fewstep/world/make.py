@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,13 +15,23 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
 from fewstep.world import autoencoder, denoiser, features
+from fewstep.world.fit import FitSettings
 from fewstep.world.scenes import distinct_prompts
 
 _TRAIN, _HELD_OUT, _PREVIEW = 4096, 1200, 64  # captions a list
 Say = Callable[[str], None]
 
 
-def make(work: Path, out: Path, *, seed: int = 0, say: Say) -> None:
+def make(
+    work: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    start: Path | None = None,
+    device: str = "cpu",
+    steps: int | None = None,
+    say: Say,
+) -> None:
     """Trains every network in `work`, continuing what is there, and writes the world to `out`.
 
     On two CPU cores this takes some four hours. `out` is replaced only when all is done.
@@ -29,40 +40,58 @@ def make(work: Path, out: Path, *, seed: int = 0, say: Say) -> None:
         work: Folder for logs and unfinished training.
         out: Folder for `pipeline/`, `features.safetensors`, `prompts/` and `made.json`.
         seed: Decides everything.
+        start: A pipeline folder to begin with: its autoencoder is kept, its teacher trained on.
+        device: Where to train.
+        steps: Of every network, to try whether it works; None for as many as it takes.
         say: Told in one line what begins.
     """
     began = time.monotonic()
-    vae = _autoencoder(work, seed, say)
-    say(f"features: {features.SETTINGS.steps} steps")
-    judge = features.train(work / "features", seed)
-    say("scenes: drawing and encoding")
-    pairs = _pairs(vae, work, seed)
-    say(f"teacher: {denoiser.SETTINGS.steps} steps")
-    pipe = denoiser.train(vae, pairs, work / "teacher", seed=seed)
+    known = StableDiffusion3Pipeline.from_pretrained(start) if start else None
+    plans = [_shortened(part.SETTINGS, steps) for part in (autoencoder, features, denoiser)]
+    vae = known.vae.eval() if known else None
+    if vae is None:
+        say(f"autoencoder: {plans[0].steps} steps")
+        vae = _autoencoder(work, seed, plans[0], device)
+    say(f"features: {plans[1].steps} steps")
+    judge = features.train(work / "features", seed=seed, settings=plans[1])
+    say(f"teacher: scenes, then {plans[2].steps} steps")
+    pairs = _pairs(vae, work, seed, min(denoiser.SCENES, plans[2].steps * denoiser.BATCH))
+    folder = work / "teacher"
+    pipe = denoiser.train(
+        vae, pairs, folder, seed=seed, settings=plans[2], start=known, device=device
+    )
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     save_pipeline(pipe, fresh / "pipeline")
     save_file(judge.state_dict(), fresh / "features.safetensors")
     write_prompts(fresh / "prompts")
     facts = {"seed": seed, "torch": torch.__version__, "machine": platform.machine()}
-    facts |= {"seconds": round(time.monotonic() - began)}
+    facts |= {
+        "seconds": round(time.monotonic() - began),
+        "continued": start is not None,
+        "device": device,
+    }
     (fresh / "made.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
 
 
-def _autoencoder(work: Path, seed: int, say: Say) -> AutoencoderKL:
+def _shortened(settings: FitSettings, steps: int | None) -> FitSettings:
+    return settings if steps is None else replace(settings, steps=min(steps, settings.steps))
+
+
+def _autoencoder(work: Path, seed: int, settings: FitSettings, device: str) -> AutoencoderKL:
     folder = work / "autoencoder" / "final"
     if not folder.exists():
-        say(f"autoencoder: {autoencoder.SETTINGS.steps} steps")
-        autoencoder.train(work / "autoencoder", seed).save_pretrained(folder)
+        vae = autoencoder.train(folder.parent, seed=seed, settings=settings, device=device)
+        vae.save_pretrained(folder)
     return AutoencoderKL.from_pretrained(folder).eval()
 
 
-def _pairs(vae: AutoencoderKL, work: Path, seed: int) -> denoiser.Pairs:
+def _pairs(vae: AutoencoderKL, work: Path, seed: int, count: int) -> denoiser.Pairs:
     file = work / "pairs.pt"
     if not file.exists():
-        pairs = denoiser.draw_pairs(vae, denoiser.SCENES, seed)
+        pairs = denoiser.draw_pairs(vae, count, seed)
         torch.save({"captions": pairs.captions, "latents": pairs.latents}, work / "pairs.tmp")
         (work / "pairs.tmp").replace(file)
     return denoiser.Pairs(**torch.load(file, weights_only=True))
