@@ -28,3 +28,5 @@ def test_a_world_is_made_from_nothing_and_then_trained_on(tmp_path):
     assert moved
     assert max((after[name] - before[name]).abs().max() for name in moved) < 0.1
     assert not list(tmp_path.glob("*.tmp"))
+    for file in tmp_path.glob("data*/**/*.json"):
+        assert str(tmp_path) not in file.read_text(encoding="utf-8")

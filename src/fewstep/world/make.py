@@ -107,6 +107,10 @@ def save_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
     pipe.save_pretrained(folder)
     pipe.transformer.float()
     pipe.vae.float()
+    for file in folder.rglob("*.json"):  # where a part was loaded from is nobody's business
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if facts.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def write_prompts(folder: Path) -> None:
