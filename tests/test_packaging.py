@@ -149,6 +149,16 @@ def test_the_documents_point_at_files_that_exist():
             assert (path.parent / target).exists(), f"{path.name} points at {target}"
 
 
+def test_the_map_in_the_readme_is_complete():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "fewstep"
+    rooms = [path for path in package.iterdir() if not path.name.startswith(("_", "."))]
+    names = {f"{path.name}/" if path.is_dir() else path.name for path in rooms} - {"py.typed"}
+    documents = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    missing = sorted(name for name in names | documents if name not in text)
+    assert not missing, f"README.md's map lacks {missing}"
+
+
 def test_the_environment_script_reuses_a_complete_python(tmp_path: Path):
     env = {"PATH": "/usr/bin:/bin", "FEWSTEP_PYTHON": sys.executable, "HOME": str(tmp_path)}
     script = ["sh", str(ROOT / "tools" / "python.sh")]
