@@ -165,7 +165,7 @@ def open_model(
     source = _base_of(folder, note) if adapter else place
     backbone = backbones.load(source, dtype=dtype, **options).to(pick_device(device))
     if adapter:
-        backbone.pipe.load_lora_weights(folder, weight_name=LORA)
+        backbone.load_lora(folder)
     size = note.get("size")
     return Model(backbone, backbone.net, str(place), tuple(size) if size else None)
 

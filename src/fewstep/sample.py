@@ -87,13 +87,6 @@ def default_size(backbone: Backbone) -> tuple[int, int]:
     return int(cells * factor), int(cells * factor)
 
 
-def draw_noise(backbone: Backbone, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Starting noise [B, C, h, w]; each picture has a CPU generator of its own, as in diffusers."""
-    shape = (1, *backbone.latent_shape(*size))
-    drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]
-    return torch.cat(drawn)
-
-
 @torch.no_grad()
 def sample_latents(
     backbone: Backbone,
@@ -105,7 +98,7 @@ def sample_latents(
 ) -> Tensor:
     """Clean latents [B, ...] of encoded prompts, one seed each."""
     device = next(net.parameters()).device
-    noise = draw_noise(backbone, seeds, sampler.size(backbone)).to(device)
+    noise = backbone.draw_noise(seeds, *sampler.size(backbone)).to(device)
     velocity = _velocity(backbone, net, len(seeds), sampler.guidance)
     return sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
 

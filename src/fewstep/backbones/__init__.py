@@ -80,7 +80,11 @@ def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any)
 
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            **family.load_overrides(folder),
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
-from fewstep.schedules import ExponentialShift, Shift, StaticShift
+from fewstep.schedules import ExponentialShift, Shift, StaticShift, few_step_sigmas
+
+_MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 
 
 class Backbone(ABC):
@@ -33,6 +37,8 @@ class Backbone(ABC):
         guidance: How the teacher is guided: "cfg" (two evaluations) or "embedded".
         notes: One line for the table of models.
         net_name: The pipeline's component that is trained.
+        encoder_names: Its text encoders; the first one is always there.
+        tokenizer_names: Their tokenizers.
     """
 
     name: ClassVar[str]
@@ -42,6 +48,7 @@ class Backbone(ABC):
     notes: ClassVar[str] = ""
     net_name: ClassVar[str] = "transformer"
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
         """Takes over a loaded pipeline; `source` is the folder that it came from."""
@@ -51,6 +58,11 @@ class Backbone(ABC):
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(name == self.net_name).eval()
+
+    @classmethod
+    def load_overrides(cls, folder: Path) -> dict[str, Any]:
+        """What `from_pretrained` must be told besides the folder, dtype and safety."""
+        return {}
 
     # ------------------------------------------------------------------ the network
 
@@ -96,7 +108,9 @@ class Backbone(ABC):
         return [
             name
             for name, module in net.named_modules()
-            if isinstance(module, nn.Linear) and id(module) in inside and ".norm" not in name
+            if isinstance(module, nn.Linear)
+            and id(module) in inside
+            and not _MODULATION.search(name)
         ]
 
     # ------------------------------------------------------------------ prompts
@@ -139,14 +153,26 @@ class Backbone(ABC):
             FewstepError: The size does not fit the model.
         """
 
+    def image_tokens(self, height: int, width: int) -> int:
+        """Packed image tokens of a picture: what dynamic shifting depends on."""
+        return math.prod(self.latent_shape(height, width)[1:])
+
+    def noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Starting noise of one picture, [1, ...], as the stock pipeline draws it on the CPU."""
+        return torch.randn(1, *self.latent_shape(height, width), generator=generator)
+
+    def draw_noise(self, seeds: Iterable[int], height: int, width: int) -> Tensor:
+        """Starting noise [B, ...], float32; each picture has a CPU generator of its own."""
+        generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
+        return torch.cat([self.noise(height, width, generator) for generator in generators])
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1], float32, from latents as the denoiser takes them."""
 
     def shift(self, height: int, width: int) -> Shift:
         """What this model does to base sigmas at that size, read from the loaded scheduler."""
-        shape = self.latent_shape(height, width)
-        return shift_of(self.pipe.scheduler.config, tokens=math.prod(shape[1:]))
+        return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         """Guided velocity from the two branches, classifier-free guidance, Eq. 13."""
@@ -165,9 +191,31 @@ class Backbone(ABC):
     def _call_default(self, name: str) -> Any:
         return inspect.signature(type(self.pipe).__call__).parameters[name].default
 
-    def card_call(self) -> dict[str, Any]:
-        """Extra arguments with which the stock pipeline encodes prompts as `encode` does."""
-        return {}
+    def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """Arguments with which the stock pipeline draws what our unguided loop draws.
+
+        Literals only: they go into the model card's snippet. With them and `student_scheduler`,
+        the pipeline walks the grid `shift(few_step_sigmas(steps))` and encodes as `encode` does.
+        """
+        return {
+            "sigmas": few_step_sigmas(steps),
+            "num_inference_steps": steps,
+            "guidance_scale": 1.0,
+            "height": height,
+            "width": width,
+        }
+
+    def student_scheduler(self) -> Any | None:
+        """The scheduler a student needs in the stock pipeline; None: the teacher's own."""
+        return None
+
+    def lora_call(self, address: str) -> str:
+        """The line of Python that loads an exported LoRA from `address` into `pipe`."""
+        return f"pipe.load_lora_weights({address!r})"
+
+    def load_lora(self, folder: Path) -> None:
+        """Loads what `save_lora` wrote into the pretrained network."""
+        self.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 
     # ------------------------------------------------------------------ files
 
@@ -178,6 +226,10 @@ class Backbone(ABC):
         )
         save: Any = net.save_pretrained  # a network of diffusers, which nn.Module does not tell
         save(folder / self.net_name, safe_serialization=True)
+        if scheduler := self.student_scheduler():
+            shutil.rmtree(folder / "scheduler", ignore_errors=True)
+            scheduler.save_pretrained(folder / "scheduler")
+            _name_scheduler(folder / "model_index.json", type(scheduler).__name__)
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
         """Writes one adapter as `pytorch_lora_weights.safetensors`, right at scale 1.
@@ -207,6 +259,12 @@ def shift_of(config: Mapping[str, Any], *, tokens: int) -> Shift:
     slope = (config["max_shift"] - config["base_shift"]) / (high - low)
     mu = config["base_shift"] + slope * (tokens - low)
     return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
+
+
+def _name_scheduler(index: Path, name: str) -> None:
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["scheduler"] = ["diffusers", name]
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _everything_but_parts(net_name: str) -> Any:

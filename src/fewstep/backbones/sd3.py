@@ -50,9 +50,10 @@ class SD3(Backbone):
         )
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
 
-    def card_call(self) -> dict[str, Any]:
-        """The T5 length, which the stock pipeline sets to 256 unless told."""
-        return {"max_sequence_length": self.max_sequence_length}
+    def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; the T5 length is 256 in the stock pipeline unless told."""
+        call = super().stock_call(steps, height, width)
+        return call | {"max_sequence_length": self.max_sequence_length}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""

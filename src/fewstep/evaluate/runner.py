@@ -142,7 +142,9 @@ class _Work:
 
     def key(self, arm: Arm, net: nn.Module, model: str) -> str:
         """Fingerprint of all that an arm's readings depend on."""
-        call = f"{self.backbone.card_call()} {next(net.parameters()).dtype}"
+        size = arm.sampler.size(self.backbone)
+        options = self.backbone.stock_call(arm.sampler.steps, *size)
+        call = f"{options} {next(net.parameters()).dtype}"
         return digest_text(model, call, repr(arm.sampler), self.reader.key)
 
     def _write(self, slug: str, prompts: list[str], images: Tensor) -> None:

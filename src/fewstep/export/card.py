@@ -125,22 +125,18 @@ def snippet(card: Card) -> str:
     """Python that draws, with plain diffusers, the picture that `fewstep sample` draws."""
     pipeline = type(card.backbone.pipe).__name__
     height, width = card.run.size
-    call: dict[str, Any] = {
-        "sigmas": few_step_sigmas(card.steps),
-        "num_inference_steps": card.steps,
-        "guidance_scale": 1.0,
-        "height": height,
-        "width": width,
-    }
-    call |= card.backbone.card_call()
+    call = card.backbone.stock_call(card.steps, height, width)
+    scheduler = card.backbone.student_scheduler() if card.adapter else None
     base = _load_path(card.run) if card.adapter else card.address
     return "\n".join(
         [
             "import torch",
             f"from diffusers import {pipeline}",
+            *([f"from diffusers import {type(scheduler).__name__}"] if scheduler else []),
             "",
             f"pipe = {pipeline}.from_pretrained({_literal(base)}, torch_dtype=torch.{card.dtype})",
-            *([f"pipe.load_lora_weights({_literal(card.address)})"] if card.adapter else []),
+            *([card.backbone.lora_call(card.address)] if card.adapter else []),
+            *([_scheduler_line(scheduler)] if scheduler else []),
             'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
             "image = pipe(",
             f"    {_literal(_example(card))},",
@@ -150,6 +146,19 @@ def snippet(card: Card) -> str:
             'image.save("image.png")',
         ]
     )
+
+
+def _scheduler_line(scheduler: Any) -> str:
+    """The scheduler as Python source: its settings that differ from the class's own."""
+    config = dict(scheduler.config)
+    plain = type(scheduler)()
+    changed = {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and plain.config.get(name) != value
+    }
+    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in changed.items())
+    return f"pipe.scheduler = {type(scheduler).__name__}({arguments})"
 
 
 def _literal(value: Any) -> str:

@@ -97,10 +97,8 @@ class Preview:
         size = recipe.resolution.height, recipe.resolution.width
         self._shift = backbone.shift(*size)
         self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
-        shape = backbone.latent_shape(*size)
-        self._noise = torch.stack(
-            [_noise(self._recipe.seed + i, shape) for i in range(len(prompts))]
-        )
+        seeds = range(recipe.preview.seed, recipe.preview.seed + len(prompts))
+        self._noise = backbone.draw_noise(seeds, *size)
         self._teacher_steps = self._recipe.teacher.steps or backbone.default_steps
         scale = self._recipe.teacher.guidance
         self._guidance = backbone.default_guidance if scale is None else scale
@@ -173,11 +171,6 @@ class Preview:
         columns += [f"student, {steps} steps" for steps in self._recipe.steps]
         content = {"columns": columns, "rows": self.prompts[: self._recipe.rows]}
         write_json(self._folder / "previews.json", content | {"seed": self._recipe.seed})
-
-
-def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    # As `pipe(..., generator=torch.Generator("cpu").manual_seed(seed))` would draw it.
-    return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))[0]
 
 
 def _framed(images: Tensor) -> Tensor:

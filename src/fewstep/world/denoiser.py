@@ -1,4 +1,4 @@
-"""The world's teacher: transformer and text encoders, trained together by flow matching."""
+"""The world's teacher: a transformer trained by flow matching on frozen text features."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from fewstep.flow import add_noise
-from fewstep.world import pipeline
+from fewstep.world import pipeline, text
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.scenes import draw_scene, prompts, render
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 SIZES = pipeline.Sizes()
-BATCH = 64
+BATCH = 128
 SCENES = 40_960  # drawn and encoded once
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
@@ -48,30 +47,29 @@ def draw_pairs(vae: AutoencoderKL, count: int, seed: int, *, chunk: int = 64) ->
     return Pairs(captions, latents)
 
 
-class Conditioned(nn.Module):
-    """Transformer and text encoders as one trainable module: (xt, sigma, token ids) -> velocity."""
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the frozen text encoders say of n captions: tokens [n, L, t5], pooled [n, 2 clip]."""
 
-    def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
-        """Takes the networks out of the pipeline; they stay shared with it."""
-        super().__init__()
-        self.transformer = pipe.transformer
-        self.clip, self.clip_2 = pipe.text_encoder, pipe.text_encoder_2
-        self.t5 = pipe.text_encoder_3
+    tokens: Tensor
+    pooled: Tensor
 
-    def forward(self, xt: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Velocity [B, 16, 8, 8]; the text is encoded as by the stock pipeline, with gradients."""
-        first = self.clip(ids[0], output_hidden_states=True)
-        second = self.clip_2(ids[1], output_hidden_states=True)
-        long = self.t5(ids[2])[0]
-        short = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        short = nn.functional.pad(short, (0, long.shape[-1] - short.shape[-1]))
-        return self.transformer(
-            hidden_states=xt,
-            timestep=sigma * 1000,
-            encoder_hidden_states=torch.cat([short, long], dim=-2),
-            pooled_projections=torch.cat([first[0], second[0]], dim=-1),
-            return_dict=False,
-        )[0]
+
+@torch.no_grad()
+def read(pipe: StableDiffusion3Pipeline, captions: list[str], *, chunk: int = 256) -> TextFeatures:
+    """Captions as the stock pipeline encodes them."""
+    tokens, pooled = [], []
+    for start in range(0, len(captions), chunk):
+        found, _, summary, _ = pipe.encode_prompt(
+            captions[start : start + chunk],
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=pipeline.MAX_TOKENS,
+        )
+        tokens.append(found)
+        pooled.append(summary)
+    return TextFeatures(torch.cat(tokens), torch.cat(pooled))
 
 
 def start_as_identity(net: nn.Module) -> None:
@@ -101,7 +99,7 @@ def train(
     start: StableDiffusion3Pipeline | None = None,
     device: str = "cpu",
 ) -> StableDiffusion3Pipeline:
-    """Trains everything but the autoencoder and returns the finished pipeline, on the CPU.
+    """Trains text encoders, then the transformer on what they say; the pipeline ends on the CPU.
 
     Args:
         vae: The finished autoencoder.
@@ -116,29 +114,30 @@ def train(
     pipe = start or pipeline.build(seed, sizes, vae=vae)
     if start is None:
         start_as_identity(pipe.transformer)
-    net = Conditioned(pipe).train().requires_grad_(True).to(device)
-    tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
-    captions = [*pairs.captions, ""]
-    ids = [_tokens(tokenizer, captions) for tokenizer in tokenizers]
+        text.train(pipe, folder.with_name("text"), seed=seed, device=device)
+    captions = sorted({*pairs.captions, ""})
+    place = {caption: number for number, caption in enumerate(captions)}
+    words = torch.tensor([place[caption] for caption in pairs.captions])
+    known = read(pipe, captions)
+    tokens, pooled = known.tokens.to(device), known.pooled.to(device)
+    net = pipe.transformer.train().requires_grad_(True).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(len(pairs.captions), (BATCH,), generator=generator)
+        rows = torch.randint(len(words), (BATCH,), generator=generator)
         x0 = pairs.latents[rows].float()
         dropped = torch.rand(BATCH, generator=generator) < _UNCONDITIONAL
-        words = torch.where(dropped, len(pairs.captions), rows)
+        asked = torch.where(dropped, place[""], words[rows]).to(device)
         sigma, eps = draw_sigmas(BATCH, generator), torch.randn(x0.shape, generator=generator)
-        xt = add_noise(x0, eps, sigma)
-        asked = tuple(tokens[words].to(device) for tokens in ids)
-        velocity = net(xt.to(device), sigma.to(device), asked)
+        velocity = net(
+            hidden_states=add_noise(x0, eps, sigma).to(device),
+            timestep=sigma.to(device) * 1000,
+            encoder_hidden_states=tokens[asked],
+            pooled_projections=pooled[asked],
+            return_dict=False,
+        )[0]
         return {"loss": (velocity - (eps - x0).to(device)).square().mean()}
 
     fit(net, loss, settings, folder)
     net.cpu().eval()
     return pipe
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> Tensor:
-    length = pipeline.MAX_TOKENS
-    found = tokenizer(captions, padding="max_length", max_length=length, truncation=True)
-    return torch.tensor(found.input_ids)

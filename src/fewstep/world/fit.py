@@ -48,8 +48,13 @@ def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.M
         FloatingPointError: at the first loss that is not finite, before the weights move.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # denormal moments are very slow on a CPU
     optimizer = torch.optim.AdamW(
-        net.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        net.parameters(),
+        lr=settings.lr,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     average = {name: value.detach().clone() for name, value in net.state_dict().items()}
     state_file, step = folder / "state.pt", 0
