@@ -17,8 +17,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.records import Conditioning
+from fewstep.records import Conditioning, VelocityFn
 from fewstep.schedules import ExponentialShift, Shift, StaticShift, few_step_sigmas
+from fewstep.simulate import classifier_free, guided
 
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 
@@ -126,14 +127,23 @@ class Backbone(ABC):
         Raises:
             FewstepError: The text encoders were freed.
         """
-        if getattr(self.pipe, self.encoder_names[0], None) is None:
-            raise FewstepError(f"{self.source}: the text encoders were freed; load it again")
+        self._check_encoders()
         return self._encode(list(prompts))
 
+    def _encode_null(self) -> Conditioning:
+        """The empty prompt, encoded as the stock pipeline encodes a negative one."""
+        return self._encode([""])
+
+    def _check_encoders(self) -> None:
+        if getattr(self.pipe, self.encoder_names[0], None) is None:
+            raise FewstepError(f"{self.source}: the text encoders were freed; load it again")
+
+    @torch.no_grad()
     def null(self, batch: int) -> Conditioning:
         """The encoded empty prompt, `batch` times over; encoded once."""
         if self._null is None:
-            self._null = self.encode([""])
+            self._check_encoders()
+            self._null = self._encode_null()
         return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
 
     def free_encoders(self) -> None:
@@ -175,8 +185,25 @@ class Backbone(ABC):
         return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-        """Guided velocity from the two branches, classifier-free guidance, Eq. 13."""
-        return null + scale * (cond - null)
+        """Guided velocity from the two branches, Eq. 15; 1 is off."""
+        return classifier_free(cond, null, scale)
+
+    def guided(self, velocity: VelocityFn, batch: int, scale: float) -> VelocityFn:
+        """A velocity field of this family's network under guidance; 1 leaves it as it is.
+
+        Two evaluations a call where guidance is classifier-free. Where it is an input of the
+        network (`guidance = "embedded"`), one, and 1 stands for the input that `encode` sets.
+        """
+        if scale == 1.0:
+            return velocity
+        if self.guidance == "cfg":
+            return guided(velocity, self.null(batch), scale, self.guide)
+
+        def with_scale(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+            scales = torch.full_like(cond.tensors["guidance"], scale)
+            return velocity(xt, sigma, Conditioning({**cond.tensors, "guidance": scales}))
+
+        return with_scale
 
     @property
     def default_guidance(self) -> float:
