@@ -19,9 +19,14 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -35,6 +40,9 @@ __all__ = [
     "clip",
     "clip_tokenizer",
     "corpus",
+    "gemma",
+    "gemma_tokenizer",
+    "qwen3",
     "qwen_tokenizer",
     "qwen_vl",
     "seeded",
@@ -126,6 +134,30 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+def gemma_tokenizer(*wrappers: str) -> GemmaTokenizer:
+    """A tokenizer of Gemma's class: starts with its mark, pads on the right, any byte has an id.
+
+    Args:
+        wrappers: Texts that the pipeline puts around prompts, to be known word by word.
+    """
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = GemmaTokenizer()._tokenizer.normalizer
+    learner.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=1200, min_frequency=1, show_progress=False)
+    learner.train_from_iterator((*wrappers, *corpus()), trainer)
+    learned = json.loads(learner.to_str())["model"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces += [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces += sorted(learned["vocab"], key=learned["vocab"].get)
+    return GemmaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        merges=[(a, b) for a, b in learned["merges"]],
+        padding_side="right",
+        add_bos_token=True,
+        model_max_length=4096,
+    )
+
+
 # -------------------------------------------------------------------------------- text encoders
 
 
@@ -204,17 +236,56 @@ def qwen_vl(tokenizer: Qwen2Tokenizer, *, width: int = 32) -> Qwen2_5_VLForCondi
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
+def qwen3(tokenizer: Qwen2Tokenizer, *, width: int = 32, layers: int = 2) -> Qwen3Model:
+    """A Qwen3 model without its head; attention heads of 16."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 16,
+        head_dim=16,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return Qwen3Model(config).eval()
+
+
+def gemma(tokenizer: GemmaTokenizer, *, width: int = 32) -> Gemma2Model:
+    """A Gemma 2 model; with smaller weights its norms would drown the tokens."""
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="eager",
+    )
+    return Gemma2Model(config).eval()
+
+
 # -------------------------------------------------------------------------------- autoencoders
 
 
-def vae16(scale: float = 0.3611, shift: float = 0.1159) -> AutoencoderKL:
-    """An autoencoder of 16 channels that halves the sides, as FLUX's divides them by 8."""
+def vae16(scale: float = 0.3611, shift: float = 0.1159, *, levels: int = 2) -> AutoencoderKL:
+    """An autoencoder of 16 channels that halves the sides, as FLUX's (4 levels) divides by 8."""
     return AutoencoderKL(
         latent_channels=16,
-        block_out_channels=[8, 8],
+        block_out_channels=[8] * levels,
         layers_per_block=1,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
         norm_num_groups=4,
         use_quant_conv=False,
         use_post_quant_conv=False,
