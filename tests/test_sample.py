@@ -78,7 +78,7 @@ def test_evaluations_equal_calls(backbone):
     for sampler in (Sampler(3), Sampler(2, 4.0)):
         calls.clear()
         sample_batch(backbone, backbone.net, PROMPTS[:1], [0], sampler=sampler)
-        assert len(calls) == sampler.evaluations
+        assert len(calls) == sampler.evaluations(backbone)
     backbone.net._forward_hooks.clear()
 
 

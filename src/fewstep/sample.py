@@ -25,7 +25,7 @@ from fewstep.errors import FewstepError
 from fewstep.records import Conditioning, VelocityFn
 from fewstep.runs import Model
 from fewstep.schedules import few_step_sigmas, with_shift
-from fewstep.simulate import guided, sample
+from fewstep.simulate import sample
 
 MOST_STEPS = 1000
 _DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slower, and memory
@@ -50,10 +50,10 @@ class Sampler:
         if not self.guidance >= 1.0:
             raise FewstepError(f"guidance must be at least 1 (1 is off), not {self.guidance}")
 
-    @property
-    def evaluations(self) -> int:
+    def evaluations(self, backbone: Backbone) -> int:
         """Network evaluations per picture."""
-        return self.steps * (2 if self.guidance != 1.0 else 1)
+        both = self.guidance != 1.0 and backbone.guidance == "cfg"
+        return self.steps * (2 if both else 1)
 
     @property
     def base_sigmas(self) -> list[float]:
@@ -107,9 +107,7 @@ def _velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: float) -
     def velocity(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(net, xt, sigma, cond)
 
-    if guidance == 1.0:
-        return velocity
-    return guided(velocity, backbone.null(batch), guidance)
+    return backbone.guided(velocity, batch, guidance)
 
 
 @torch.no_grad()

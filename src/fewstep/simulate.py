@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,8 +62,18 @@ def sample(velocity: VelocityFn, noise: Tensor, sigmas: Tensor, cond: Conditioni
     return xt
 
 
-def guided(velocity: VelocityFn, null: Conditioning, scale: float) -> VelocityFn:
-    """Classifier-free guidance, Eq. 15: ``v(null) + scale (v(cond) - v(null))``.
+Guide: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def classifier_free(cond: Tensor, null: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of two velocities [B, ...], Eq. 15."""
+    return null + scale * (cond - null)
+
+
+def guided(
+    velocity: VelocityFn, null: Conditioning, scale: float, guide: Guide = classifier_free
+) -> VelocityFn:
+    """A velocity guided away from the empty prompt, Eq. 15.
 
     Costs two evaluations per call. Used where the teacher is shown, never by the student.
 
@@ -70,10 +81,11 @@ def guided(velocity: VelocityFn, null: Conditioning, scale: float) -> VelocityFn
         velocity: The teacher.
         null: The encoded empty prompt, of the same batch as the calls to come.
         scale: 1 = no guidance.
+        guide: How the family combines the two branches: ``guide(v_cond, v_null, scale)``.
     """
 
     def with_guidance(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         v_null = velocity(xt, sigma, null)
-        return v_null + scale * (velocity(xt, sigma, cond) - v_null)
+        return guide(velocity(xt, sigma, cond), v_null, scale)
 
     return with_guidance

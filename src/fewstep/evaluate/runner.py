@@ -58,12 +58,12 @@ def evaluate_run(
     work = _Work(backbone, reader, shelf(settings), run.folder / "evaluation")
     rows, readings = [], []
     for arm in (arm for arm in arms if arm.model == "teacher"):
-        say(f"{arm.name}: {arm.sampler.evaluations} evaluations a picture")
+        say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
         rows.append(work.look_at(arm, backbone.net, settings.gallery))
         readings.append(work.read(arm, backbone.net, digest_model(backbone.source)))
     student = run.load_student(backbone, which)
     for arm in (arm for arm in arms if arm.model == "student"):
-        say(f"{arm.name}: {arm.sampler.evaluations} evaluations a picture")
+        say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
         rows.append(work.look_at(arm, student.net, settings.gallery))
         readings.append(work.read(arm, student.net, None))
     say("scores")
@@ -93,7 +93,7 @@ def keep_teacher(recipe: Recipe, folder: Path, *, say: Say = lambda text: None) 
     work = _Work(backbone, reader, Shelf((folder, *shelf(recipe.evaluate).folders)), folder)
     arms = [a for a in resolve_arms(recipe.evaluate, run, backbone) if a.model == "teacher"]
     for arm in arms:
-        say(f"{arm.name}: {arm.sampler.evaluations} evaluations a picture")
+        say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
         key = work.key(arm, backbone.net, digest_model(backbone.source))
         work.shelf.keep(key, work.read(arm, backbone.net, digest_model(backbone.source)))
     return [arm.name for arm in arms]
@@ -124,7 +124,7 @@ class _Work:
             "guidance": arm.sampler.guidance,
             "base_sigmas": arm.sampler.base_sigmas,
             "sigmas": [round(float(s), 6) for s in arm.sampler.sigmas(self.backbone)],
-            "evaluations": arm.sampler.evaluations,
+            "evaluations": arm.sampler.evaluations(self.backbone),
             "seconds_per_image": round(seconds, 5),
             "gallery": [f"evaluation/{slug}/{i:03}.png" for i in range(len(prompts))],
         }

@@ -18,7 +18,7 @@ from fewstep.errors import unknown
 from fewstep.files import digest_text, write_json
 from fewstep.records import Conditioning, VelocityFn
 from fewstep.schedules import few_step_sigmas, with_shift
-from fewstep.simulate import guided, sample
+from fewstep.simulate import sample
 from fewstep.train.prompts import Encoder
 from fewstep.train.roles import Roles
 
@@ -131,17 +131,15 @@ class Preview:
             file = self._folder / f"teacher-{self._key()}.safetensors"
             if not file.is_file():
                 self._folder.mkdir(parents=True, exist_ok=True)
-                images = self._sample(self._guided(roles, encoder), self._teacher_steps, encoder)
+                images = self._sample(self._guided(roles), self._teacher_steps, encoder)
                 save_file({"images": images}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
                 self._describe()
             self._teacher_images = load_file(file)["images"]
         return self._teacher_images
 
-    def _guided(self, roles: Roles, encoder: Encoder) -> Callable[[Conditioning], VelocityFn]:
-        if self._guidance == 1.0:
-            return lambda cond: roles.teacher
-        return lambda cond: guided(roles.teacher, encoder.null(cond.batch), self._guidance)
+    def _guided(self, roles: Roles) -> Callable[[Conditioning], VelocityFn]:
+        return lambda cond: self._backbone.guided(roles.teacher, cond.batch, self._guidance)
 
     def _sample(
         self, velocity_for: Callable[[Conditioning], VelocityFn], steps: int, encoder: Encoder

@@ -1,0 +1,54 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+
+from fewstep.world import pipeline
+from tiny import Tiny
+
+
+class Oracle(nn.Module):
+    """(xt - target) / sigma on SD3's clock."""
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__()
+        self.target = target
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, **_: Any) -> tuple[Tensor]:
+        sigma = (timestep / 1000)[:, None, None, None]
+        return ((hidden_states - self.target) / sigma,)
+
+
+def _build(folder: Path) -> None:
+    pipeline.build(seed=0).save_pretrained(folder, safe_serialization=True)
+
+
+def _build_35(folder: Path) -> None:
+    pipe = pipeline.build(seed=1)
+    config = dict(pipe.transformer.config) | {"dual_attention_layers": (0,)}
+    pipe.register_modules(transformer=SD3Transformer2DModel.from_config(config))
+    pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def _published() -> nn.Module:
+    return SD3Transformer2DModel(sample_size=128, num_layers=24, num_attention_heads=24)
+
+
+def _published_35() -> nn.Module:
+    return SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=24,
+        num_attention_heads=24,
+        qk_norm="rms_norm",
+        dual_attention_layers=tuple(range(13)),
+    )
+
+
+_OPTIONS = {"max_sequence_length": 16}
+sd3 = Tiny("sd3", "sd3", _build, Oracle, _published, options=_OPTIONS)
+sd35 = Tiny("sd35", "sd3", _build_35, Oracle, _published_35, options=_OPTIONS)
