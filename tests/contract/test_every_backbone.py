@@ -108,7 +108,7 @@ def ours(backbone, velocity, cond, start, size):
 
 def stock(pipe, tiny, backbone, start, size, *, prompts=PROMPTS, **more):
     call = backbone.stock_call(4, *size) | {"output_type": "latent"} | more
-    found = pipe(list(prompts), latents=tiny.latents(backbone, start, size), **call)
+    found = pipe(prompt=list(prompts), latents=tiny.latents(backbone, start, size), **call)
     images = next(iter(found.values()))
     return images if call["output_type"] != "latent" else tiny.back(backbone, images, size)
 
@@ -149,7 +149,7 @@ def test_noise_is_what_the_stock_pipeline_draws(tiny, backbone, pipe):
     cond = backbone.encode(PROMPTS[:1])
     found = ours(backbone, velocity_of(backbone), cond, start, tiny.size)
     call = backbone.stock_call(4, *tiny.size) | {"output_type": "latent"}
-    drawn = pipe(PROMPTS[0], generator=torch.Generator("cpu").manual_seed(3), **call)
+    drawn = pipe(prompt=PROMPTS[0], generator=torch.Generator("cpu").manual_seed(3), **call)
     expected = tiny.back(backbone, next(iter(drawn.values())), tiny.size)
     assert close(found, expected, tiny.tolerance)
 

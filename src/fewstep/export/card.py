@@ -139,7 +139,7 @@ def snippet(card: Card) -> str:
             *([_scheduler_line(scheduler)] if scheduler else []),
             'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
             "image = pipe(",
-            f"    {_literal(_example(card))},",
+            f"    prompt={_literal(_example(card))},",
             *(f"    {name}={_literal(value)}," for name, value in call.items()),
             '    generator=torch.Generator("cpu").manual_seed(0),',
             ").images[0]",
