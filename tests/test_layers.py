@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "fewstep"
 MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = {
-    0: "flow schedules records randomness config strict yaml12 errors resources files"
+    0: "flow schedules records randomness config config_data strict yaml12 errors resources files"
     " hardware reductions noising",
     1: "simulate fake_teacher objectives backbones world",
     2: "train",

@@ -16,23 +16,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewstep import yaml12
+from fewstep.config_data import DataRecipe, is_repo_id
 from fewstep.resources import resolve
 from fewstep.schedules import Grid, Law, RandomGrid, Uniform
-from fewstep.strict import ConfigError, apply_override, explain, one_line
+from fewstep.strict import (
+    Amount,
+    Beta,
+    ConfigError,
+    Count,
+    Positive,
+    Section,
+    Unit,
+    apply_override,
+    explain,
+    one_line,
+)
 
 __all__ = ["ConfigError", "Recipe", "dump_recipe", "load_recipe", "parse_recipe"]
-
-Count = Annotated[int, Field(ge=1)]
-Amount = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Unit = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Part of a recipe: frozen, typed strictly, no other keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelRecipe(Section):
@@ -42,37 +42,13 @@ class ModelRecipe(Section):
         path: Folder or hub id of a diffusers pipeline, or ``package://package/folder``.
         options: What the backbone's loader takes, such as ``max_sequence_length``.
         dtype: Precision of frozen weights and inside the networks; what is trained is float32.
+        force: Take a teacher that is distilled already.
     """
 
     path: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-class DataRecipe(Section):
-    """The prompts; no images are needed.
-
-    Attributes:
-        prompts: File with prompts: .txt (one a line), .jsonl or .csv.
-        batch_size: Samples of one iteration.
-        accumulate: Parts a batch is worked through in, to save memory; the gradient is the same.
-        cache_gb: Bound on the encoded prompts kept in memory.
-        encode_ahead: Encode all prompts first, without bound, and free the text encoders' memory.
-    """
-
-    prompts: str
-    batch_size: Count
-    accumulate: Count = 1
-    cache_gb: Annotated[float, Field(ge=0)] = 2.0
-    encode_ahead: bool = False
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})"
-            )
-        return self
+    force: bool = False
 
 
 class ResolutionRecipe(Section):
@@ -325,7 +301,8 @@ class Recipe(Section):
     preview: PreviewRecipe = PreviewRecipe()
     health: HealthRecipe = HealthRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
-    card: dict[str, str] = {}  # what the model card's header says, such as license and base_model
+    # What the model card's header says, such as license and base_model.
+    card: dict[str, str] = Field(default_factory=dict)
     log: LogRecipe = LogRecipe()
 
     @model_validator(mode="after")
@@ -389,8 +366,10 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _check_files(recipe: Recipe) -> None:
+    source = recipe.data.prompts
+    if not resolve(source).exists() and not is_repo_id(source):
+        raise ConfigError(f"data.prompts: there is no file {source}")
     files = {
-        "data.prompts": recipe.data.prompts,
         "preview.path": recipe.preview.path,
         "evaluate.prompts": recipe.evaluate.prompts,
     }

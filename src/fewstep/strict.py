@@ -1,4 +1,4 @@
-"""What strictness tells the user: one line with the dotted path and the nearest valid key."""
+"""What is strict: records that take no other keys, and one line about what is wrong and where."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import types
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from fewstep import yaml12
 from fewstep.errors import FewstepError, did_you_mean
+
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Part of a recipe: frozen, typed strictly, no other keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ConfigError(FewstepError):

@@ -36,7 +36,7 @@ def test_every_format_counts_what_is_odd(tmp_path, name, content):
     ("name", "content", "message"),
     [
         ("p.txt", "\n\n", "there is no prompt in it"),
-        ("p.json", "[]", "must be .txt, .jsonl or .csv"),
+        ("p.json", "[]", "must be .txt, .jsonl, .csv, .parquet or a folder"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', r"p\.jsonl, line 2: not JSON"),
         ("p.jsonl", '{"promt": "a"}\n', r"line 1: no text under prompt, caption, text"),
         ("p.csv", "name,size\na,b\n", r"line 2: no text under prompt, caption, text"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +15,15 @@ from fewstep.backbones.base import Backbone
 from fewstep.errors import FewstepError
 from fewstep.randomness import Draws
 from fewstep.records import Conditioning
-from fewstep.resources import resolve
+from fewstep.train.sources import cells
 
-_AHEAD = 64  # prompts encoded in one go
-COLUMNS = ("prompt", "caption", "text")
-"""Keys of a .jsonl line and columns of a .csv that hold the prompt; the first one there counts."""
+AHEAD = 64
+"""Prompts that `Encoder.encode_all` encodes in one go."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts in the order of their file, and what was odd about it.
+    """Prompts in the order of their source, and what was odd about it.
 
     Attributes:
         texts: The prompts; duplicates stay, they are a way to weigh.
@@ -50,82 +47,42 @@ class Prompts:
         """Fingerprint of the texts and their order."""
         return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
 
-    def describe(self) -> str:
-        """One line, such as ``900 prompts (3 duplicates kept, 1 empty line left out)``."""
+    def describe(self, overlong: int = 0) -> str:
+        """One line, such as ``900 prompts (3 duplicate(s) kept, 1 empty line(s) left out)``.
+
+        Args:
+            overlong: How many of the distinct prompts are longer than the model reads.
+        """
         notes = [
             (self.duplicates, "duplicate(s) kept"),
             (self.empty, "empty line(s) left out"),
             (self.undecodable, "line(s) left out that are not UTF-8"),
+            (overlong, "longer than the model reads, cut"),
         ]
         odd = ", ".join(f"{count} {what}" for count, what in notes if count)
         return f"{len(self.texts)} prompts" + (f" ({odd})" if odd else "")
 
 
-def read_prompts(path: str | Path) -> Prompts:
-    """Prompts of a .txt (one a line), .jsonl or .csv file (see `COLUMNS`).
+def read_prompts(
+    path: str | Path, *, column: str | None = None, split: str | None = None
+) -> Prompts:
+    """Prompts of a file, a folder or a data set, see `sources.cells`.
+
+    Args:
+        path: Where they are.
+        column: Which column or key holds them; None takes the first one of `sources.COLUMNS`.
+        split: Which part of a folder or data set; None takes ``train`` where it is there, else all.
 
     Raises:
         FewstepError: No such file, an unknown kind, a broken line, or no prompt at all.
     """
-    file = resolve(path)
-    if file.suffix not in _READERS:
-        raise FewstepError(f"{path}: prompts must be .txt, .jsonl or .csv")
-    try:
-        raw = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    except OSError as error:
-        raise FewstepError(f"{path}: cannot read the prompts: {error.strerror}") from error
-    lines, undecodable = [], 0
-    for number, line in enumerate(raw, 1):
-        try:
-            lines.append((number, line.decode("utf-8")))
-        except UnicodeDecodeError:
-            undecodable += 1
-    found = [" ".join(text.split()) for text in _READERS[file.suffix](lines, str(path))]
-    texts = tuple(text for text in found if text)
+    found = list(cells(path, column=column, split=split))
+    tidy = [" ".join(text.split()) for text in found if text is not None]
+    texts = tuple(text for text in tidy if text)
     if not texts:
         raise FewstepError(f"{path}: there is no prompt in it")
     repeats = sum(count - 1 for count in Counter(texts).values())
-    return Prompts(texts, repeats, len(found) - len(texts), undecodable)
-
-
-Lines = list[tuple[int, str]]
-
-
-def _plain(lines: Lines, path: str) -> Iterator[str]:
-    return (text for _, text in lines)
-
-
-def _jsonl(lines: Lines, path: str) -> Iterator[str]:
-    for number, line in lines:
-        if not line.strip():
-            yield ""
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FewstepError(f"{path}, line {number}: not JSON: {error.msg}") from error
-        yield record if isinstance(record, str) else _field(record, f"{path}, line {number}")
-
-
-def _csv(lines: Lines, path: str) -> Iterator[str]:
-    rows = csv.DictReader(text for _, text in lines)
-    for row in rows:
-        yield _field(row, f"{path}, line {rows.line_num}")
-
-
-def _field(record: object, where: str) -> str:
-    values = record if isinstance(record, Mapping) else {}
-    for key in COLUMNS:
-        if isinstance(values.get(key), str):
-            return str(values[key])
-    raise FewstepError(f"{where}: no text under {', '.join(COLUMNS)}")
-
-
-_READERS: dict[str, Callable[[Lines, str], Iterator[str]]] = {
-    ".txt": _plain,
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-}
+    return Prompts(texts, repeats, len(tidy) - len(texts), len(found) - len(tidy))
 
 
 class Order:
@@ -172,6 +129,10 @@ class Encoder:
         """The encoded empty prompt, `batch` times; the backbone encodes it once."""
         return self._backbone.null(batch)
 
+    def overlong(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the model reads."""
+        return sum(self._backbone.overlong(prompts))
+
     def encode_all(self, prompts: Sequence[str]) -> None:
         """Encode all that will ever be asked for, without bound, and drop the text encoders.
 
@@ -179,8 +140,8 @@ class Encoder:
         """
         self._bound = float("inf")
         distinct = list(dict.fromkeys(prompts))
-        for start in range(0, len(distinct), _AHEAD):
-            part = distinct[start : start + _AHEAD]
+        for start in range(0, len(distinct), AHEAD):
+            part = distinct[start : start + AHEAD]
             encoded = self._backbone.encode(part).to("cpu")
             for i, prompt in enumerate(part):
                 self._kept[prompt] = encoded.select(slice(i, i + 1))
