@@ -12,7 +12,7 @@ from tiny import Tiny, parts
 
 
 class PackedOracle(nn.Module):
-    """(xt - target) / sigma on a clock from 0 to 1, for rows of patches; LongCat's and Qwen's too."""
+    """(xt - target) / sigma on a clock from 0 to 1, for patches in a row."""
 
     def __init__(self, target: Tensor) -> None:
         super().__init__()

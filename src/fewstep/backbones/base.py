@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning, VelocityFn
 from fewstep.schedules import ExponentialShift, Shift, StaticShift, few_step_sigmas
@@ -40,6 +41,7 @@ class Backbone(ABC):
         net_name: The pipeline's component that is trained.
         encoder_names: Its text encoders; the first one is always there.
         tokenizer_names: Their tokenizers.
+        models: The published models of the family.
     """
 
     name: ClassVar[str]
@@ -50,6 +52,7 @@ class Backbone(ABC):
     net_name: ClassVar[str] = "transformer"
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    models: ClassVar[tuple[Published, ...]] = ()
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
         """Takes over a loaded pipeline; `source` is the folder that it came from."""
@@ -75,8 +78,9 @@ class Backbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the pretrained network lives."""
-        return next(self.net.parameters()).device
+        """Where the pretrained network lives; without one, the first text encoder."""
+        part = self.net if self.net is not None else getattr(self.pipe, self.encoder_names[0])
+        return next(part.parameters()).device
 
     def to(self, device: torch.device | str) -> Backbone:
         """Moves every network of the pipeline."""
@@ -145,6 +149,27 @@ class Backbone(ABC):
             self._check_encoders()
             self._null = self._encode_null()
         return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
+
+    def keep_null(self, cond: Conditioning) -> None:
+        """Takes the encoded empty prompt, batch 1, from elsewhere: for use without encoders."""
+        self._null = cond.to(self.device)
+
+    def overlong(self, prompts: Sequence[str]) -> list[bool]:
+        """Whether each prompt is longer than every text encoder reads, so that its end is lost.
+
+        A tokenizer reads as much as its model allows, and no more than `max_sequence_length`, where
+        the family has that option.
+        """
+        lost = [bool(self.tokenizer_names)] * len(prompts)
+        most = getattr(self, "max_sequence_length", None) or math.inf
+        for name in self.tokenizer_names if prompts else ():
+            tokenizer = getattr(self.pipe, name, None)
+            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one inside
+            if tokenizer is not None:
+                limit = min(tokenizer.model_max_length, most)
+                tokens = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+                lost = [old and len(ids) > limit for old, ids in zip(lost, tokens, strict=True)]
+        return lost
 
     def free_encoders(self) -> None:
         """Drops the text encoders from memory, the encoded empty prompt stays."""
@@ -231,6 +256,10 @@ class Backbone(ABC):
             "height": height,
             "width": width,
         }
+
+    def stock_load(self) -> dict[str, Any]:
+        """What the stock pipeline's `from_pretrained` must be told on any machine; literals."""
+        return {}
 
     def student_scheduler(self) -> Any | None:
         """The scheduler a student needs in the stock pipeline; None: the teacher's own."""

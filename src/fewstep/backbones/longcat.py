@@ -28,6 +28,10 @@ class LongCat(Packed):
         """No processor: it serves the rewriting of prompts only, and needs torchvision."""
         return {"text_processor": None}
 
+    def stock_load(self) -> dict[str, Any]:
+        """See `Backbone.stock_load`; where there is no processor, this has to be said."""
+        return self.load_overrides(self.source)
+
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; pictures are placed diagonally after the text."""
         embeds = cond.tensors["prompt_embeds"]

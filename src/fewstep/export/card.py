@@ -128,13 +128,16 @@ def snippet(card: Card) -> str:
     call = card.backbone.stock_call(card.steps, height, width)
     scheduler = card.backbone.student_scheduler() if card.adapter else None
     base = _load_path(card.run) if card.adapter else card.address
+    load = {"torch_dtype": f"torch.{card.dtype}"}
+    load |= {name: _literal(value) for name, value in card.backbone.stock_load().items()}
+    more = "".join(f", {name}={value}" for name, value in load.items())
     return "\n".join(
         [
             "import torch",
             f"from diffusers import {pipeline}",
             *([f"from diffusers import {type(scheduler).__name__}"] if scheduler else []),
             "",
-            f"pipe = {pipeline}.from_pretrained({_literal(base)}, torch_dtype=torch.{card.dtype})",
+            f"pipe = {pipeline}.from_pretrained({_literal(base)}{more})",
             *([card.backbone.lora_call(card.address)] if card.adapter else []),
             *([_scheduler_line(scheduler)] if scheduler else []),
             'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
