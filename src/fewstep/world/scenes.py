@@ -1,6 +1,6 @@
 """Captioned 64x64 scenes: one or two coloured shapes on a plain background, drawn from a seed.
 
-Things stand near the spots of a loose grid, sixteen for small ones and nine for large ones.
+Things stand near the spots of a loose grid, sixteen for small ones and four for large ones.
 
 A `Prompt` fixes some attributes of a scene and leaves the rest free; `draw_scene` fills the free
 ones at random, so that one prompt has many pictures. `render` draws them, anti-aliased.
@@ -37,7 +37,7 @@ SHARE_HELD_OUT = 8  # one prompt in so many never enters training
 _JITTER = 0.05  # half-width of the uniform variation of every colour channel
 _GAP = 3.0  # pixels between the bounding boxes of two things
 _WANDER = 1.0  # pixels that a thing may stand off its spot on the grid, either way
-_SPOTS: dict[str, tuple[float, ...]] = {"small": (8, 24, 40, 56), "large": (16, 32, 48)}
+_SPOTS: dict[str, tuple[float, ...]] = {"small": (8, 24, 40, 56), "large": (16, 48)}
 
 
 @dataclass(frozen=True)
