@@ -49,6 +49,7 @@ __all__ = [
     "t5",
     "t5_tokenizer",
     "vae16",
+    "vae4",
     "wake",
 ]
 
@@ -291,4 +292,17 @@ def vae16(scale: float = 0.3611, shift: float = 0.1159, *, levels: int = 2) -> A
         use_post_quant_conv=False,
         scaling_factor=scale,
         shift_factor=shift,
+    ).eval()
+
+
+def vae4(scale: float) -> AutoencoderKL:
+    """An autoencoder of 4 channels that halves the sides, as Stable Diffusion's divides by 8."""
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=[8, 8],
+        layers_per_block=1,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        norm_num_groups=4,
+        scaling_factor=scale,
     ).eval()
