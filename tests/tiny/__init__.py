@@ -44,6 +44,7 @@ class Tiny:
         guidance: The scale to try.
         tolerance: Of latents against the stock pipeline's, relative to their largest.
         lora: Whether diffusers can load a LoRA of this family.
+        first: Where sampling starts: 1, or the sigma of the last trained time.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tiny:
     guidance: float = 4.0
     tolerance: float = 1e-5
     lora: bool = True
+    first: float = 1.0
 
 
 def discover() -> dict[str, Tiny]:
