@@ -1,0 +1,193 @@
+"""Encoding ahead: prompts in, a folder of embeddings out, which can be stopped at any moment."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewstep import backbones
+from fewstep.backbones.base import Backbone
+from fewstep.config import Recipe
+from fewstep.errors import FewstepError
+from fewstep.files import digest_text
+from fewstep.hardware import pick_device
+from fewstep.records import Conditioning
+from fewstep.resources import resolve
+from fewstep.train.embeddings import Embeddings, Key, key_of
+
+SHARD = 128
+"""Prompts of one file: what is lost when the process is killed."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How prompts are encoded.
+
+    Attributes:
+        model: Folder or hub id of the pipeline whose text encoders are asked.
+        options: Of its family, such as ``max_sequence_length``.
+        dtype: That its weights are held in.
+        device: Where; ``auto`` takes an accelerator if there is one.
+        batch: Prompts at a time. One gives, bit for bit, what training encodes on the way; as many
+            as `prompts.AHEAD` what it encodes ahead; more are quicker.
+        shard: Prompts of one file, rounded up to whole batches.
+    """
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    device: str = "auto"
+    batch: int = 1
+    shard: int = SHARD
+
+    def default_folder(self, key: Key) -> Path:
+        """Where embeddings go when nothing is said: a folder for each model and settings."""
+        name = Path(str(resolve(self.model))).name
+        return Path("embeddings") / f"{name}-{digest_text(repr(sorted(key.items())))[:8]}"
+
+
+def encode_ahead(
+    prompts: Sequence[str],
+    encoding: Encoding,
+    folder: Path | None = None,
+    *,
+    note: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Encodes what a folder of embeddings lacks, the empty prompt included.
+
+    What is there is checked and kept, whatever wrote it and however that ended.
+
+    Args:
+        prompts: The prompts; doubles are encoded once.
+        encoding: How.
+        folder: Where to; None takes a folder of the model's and settings' own.
+        note: Is told how far it has got.
+
+    Returns:
+        What was done: folder, prompts, encoded, kept, damaged, overlong, bytes, seconds.
+
+    Raises:
+        FewstepError: The folder holds something else, or embeddings of another model or settings.
+    """
+    began = time.perf_counter()
+    key = key_of(encoding.model, dtype=encoding.dtype, options=encoding.options)
+    folder = folder or encoding.default_folder(key)
+    there = (folder / "index.json").exists()
+    found = Embeddings.open(folder) if there else Embeddings.create(folder, key)
+    found.refuse_other(key)
+    with _alone(folder):
+        damaged = found.verify()
+        if damaged:
+            note(f"{len(damaged)} damaged file(s) are made again: {', '.join(damaged[:3])}")
+        missing = found.missing(prompts)
+        if missing or not found.has_null:
+            backbone = backbones.load(
+                encoding.model,
+                dtype=encoding.dtype,
+                teacher=False,
+                network=False,
+                **encoding.options,
+            )
+            backbone.to(pick_device(encoding.device))
+            _encode(found, backbone, missing, encoding, note)
+    distinct = set(prompts)
+    return {
+        "folder": str(folder),
+        "prompts": len(distinct),
+        "encoded": len(missing),
+        "kept": len(distinct) - len(missing),
+        "damaged": damaged,
+        "overlong": found.overlong(distinct),
+        "bytes": found.nbytes,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def _encode(
+    found: Embeddings,
+    backbone: Backbone,
+    missing: Sequence[str],
+    encoding: Encoding,
+    note: Callable[[str], None],
+) -> None:
+    """Shard by shard; each one counts as soon as it is written."""
+    if not found.has_null:
+        found.add_null(backbone.null(1))
+    size = -(-encoding.shard // encoding.batch) * encoding.batch
+    began = time.perf_counter()
+    for start in range(0, len(missing), size):
+        part = missing[start : start + size]
+        batches = (part[i : i + encoding.batch] for i in range(0, len(part), encoding.batch))
+        embedded = [backbone.encode(batch).to("cpu") for batch in batches]
+        found.add(part, Conditioning.cat(embedded), backbone.overlong(part))
+        done = start + len(part)
+        rate = done / (time.perf_counter() - began)
+        note(f"{done} of {len(missing)} prompts, {rate:.1f} a second")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Context in which no other process writes to the folder; ends with the process, too."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FewstepError(
+                f"{folder}: another process is writing to it; wait for it"
+            ) from error
+        yield
+
+
+# ------------------------------------------------------------------------------------- for a run
+
+
+def stored(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> Embeddings:
+    """The embeddings that a recipe names, found to be the model's own, sound and complete.
+
+    Raises:
+        FewstepError: They are not; one line says why and gives the command that mends it.
+    """
+    folder = resolve(recipe.data.cache or "")
+    mend = f"run: {command(recipe, folder)}"
+    if not folder.is_dir():
+        raise FewstepError(f"data.cache: there is no folder {folder}; {mend}")
+    model = recipe.model
+    found = Embeddings.open(folder)
+    found.refuse_other(key_of(model.path, dtype=model.dtype, options=model.options))
+    wanted = [*prompts, *previewed]
+    if damaged := found.verify(wanted):
+        raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {mend}")
+    missing = found.missing(wanted)
+    if missing or not found.has_null:
+        what = f"{len(missing)} of the prompts" if missing else "the empty prompt"
+        raise FewstepError(f"data.cache: {folder} lacks {what}; {mend}")
+    return found
+
+
+def command(recipe: Recipe, folder: Path) -> str:
+    """The command line that encodes everything that a recipe's training asks for."""
+    data, preview, model = recipe.data, recipe.preview, recipe.model
+    words = ["fewstep", "encode", data.prompts]
+    if data.column:
+        words += ["--column", data.column]
+    if data.split:
+        words += ["--split", data.split]
+    if preview.prompts is not None:
+        words += [word for text in preview.prompts for word in ("--prompt", text)]
+    elif preview.path is not None:
+        words += ["--also", preview.path]
+    words += ["--model", model.path, "--dtype", model.dtype]
+    words += [
+        word for key, value in model.options.items() for word in ("--option", f"{key}={value}")
+    ]
+    return shlex.join([*words, "--out", str(folder)])
