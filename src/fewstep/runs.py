@@ -85,7 +85,8 @@ class Run:
     def load_backbone(self, *, dtype: str = "float32", device: str | None = None) -> Backbone:
         """The pretrained model of the run, on the recipe's device unless told otherwise."""
         model = self.recipe.model
-        backbone = backbones.load(model.path, dtype=dtype, **model.options)
+        # Whether it can be a teacher was decided when the run began.
+        backbone = backbones.load(model.path, dtype=dtype, teacher=False, **model.options)
         return backbone.to(pick_device(device or self.recipe.train.device))
 
     def load_student(self, backbone: Backbone, which: str = "best") -> Student:
@@ -163,7 +164,8 @@ def open_model(
     options = {**note.get("options", {}), **options}
     adapter = (folder / LORA).is_file()
     source = _base_of(folder, note) if adapter else place
-    backbone = backbones.load(source, dtype=dtype, **options).to(pick_device(device))
+    backbone = backbones.load(source, dtype=dtype, teacher=False, **options)
+    backbone.to(pick_device(device))
     if adapter:
         backbone.load_lora(folder)
     size = note.get("size")

@@ -5,17 +5,32 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fewstep.backbones import distilled, places
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.distilled import REFUSED, Refused
+from fewstep.backbones.outline import outlined
+from fewstep.backbones.parts import left_out
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError, did_you_mean
-from fewstep.resources import resolve
 
-__all__ = ["Available", "Backbone", "available", "load"]
+__all__ = [
+    "REFUSED",
+    "Available",
+    "Backbone",
+    "Published",
+    "Refused",
+    "available",
+    "family_of",
+    "load",
+    "outline",
+]
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Available:
     pipelines: tuple[str, ...]
     prediction: str
     guidance: str
+    models: tuple[Published, ...] = ()
 
 
 @cache
@@ -45,12 +61,23 @@ def _families() -> dict[str, type[Backbone]]:
 def available() -> list[Available]:
     """The families that can be distilled, sorted by name."""
     return [
-        Available(name, "supported", cls.notes, cls.pipelines, cls.prediction, cls.guidance)
+        Available(
+            name, "supported", cls.notes, cls.pipelines, cls.prediction, cls.guidance, cls.models
+        )
         for name, cls in sorted(_families().items())
     ]
 
 
-def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any) -> Backbone:
+def load(
+    path_or_repo_id: str | Path,
+    *,
+    dtype: str = "float32",
+    force: bool = False,
+    teacher: bool = True,
+    encoders: bool = True,
+    network: bool = True,
+    **options: Any,
+) -> Backbone:
     """The backbone for a diffusers folder, or for a repo id on the Hugging Face Hub.
 
     Nothing is fetched unless the path does not exist and has the form of a repo id. Only
@@ -59,23 +86,22 @@ def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any)
     Args:
         path_or_repo_id: Folder with a model_index.json, `package://...`, or `owner/name`.
         dtype: Name of the torch dtype that the weights are held in.
+        force: Take a teacher that is distilled already, with a warning.
+        teacher: It is to be distilled. A student, which is distilled, is loaded without.
+        encoders: With text encoders and tokenizers; without, prompts cannot be encoded.
+        network: With the denoiser and the VAE; without, it can do nothing but encode.
         options: Settings of the family, such as SD3's `max_sequence_length`.
 
     Raises:
-        FewstepError: No such folder, not a diffusers pipeline, or a pipeline that is not supported.
+        FewstepError: No such folder, not a diffusers pipeline, a pipeline that is not supported, or
+            a teacher that is distilled already.
     """
     import torch
 
-    folder = _local_folder(path_or_repo_id)
-    family = _family_of(folder)
-    accepted = set(inspect.signature(family).parameters) - {"pipe", "source"}
-    for name in options:
-        if name not in accepted:
-            raise FewstepError(
-                f"{family.name} has no option {name!r}: {did_you_mean(name, accepted)}"
-            )
+    family = _recognise(path_or_repo_id, options, force=force, teacher=teacher)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise FewstepError(f"unknown dtype {dtype!r}: {did_you_mean(dtype, _DTYPES)}")
+    folder = places.whole(path_or_repo_id)
     from diffusers import DiffusionPipeline
 
     try:
@@ -85,6 +111,7 @@ def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any)
             use_safetensors=True,
             local_files_only=True,
             **family.load_overrides(folder),
+            **left_out(family, folder, encoders=encoders, network=network),
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
@@ -92,24 +119,44 @@ def load(path_or_repo_id: str | Path, *, dtype: str = "float32", **options: Any)
     return family(pipe, folder, **options)
 
 
+def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
+    """The family that understands a pipeline; of a repo, only small files are fetched."""
+    return _family_of(places.configs(path_or_repo_id))
+
+
+def outline(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> Backbone:
+    """The backbone without its weights: all networks on the meta device, no tokenizers.
+
+    It tells sizes, shifts, blocks and targets, and cannot compute. Needs the configurations only;
+    of a repo, only they are fetched. Arguments and errors are those of `load`.
+    """
+    family = _recognise(path_or_repo_id, options, force=force, teacher=True)
+    folder = places.configs(path_or_repo_id)
+    return family(outlined(folder), folder, **options)
+
+
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _local_folder(path_or_repo_id: str | Path) -> Path:
-    folder = resolve(path_or_repo_id)
-    if folder.exists():
-        return folder
-    text = str(path_or_repo_id)
-    parts = text.split("/")
-    if len(parts) != 2 or not all(parts) or text.startswith((".", "~")):
-        raise FewstepError(f"{text}: no such folder; give a diffusers folder or owner/name")
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(text, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise FewstepError(f"{text}: no such folder, and the hub refused: {first}") from error
+def _recognise(
+    path_or_repo_id: str | Path, options: dict[str, Any], *, force: bool, teacher: bool
+) -> type[Backbone]:
+    """The family of a pipeline, and whether it can be loaded as asked; reads small files only."""
+    folder = places.configs(path_or_repo_id)
+    family = _family_of(folder)
+    if teacher and (why := distilled.reason(str(path_or_repo_id), folder)):
+        if not force:
+            raise FewstepError(
+                f"{path_or_repo_id}: {why}, or force it: --force, model.force: true, force=True"
+            )
+        logging.getLogger(__name__).warning("%s: forced, although %s", path_or_repo_id, why)
+    accepted = set(inspect.signature(family).parameters) - {"pipe", "source"}
+    for name in options:
+        if name not in accepted:
+            raise FewstepError(
+                f"{family.name} has no option {name!r}: {did_you_mean(name, accepted)}"
+            )
+    return family
 
 
 def _family_of(folder: Path) -> type[Backbone]:
@@ -117,12 +164,15 @@ def _family_of(folder: Path) -> type[Backbone]:
     if not index.is_file():
         raise FewstepError(f"{folder}: not a diffusers pipeline folder (no model_index.json)")
     try:
-        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        pipeline = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
     except (ValueError, KeyError, TypeError) as error:
         raise FewstepError(f"{index}: not readable; it must name a _class_name") from error
     known = {pipeline: cls for cls in _families().values() for pipeline in cls.pipelines}
-    if pipeline not in known:
-        raise FewstepError(
-            f"{folder}: {pipeline} is not supported; supported: {', '.join(sorted(known))}"
-        )
-    return known[pipeline]
+    if pipeline in known:
+        return known[pipeline]
+    hint = f"supported: {', '.join(sorted(known))}"
+    if why := distilled.outside(pipeline):
+        hint = f"it {why}; {hint}"
+    elif why := distilled.reason(str(folder), folder):
+        hint = why
+    raise FewstepError(f"{folder}: {pipeline} is not supported; {hint}")

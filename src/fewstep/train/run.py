@@ -32,6 +32,7 @@ PREVIEWS = "previews"
 _MAY_CHANGE = (
     "train.steps",
     "train.device",
+    "model.force",
     "data.cache_gb",
     "checkpoint",
     "log",
@@ -114,8 +115,11 @@ def check(recipe: Recipe) -> Checked:
 def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> Run:
     """Load the model and put a run together, at step 0; writes nothing."""
     log = Log(folder, recipe.log, total=recipe.train.steps, console=console)
-    backbone = backbones.load(recipe.model.path, dtype=recipe.model.dtype, **recipe.model.options)
+    wanted = recipe.model
+    backbone = backbones.load(wanted.path, dtype=wanted.dtype, force=wanted.force, **wanted.options)
     backbone.to(checked.device)
+    told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
+    objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
     encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
