@@ -1,0 +1,78 @@
+"""FLUX.2: the shift of four steps at any number of steps, and folders without torchvision."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from transformers.utils.import_utils import is_torchvision_available
+
+from fewstep import backbones
+from fewstep.errors import FewstepError
+from fewstep.schedules import few_step_sigmas, with_shift
+from tiny import flux2
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flux2") / "pipeline"
+    flux2.flux2.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    return backbones.load(folder, **flux2.flux2.options)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_the_stock_pipeline_walks_our_grid_at_any_number_of_steps(backbone, folder, steps):
+    pipe = Flux2Pipeline.from_pretrained(folder, **backbone.load_overrides(folder))
+    pipe.set_progress_bar_config(disable=True)
+    pipe(prompt="a circle", output_type="latent", **backbone.stock_call(steps, *SIZE))
+    base = torch.tensor(few_step_sigmas(steps))
+    assert torch.allclose(pipe.scheduler.sigmas, with_shift(base, backbone.shift(*SIZE)))
+
+
+def test_the_shift_is_that_of_the_named_number_of_steps(folder, backbone):
+    fifty = backbones.load(folder, shift_steps=50)
+    assert backbone.shift(1024, 1024).mu == compute_empirical_mu(512 * 512 // 4, 4)
+    assert backbone.shift(*SIZE).mu == pytest.approx(compute_empirical_mu(64, 4))
+    assert fifty.shift(*SIZE).mu == pytest.approx(compute_empirical_mu(64, 50))
+    assert fifty.shift(*SIZE).mu < backbone.shift(*SIZE).mu
+    with pytest.raises(FewstepError, match="shift_steps"):
+        backbones.load(folder, shift_steps=0)
+
+
+def test_the_guidance_input_is_the_stock_pipelines_or_the_one_asked_for(folder, backbone):
+    assert backbone.encode(["", ""]).tensors["guidance"].tolist() == [4.0, 4.0]
+    other = backbones.load(folder, guidance=2.5)
+    assert other.null(1).tensors["guidance"].tolist() == [2.5]
+    assert other.stock_call(4, *SIZE)["guidance_scale"] == 2.5
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="the processor itself is there")
+def test_a_processor_that_needs_torchvision_is_done_without(folder, backbone, tmp_path):
+    """The published folder names a PixtralProcessor; its tokenizer encodes text as it does."""
+    backbone.save(tmp_path / "published", backbone.net)
+    index = tmp_path / "published" / "model_index.json"
+    content = json.loads(index.read_text())
+    content["tokenizer"] = ["transformers", "PixtralProcessor"]
+    index.write_text(json.dumps(content))
+    again = backbones.load(tmp_path / "published", **flux2.flux2.options)
+    prompts = ["a small red circle", "a blue square and a large pink cross"]
+    for name, tensor in backbone.encode(prompts).tensors.items():
+        assert torch.equal(again.encode(prompts).tensors[name], tensor)
+
+
+def test_a_distilled_klein_has_no_guidance(tmp_path):
+    flux2.klein.build(tmp_path / "klein")
+    base = backbones.load(tmp_path / "klein")
+    assert base.default_guidance == 4.0
+    base.pipe.register_to_config(is_distilled=True)
+    assert base.default_guidance == 1.0
