@@ -28,7 +28,7 @@ SHAPE = (2, 3)
 class ToyVelocity(nn.Module):
     """Smooth velocity field on latents [B, 2, 3], conditional on ``cond.tensors["text"]`` [B, 4].
 
-    Samples do not talk to each other, as in every real backbone.
+    A ``guidance`` [B] beside it scales the text, and so is felt, not in proportion. Samples do not talk to each other, as in every real backbone.
     """
 
     def __init__(self, seed: int) -> None:
@@ -38,7 +38,9 @@ class ToyVelocity(nn.Module):
         self.outer = nn.Linear(16, 6)
 
     def forward(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        features = torch.cat([xt.flatten(1), sigma[:, None], cond.tensors["text"]], dim=1)
+        guidance = cond.tensors.get("guidance", torch.ones_like(sigma))
+        text = guidance[:, None] * cond.tensors["text"]
+        features = torch.cat([xt.flatten(1), sigma[:, None], text], dim=1)
         return self.outer(torch.tanh(self.inner(features))).view_as(xt)
 
 
@@ -92,8 +94,9 @@ def anchor() -> Anchor:
     rng = torch.Generator().manual_seed(6)
     xt, velocity, final = (torch.randn(5, *SHAPE, generator=rng) for _ in range(3))
     sigma = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.3])
+    sigma_next = torch.tensor([0.9, 0.6, 0.5, 0.2, 0.0])
     x0 = xt - sigma[:, None, None] * velocity
-    return Anchor(xt=xt, sigma=sigma, velocity=velocity, x0=x0, final=final)
+    return Anchor(xt, sigma, sigma_next, velocity=velocity, x0=x0, final=final)
 
 
 # ---------------------------------------------------------------------- real classes, tiny sizes

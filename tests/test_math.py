@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.objectives import Objective, settings_model
+from fewstep.objectives import Objective, available, settings_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = {int(tag) for tag in re.findall(r"\\tag\{(\d+)\}", (ROOT / "docs/math.md").read_text())}
@@ -37,9 +37,9 @@ def test_cited_equations_exist(path):
     assert cited(path.read_text(encoding="utf-8")) <= TAGS
 
 
-@pytest.mark.parametrize("name", ["ca", "dm", "cdm"])
+@pytest.mark.parametrize("name", available())
 def test_every_objective_cites_its_equation(name):
-    assert cited(settings_model(name).__doc__) & {22, 23}
+    assert cited(settings_model(name).__doc__) & {22, 23, 26, 28}
 
 
 def test_the_documented_objective_is_one(tmp_path, monkeypatch):

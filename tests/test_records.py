@@ -42,6 +42,18 @@ def test_only_equal_names_can_be_joined(parts):
         Conditioning.cat(parts)
 
 
+def test_replacing_touches_nothing_else():
+    whole = numbered(3)
+    other = whole.replace(pooled=torch.zeros(3))
+    assert other.tensors["pooled"].tolist() == [0, 0, 0]
+    assert other.tensors["text"] is whole.tensors["text"]
+    assert whole.tensors["pooled"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="no 'guidance', only"):
+        whole.replace(guidance=torch.zeros(3))
+    with pytest.raises(ValueError, match="one batch size"):
+        whole.replace(pooled=torch.zeros(2))
+
+
 def test_repeat_interleave_keeps_repeats_together():
     assert numbered(2).repeat_interleave(2).tensors["pooled"].tolist() == [0, 0, 1, 1]
 
@@ -57,6 +69,7 @@ def test_each_sample_picks_its_own_anchor():
         assert torch.equal(anchor.xt[row], xt[step, row])
         assert torch.equal(anchor.velocity[row], velocity[step, row])
         assert anchor.sigma[row] == trajectory.sigmas[step]
+        assert anchor.sigma_next[row] == trajectory.sigmas[step + 1]
     expected = x0_from_velocity(anchor.xt, anchor.velocity, anchor.sigma)
     assert torch.equal(anchor.x0, expected)
     assert anchor.final is trajectory.final

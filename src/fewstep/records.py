@@ -44,6 +44,17 @@ class Conditioning:
         """Samples chosen by an index tensor [n] or a slice."""
         return self._map(lambda tensor: tensor[index])
 
+    def replace(self, **tensors: Tensor) -> Conditioning:
+        """The same with other tensors, [B, ...], under names it has.
+
+        Raises:
+            ValueError: It has no tensor of such a name, or the batch differs.
+        """
+        for name in tensors:
+            if name not in self.tensors:
+                raise ValueError(f"conditioning has no {name!r}, only {sorted(self.tensors)}")
+        return Conditioning({**self.tensors, **tensors})
+
     def repeat_interleave(self, n: int) -> Conditioning:
         """Each sample n times in a row: [B n, ...]."""
         return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0))
@@ -77,6 +88,7 @@ class Anchor:
     Attributes:
         xt: Latent x_i, [B, ...].
         sigma: Its noise level sigma_i, [B].
+        sigma_next: Where the simulation's step from it leads, sigma_{i+1}; 0 is the end, [B].
         velocity: The student's velocity v_i there, [B, ...].
         x0: Clean latent it points at, x_i - sigma_i v_i, [B, ...].
         final: Where the simulation ended, [B, ...].
@@ -84,6 +96,7 @@ class Anchor:
 
     xt: Tensor
     sigma: Tensor
+    sigma_next: Tensor
     velocity: Tensor
     x0: Tensor
     final: Tensor
@@ -114,9 +127,9 @@ class Trajectory:
         index = index.to(self.xt.device)
         rows = torch.arange(self.xt.shape[1], device=self.xt.device)
         xt, velocity = self.xt[index, rows], self.velocity[index, rows]
-        sigma = self.sigmas[index]
+        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
         x0 = x0_from_velocity(xt, velocity, sigma)
-        return Anchor(xt=xt, sigma=sigma, velocity=velocity, x0=x0, final=self.final)
+        return Anchor(xt, sigma, sigma_next, velocity=velocity, x0=x0, final=self.final)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +139,9 @@ class Term:
     Attributes:
         name: The objective's name.
         loss: Weighted loss per sample, with the graph to the student attached, [B].
-        norm: Normaliser k = mean |reference - x0| per sample, after its floor, detached, [B].
-        direction: Where the teachers pull the student's x0, detached, [B, ...].
+        norm: How far the student is from what it is compared with, mean |difference| per sample,
+            detached, [B]. Where the loss is divided by it (k, Eq. 18), after its floor.
+        direction: Where the student's x0 is pulled, detached, [B, ...].
         x0: The student's clean latent at the objective's site, detached, [B, ...].
     """
 

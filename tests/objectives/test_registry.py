@@ -5,19 +5,21 @@ from __future__ import annotations
 import pytest
 
 from fewstep.errors import FewstepError
-from fewstep.objectives import available, build, settings_model
+from fewstep.objectives import Pull, available, build, settings_model
 from fewstep.objectives.sites import AtAnchor, FreshNoise
 from fewstep.schedules import LogitNormal
 
 
 def test_the_published_objectives_are_there():
-    assert available() == ["ca", "cdm", "dm"]
+    assert available() == ["ca", "ca_embedded", "cdm", "dm", "isg"]
 
 
 def test_published_settings_are_the_defaults():
     assert build("ca").alpha == 7.0
     assert all(build(name).weight == 1.0 for name in available())
-    assert all(build(name).floor == 0.1 for name in available())
+    pulls = [each for each in map(build, available()) if isinstance(each, Pull)]
+    assert [each.name for each in pulls] == ["ca", "ca_embedded", "cdm", "dm"]
+    assert all(each.floor == 0.1 for each in pulls)
 
 
 def test_choices_can_be_replaced_from_a_recipe():
@@ -37,6 +39,16 @@ def test_choices_can_be_replaced_from_a_recipe():
         ({"name": "dm", "warmup_steps": -1}, "warmup_steps"),
         ({"name": "cdm", "site": {"name": "along_velocty"}}, "did you mean 'along_velocity'?"),
         ({"name": "cdm", "probe": {"name": "uniform", "hihg": 0.5}}, "did you mean 'high'?"),
+        ({"name": "ca_embedded", "low": 8.0}, "low (8.0) must be below high (8.0)"),
+        ({"name": "ca_embedded", "low": -1.0}, "low"),
+        ({"name": "ca", "high": 8.0}, "high"),
+        ({"name": "dm", "teacher_guidance": {"low": 9}}, "low (9.0) must be below high (8.0)"),
+        ({"name": "dm", "teacher_guidance": {"hihg": 9}}, "did you mean 'high'?"),
+        ({"name": "dm", "teacher_guidance": 3.5}, "teacher_guidance"),
+        ({"name": "isg", "site": {"name": "along_velocity"}}, "site"),
+        ({"name": "isg", "distance": {"name": "l1"}}, "did you mean 'l2'?"),
+        ({"name": "isg", "distance": {"name": "charbonnier", "eps": 0.0}}, "eps"),
+        ({"name": "isg", "floor": 0.1}, "floor"),
     ],
 )
 def test_mistakes_are_one_line_that_says_where(settings, message):

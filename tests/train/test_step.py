@@ -162,7 +162,7 @@ def test_samples_may_leave_after_their_anchor(steps):
     seen.clear()
     early = simulate_to(velocity, noise, grid, cond, index=index)
     assert sum(seen) == int((index + 1).sum())
-    for field in ("xt", "sigma", "velocity", "x0"):
+    for field in ("xt", "sigma", "sigma_next", "velocity", "x0"):
         torch.testing.assert_close(getattr(early, field), getattr(whole, field))
     torch.testing.assert_close(early.x0, x0_from_velocity(early.xt, early.velocity, early.sigma))
 

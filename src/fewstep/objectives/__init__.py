@@ -14,18 +14,20 @@ import pkgutil
 from pydantic import ValidationError
 
 from fewstep.errors import unknown
-from fewstep.objectives.base import Objective, by_site, evaluate
+from fewstep.objectives.base import Objective, Pull, by_site, evaluate, refuse_misfits
 from fewstep.objectives.pull import pull_loss, pull_norm
 from fewstep.strict import ConfigError, explain
 
 __all__ = [
     "Objective",
+    "Pull",
     "available",
     "build",
     "by_site",
     "evaluate",
     "pull_loss",
     "pull_norm",
+    "refuse_misfits",
     "settings_model",
 ]
 

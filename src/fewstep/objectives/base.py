@@ -1,4 +1,6 @@
-"""An objective is one operation with three choices: site, probe and direction.
+"""An objective: asks the student at a site, and turns its answer into a term of the loss.
+
+Nearly all are one operation with two more choices, a `Pull`:
 
 1. Ask the student at the *site*; it answers with a clean latent x0.
 2. Re-noise x0, detached, to a sigma of the *probe* law and ask the teachers there.
@@ -10,13 +12,15 @@ Equation numbers refer to ``docs/math.md``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from fewstep.errors import FewstepError
 from fewstep.flow import x0_from_velocity
 from fewstep.noising import renoise
 from fewstep.objectives.directions import Ask, Direction
@@ -29,34 +33,56 @@ from fewstep.schedules import Law
 Positive = Annotated[float, Field(gt=0)]
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the student said at a site, and all that a term may be made of besides.
+
+    Attributes:
+        velocity: The student's velocity at the site, with its graph, [B, ...].
+        x0: The clean latent it points at, with its graph, [B, ...].
+        ask: The three networks.
+        anchor: Where this iteration works, batch B.
+        cond: Prompts, batch B.
+        null: The encoded empty prompt, batch B.
+        draws: The step's random values.
+        indices: Global index of each sample, [B].
+    """
+
+    velocity: Tensor
+    x0: Tensor
+    ask: Ask
+    anchor: Anchor
+    cond: Conditioning
+    null: Conditioning
+    draws: Draws
+    indices: Tensor
+
+
 class Objective(BaseModel, ABC):
     """One term of the student's loss, and its settings: frozen, strict.
-
-    A named objective is a subclass in a file of its own that gives ``name``, ``site`` and ``probe``
-    their defaults and says its ``direction``.
 
     Attributes:
         name: How recipes, logs and draws call it.
         site: Where the student is asked, Eq. 20.
-        probe: Law of the sigma at which the teachers are asked, Eq. 21.
         weight: Factor of its loss.
         warmup_steps: Steps over which the weight grows linearly to its full value; 0 = none.
-        floor: Least normaliser k, Eq. 18.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
     site: Site
-    probe: Law
     weight: Positive = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    floor: Positive = FLOOR
 
     @property
+    def misfits(self) -> Mapping[str, str]:
+        """Kinds of guidance it cannot be used with ("cfg", "embedded"): why, and what to do."""
+        return {}
+
     @abstractmethod
-    def direction(self) -> Direction:
-        """Where the teachers pull, Eq. 22-23."""
+    def term(self, answer: Answer) -> Term:
+        """What it makes of the student's answer at its site; the loss weighted, see `weight_at`."""
 
     def weight_at(self, step: int) -> float:
         """Weight at a step counted from 0, warm-up included, Eq. 24."""
@@ -77,12 +103,79 @@ class Objective(BaseModel, ABC):
         return term
 
 
+class Pull(Objective):
+    """An objective that pulls the student's x0 where the teachers say, Eq. 18-19.
+
+    A named one is a subclass in a file of its own that gives ``name``, ``site`` and ``probe`` their
+    defaults and says its ``direction``.
+
+    Attributes:
+        probe: Law of the sigma at which the teachers are asked, Eq. 21.
+        floor: Least normaliser k, Eq. 18.
+    """
+
+    probe: Law
+    floor: Positive = FLOOR
+
+    @property
+    @abstractmethod
+    def direction(self) -> Direction:
+        """Where the teachers pull, Eq. 22-23 and 26."""
+
+    def networks(self, answer: Answer) -> Ask:
+        """The networks that its direction asks: as they are, unless a subclass changes how."""
+        return answer.ask
+
+    def term(self, answer: Answer) -> Term:
+        """The pull as a weighted, reportable term, Eq. 18-21 and 24."""
+        x0, draws = answer.x0, answer.draws
+        probe = renoise(
+            x0,
+            self.probe,
+            anchor_sigma=answer.anchor.sigma,
+            name=self.name,
+            draws=draws,
+            indices=answer.indices,
+        )
+        with torch.no_grad():
+            direction, reference = self.direction(
+                self.networks(answer), probe.xt, probe.sigma, answer.cond, answer.null
+            )
+        loss = pull_loss(x0, direction, reference, floor=self.floor, reduction="none")
+        return Term(
+            name=self.name,
+            loss=self.weight_at(draws.step) * loss,
+            norm=pull_norm(x0, reference, floor=self.floor),
+            direction=direction,
+            x0=x0.detach(),
+        )
+
+
 def by_site(objectives: Sequence[Objective]) -> list[list[Objective]]:
-    """Objectives grouped by equal sites, in order: each group costs one student evaluation."""
+    """Objectives grouped by equal sites, in order: each group shares one answer of the student."""
     groups: dict[Site, list[Objective]] = {}
     for objective in objectives:
         groups.setdefault(objective.site, []).append(objective)
     return list(groups.values())
+
+
+def refuse_misfits(objectives: Sequence[Objective], guidance: str, model: str) -> None:
+    """Check that objectives go with a model, before anything is trained.
+
+    Args:
+        objectives: The recipe's list.
+        guidance: How the model is guided: "embedded" if its network takes a scale, else "cfg".
+        model: What to call the model.
+
+    Raises:
+        FewstepError: One does not; one line says which, why, and what to do.
+    """
+    for number, objective in enumerate(objectives):
+        if guidance in objective.misfits:
+            raise FewstepError(
+                f"objectives.{number}: {objective.name!r} does not go with {model}: "
+                f"{objective.misfits[guidance]}"
+            )
 
 
 def evaluate(
@@ -95,9 +188,9 @@ def evaluate(
     draws: Draws,
     indices: Tensor,
 ) -> list[Term]:
-    """All terms of a batch; the student is evaluated once per distinct site.
+    """All terms of a batch; the student answers with gradients once per distinct site.
 
-    The gradient reaches the student alone: through its x0 at the sites, nowhere else.
+    The gradient reaches the student alone: through its answers at the sites, nowhere else.
 
     Args:
         objectives: The recipe's list.
@@ -114,31 +207,10 @@ def evaluate(
     terms = []
     for group in by_site(objectives):
         xt, sigma = group[0].site(anchor, draws, indices)
-        x0 = x0_from_velocity(xt, ask.student(xt, sigma, cond), sigma)
-        for objective in group:
-            probe = renoise(
-                x0,
-                objective.probe,
-                anchor_sigma=anchor.sigma,
-                name=objective.name,
-                draws=draws,
-                indices=indices,
-            )
-            with torch.no_grad():
-                pull = objective.direction(ask, probe.xt, probe.sigma, cond, null)
-            terms.append(_term(objective, x0, *pull, step=draws.step))
+        velocity = ask.student(xt, sigma, cond)
+        x0 = x0_from_velocity(xt, velocity, sigma)
+        answer = Answer(
+            velocity, x0, ask, anchor, cond=cond, null=null, draws=draws, indices=indices
+        )
+        terms += [objective.term(answer) for objective in group]
     return terms
-
-
-def _term(
-    objective: Objective, x0: Tensor, direction: Tensor, reference: Tensor, *, step: int
-) -> Term:
-    """The pull as a weighted, reportable term, Eq. 18-19 and 24."""
-    loss = pull_loss(x0, direction, reference, floor=objective.floor, reduction="none")
-    return Term(
-        name=objective.name,
-        loss=objective.weight_at(step) * loss,
-        norm=pull_norm(x0, reference, floor=objective.floor),
-        direction=direction,
-        x0=x0.detach(),
-    )

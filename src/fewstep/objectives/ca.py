@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from fewstep.objectives.base import Objective, Positive
+from fewstep.objectives.base import Positive, Pull
 from fewstep.objectives.directions import Guidance
 from fewstep.objectives.sites import AtAnchor, Site
 from fewstep.schedules import Law, UpToAnchor
 
 
-class CA(Objective):
+class CA(Pull):
     """The student's x0 at the anchor, pulled along the teacher's guidance direction, Eq. 22.
 
     Probed at s ~ U(0, sigma_i): guidance belongs to what the anchor has not yet decided.
@@ -23,6 +24,11 @@ class CA(Objective):
     site: Site = AtAnchor()
     probe: Law = UpToAnchor()
     alpha: Positive = 7.0
+
+    @property
+    def misfits(self) -> Mapping[str, str]:
+        """It asks for the teacher without a prompt."""
+        return {"embedded": "its guidance is an input, not an empty prompt; use ca_embedded"}
 
     @property
     def direction(self) -> Guidance:

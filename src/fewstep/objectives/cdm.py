@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fewstep.objectives.base import Objective
 from fewstep.objectives.directions import TeacherMinusFake
+from fewstep.objectives.matching import Matching
 from fewstep.objectives.sites import AlongVelocity, Site
 from fewstep.schedules import Law, Uniform
 
 
-class CDM(Objective):
+class CDM(Matching):
     """As DM, with the student asked where its own velocity carries the anchor, Eq. 20b and 23.
 
     The student so answers at every sigma, not only at those of a grid.

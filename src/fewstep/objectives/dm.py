@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fewstep.objectives.base import Objective
 from fewstep.objectives.directions import TeacherMinusFake
+from fewstep.objectives.matching import Matching
 from fewstep.objectives.sites import AtAnchor, Site
 from fewstep.schedules import Law, Uniform
 
 
-class DM(Objective):
+class DM(Matching):
     """The student's x0 at the anchor, pulled from the fake teacher to the teacher, Eq. 23."""
 
     name: Literal["dm"] = "dm"

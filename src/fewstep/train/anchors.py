@@ -42,6 +42,7 @@ def simulate_to(
         xt = euler_step(xt, v, sigma, sigmas[i + 1].expand(now))[:after]
     back = order.argsort().to(noise.device)
     picked_xt, picked_v = (torch.cat(parts[::-1])[back] for parts in zip(*left, strict=True))
-    sigma = sigmas[index.to(sigmas.device)]
+    index = index.to(sigmas.device)
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
     x0 = x0_from_velocity(picked_xt, picked_v, sigma)
-    return Anchor(xt=picked_xt, sigma=sigma, velocity=picked_v, x0=x0, final=x0)
+    return Anchor(picked_xt, sigma, sigma_next, velocity=picked_v, x0=x0, final=x0)
