@@ -18,7 +18,7 @@ LEVELS = {
     1: "simulate fake_teacher objectives backbones world",
     2: "train",
     3: "runs export sample evaluate report",
-    4: "recipes cli console doctor demo compare __main__",
+    4: "recipes cli cli_encode console doctor demo compare __main__",
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms.split()}
 MAX_LINES, MAX_FUNCTION = 400, 60

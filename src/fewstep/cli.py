@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep import __version__
+from fewstep.cli_encode import encode
 from fewstep.console import note, say, say_json, table
 from fewstep.errors import FewstepError
 
@@ -124,6 +125,9 @@ def distill(
     say(f"run: {folder}")
     if step == settings.train.steps:
         say(f"next: fewstep evaluate {folder}; fewstep export {folder}")
+
+
+app.command()(encode)
 
 
 @app.command()

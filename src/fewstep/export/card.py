@@ -179,11 +179,13 @@ def _example(card: Card) -> str:
     recipe = card.run.recipe
     if recipe.preview.prompts:
         return recipe.preview.prompts[0]
-    for file in (recipe.preview.path, recipe.evaluate.prompts, recipe.data.prompts):
+    data = recipe.data
+    sources = (recipe.preview.path, None), (recipe.evaluate.prompts, None)
+    for file, column in (*sources, (data.prompts, data.column)):
         if file and resolve(file).is_file():
             from fewstep.train.prompts import read_prompts
 
-            return read_prompts(file).texts[0]
+            return read_prompts(file, column=column).texts[0]
     return "a photograph of a lighthouse at dusk"
 
 

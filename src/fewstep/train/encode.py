@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ from fewstep.hardware import pick_device
 from fewstep.records import Conditioning
 from fewstep.resources import resolve
 from fewstep.train.embeddings import Embeddings, Key, key_of
+from fewstep.train.prompts import Prompts, read_prompts
 
 SHARD = 128
 """Prompts of one file: what is lost when the process is killed."""
+_OWN = ("dtype", "device", "batch", "shard")
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,53 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def gather(
+    sources: Sequence[str],
+    written: Sequence[str] = (),
+    *,
+    column: str | None = None,
+    split: str | None = None,
+) -> Prompts:
+    """All prompts of some sources, then those written out, as one list.
+
+    Args:
+        sources: What `prompts.read_prompts` reads; `column` and `split` are of the first one.
+        written: More prompts.
+        column: Which column or key holds the prompt.
+        split: Which part of a folder or data set.
+
+    Raises:
+        FewstepError: A source cannot be read, or there is no prompt at all.
+    """
+    found = [read_prompts(source, column=column, split=split) for source in sources[:1]]
+    found += [read_prompts(source) for source in sources[1:]]
+    more = [tidy for text in written if (tidy := " ".join(text.split()))]
+    texts = tuple(text for each in [*(one.texts for one in found), more] for text in each)
+    if not texts:
+        raise FewstepError("encode: no prompts; give PROMPTS (a file) or --prompt TEXT")
+    return Prompts(
+        texts,
+        duplicates=len(texts) - len(set(texts)),
+        empty=sum(each.empty for each in found),
+        undecodable=sum(each.undecodable for each in found),
+    )
+
+
+def encoding_of(model: str, settings: Mapping[str, Any]) -> Encoding:
+    """How to encode, from what was written: dtype, device, batch, shard; all else is the family's.
+
+    Raises:
+        FewstepError: A batch or shard that is no number above 0.
+    """
+    own = {name: value for name, value in settings.items() if name in _OWN}
+    for name in ("batch", "shard"):
+        value = own.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise FewstepError(f"{name}: must be a whole number above 0, not {value!r}")
+    options = {name: value for name, value in settings.items() if name not in _OWN}
+    return Encoding(model, options, **own)
+
+
 # ------------------------------------------------------------------------------------- for a run
 
 
@@ -177,17 +227,16 @@ def stored(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> 
 def command(recipe: Recipe, folder: Path) -> str:
     """The command line that encodes everything that a recipe's training asks for."""
     data, preview, model = recipe.data, recipe.preview, recipe.model
-    words = ["fewstep", "encode", data.prompts]
+    words: list[str] = ["fewstep", "encode", data.prompts]
+    if preview.prompts is not None:
+        words += [word for text in preview.prompts for word in ("--prompt", text)]
+    elif preview.path is not None:
+        words.append(preview.path)
     if data.column:
         words += ["--column", data.column]
     if data.split:
         words += ["--split", data.split]
-    if preview.prompts is not None:
-        words += [word for text in preview.prompts for word in ("--prompt", text)]
-    elif preview.path is not None:
-        words += ["--also", preview.path]
-    words += ["--model", model.path, "--dtype", model.dtype]
-    words += [
-        word for key, value in model.options.items() for word in ("--option", f"{key}={value}")
-    ]
+    words += ["--model", model.path]
+    for name, value in {"dtype": model.dtype, **model.options}.items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join([*words, "--out", str(folder)])

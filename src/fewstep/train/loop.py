@@ -56,7 +56,8 @@ def distill(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, dump_recipe(recipe))
         with run.log.opened(run.step), Interrupts(run.log.note) as interrupts:
-            run.log.note(f"{checked.prompts.describe()}; step {run.step} of {recipe.train.steps}")
+            told = checked.prompts.describe(run.encoder.overlong(checked.prompts.distinct))
+            run.log.note(f"{told}; step {run.step} of {recipe.train.steps}")
             _go_on(run, interrupts)
     return folder
 

@@ -1,0 +1,69 @@
+"""The command ``fewstep encode``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.console import note, say, say_json
+from fewstep.errors import FewstepError
+
+
+def encode(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPTS", help="File, folder of tables or id of a data set."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Diffusers folder or hub id.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "--option",
+            metavar="NAME=VALUE",
+            help="Option of the model, such as max_sequence_length; or dtype, device, batch.",
+        ),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column with the prompts.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of a folder or data set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default embeddings/MODEL-KEY.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Encode prompts ahead, for data.cache; run it again to go on or to add more."""
+    from fewstep.train.encode import encode_ahead, encoding_of, gather
+
+    found = gather(prompts or [], prompt or [], column=column, split=split)
+    if not model:
+        raise FewstepError("encode: no model; give --model FOLDER (or a hub id)")
+    done = encode_ahead(found.texts, encoding_of(model, _settings(settings)), out, note=note)
+    if as_json:
+        odd = {name: getattr(found, name) for name in ("duplicates", "empty", "undecodable")}
+        say_json(done | odd)
+        return
+    say(f"{found.describe(done['overlong'])}: {done['encoded']} encoded, {done['kept']} kept")
+    say(f"embeddings: {done['folder']} ({done['bytes'] / 1e9:.2f} GB)")
+    say(f"next: fewstep distill RECIPE --set data.cache={done['folder']}")
+
+
+def _settings(written: Sequence[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs of the command line; the values are YAML, as in recipes."""
+    import yaml
+
+    from fewstep import yaml12
+
+    found = {}
+    for each in written or []:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise FewstepError(f"--set {each}: write it as NAME=VALUE")
+        try:
+            found[name] = yaml12.load(value)
+        except yaml.YAMLError as error:
+            raise FewstepError(f"--set {each}: the value is not valid YAML") from error
+    return found
