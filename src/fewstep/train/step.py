@@ -103,7 +103,8 @@ def find_anchor(
     roles: Roles, part: Batch, sigmas: Tensor, draws: Draws, algorithm: Algorithm
 ) -> Anchor:
     """Simulate the student, conditionally and without guidance, to one random point per sample."""
-    noise = draws.normal("simulate/eps", part.indices, algorithm.latent_shape)
+    # Pure noise on the path, Eq. 13, also where a grid starts below 1.
+    noise = sigmas[0] * draws.normal("simulate/eps", part.indices, algorithm.latent_shape)
     index = draws.integers("anchor", part.indices, len(sigmas) - 1).cpu()
     if algorithm.target == "final":
         return simulate(roles.student, noise, sigmas, part.cond).pick(index)
