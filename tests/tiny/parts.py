@@ -48,8 +48,8 @@ __all__ = [
     "seeded",
     "t5",
     "t5_tokenizer",
-    "vae16",
     "vae4",
+    "vae16",
     "wake",
 ]
 
