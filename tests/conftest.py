@@ -28,7 +28,8 @@ SHAPE = (2, 3)
 class ToyVelocity(nn.Module):
     """Smooth velocity field on latents [B, 2, 3], conditional on ``cond.tensors["text"]`` [B, 4].
 
-    A ``guidance`` [B] beside it scales the text, and so is felt, not in proportion. Samples do not talk to each other, as in every real backbone.
+    A ``guidance`` [B] beside it scales the text: it is felt, but not in proportion. Samples do not
+    talk to each other, as in every real backbone.
     """
 
     def __init__(self, seed: int) -> None:
