@@ -18,6 +18,7 @@ import typer
 
 from fewstep import __version__
 from fewstep.cli_encode import encode
+from fewstep.cli_world import world
 from fewstep.console import note, say, say_json, table
 from fewstep.errors import FewstepError
 
@@ -35,7 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
 )
-world = typer.Typer(help="The embedded tiny world.")
 app.add_typer(world, name="world")
 
 RecipeName = Annotated[
@@ -102,6 +102,12 @@ def distill(
     overrides: Overrides = None,
     resume: Resume = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take; no weights, no files.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take a teacher that is distilled already.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a student by the recipe."""
@@ -110,7 +116,11 @@ def distill(
     path = find(recipe)
     from fewstep.config import load_recipe
 
-    settings = load_recipe(path, overrides or [])
+    overrides = [*(overrides or []), *(["model.force=true"] if force else [])]
+    settings = load_recipe(path, overrides, files=not dry)
+    if dry:
+        _show_dry_run(settings, as_json)
+        return
     from fewstep.train import Stopped
     from fewstep.train import distill as train
 
@@ -217,16 +227,16 @@ def compare(
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the model families that can be distilled."""
-    from dataclasses import asdict
+    """List the models that can be distilled, and those that are refused."""
+    from fewstep.models import REFUSED_COLUMNS, SHOWN, matrix, refused
 
-    from fewstep.backbones import available
-
-    rows = [asdict(each) for each in available()]
+    rows, not_these = matrix(), refused()
     if as_json:
-        say_json({"models": rows})
+        say_json({"models": rows, "refused": not_these})
         return
-    table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    table(SHOWN, [[row[name] for name in SHOWN] for row in rows])
+    say("")
+    table(REFUSED_COLUMNS, [[row[name] for name in REFUSED_COLUMNS] for row in not_these])
 
 
 @app.command()
@@ -248,55 +258,20 @@ def doctor(
     raise typer.Exit(0 if report["ok"] else 1)
 
 
-@world.command()
-def train(
-    out: Annotated[Path, typer.Option(help="Where the finished world goes.")] = Path(
-        "runs/world/data"
-    ),
-    work: Annotated[Path, typer.Option(help="Logs, and training that is not finished.")] = Path(
-        "runs/world/work"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Decides everything.")] = 0,
-    start: Annotated[
-        str | None, typer.Option(help="Pipeline folder to train on, instead of from nothing.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda ...")] = "auto",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Of every network, to try whether it works.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
-    from fewstep.hardware import pick_device
-    from fewstep.resources import resolve
-    from fewstep.world.make import make
+def _show_dry_run(recipe: Any, as_json: bool) -> None:
+    """What a recipe would take, as tables or as one object."""
+    from fewstep.plan import dry_run
 
-    begin = resolve(start) if start else None
-    if begin and not (begin / "model_index.json").is_file():
-        raise FewstepError(f"--start: {begin} is not a pipeline folder (no model_index.json)")
-    place = str(pick_device(device))
-    make(work, out, seed=seed, start=begin, device=place, steps=steps, say=note)
+    found = dry_run(recipe)
     if as_json:
-        say_json({"folder": str(out), "seed": seed})
-    else:
-        say(f"world: {out}")
-
-
-@world.command()
-def show(
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("scenes.png"),
-    count: Annotated[int, typer.Option(min=1, max=64, help="Prompts, one row each.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts and scenes.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Draw some captioned scenes into one PNG: a row per prompt, eight scenes each."""
-    from fewstep.world.sheet import write_sheet
-
-    captions = write_sheet(out, count=count, seed=seed)
-    if as_json:
-        say_json({"file": str(out), "prompts": captions})
-    else:
-        say(f"{len(captions)} prompts: {out}")
+        say_json(found.as_json())
+        return
+    for title, columns, rows in found.tables():
+        table(columns, rows, title)
+        say("")
+    for key, file in found.missing.items():
+        say(f"missing: {key}: there is no file {file}")
+    say("nothing was loaded or written")
 
 
 def _prompts(written: Sequence[str] | None, file: Path | None) -> list[str]:

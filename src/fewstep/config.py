@@ -322,8 +322,13 @@ class Recipe(Section):
 # ---------------------------------------------------------------------------- reading and writing
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool = True) -> Recipe:
     """Recipe in a YAML file, with ``a.b=value`` overrides applied; the values are YAML.
+
+    Args:
+        path: The file, or ``package://...``.
+        overrides: Applied one after the other.
+        files: Refuse a recipe that names files which are not there.
 
     Raises:
         ConfigError: One line that says what is wrong and where.
@@ -341,7 +346,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(data, override, Recipe)
     recipe = parse_recipe(data)
-    _check_files(recipe)
+    for key, missing in missing_files(recipe).items() if files else ():
+        raise ConfigError(f"{key}: there is no file {missing}")
     return recipe
 
 
@@ -365,14 +371,15 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml12.dump(recipe.model_dump(mode="json"))
 
 
-def _check_files(recipe: Recipe) -> None:
-    source = recipe.data.prompts
-    if not resolve(source).exists() and not is_repo_id(source):
-        raise ConfigError(f"data.prompts: there is no file {source}")
+def missing_files(recipe: Recipe) -> dict[str, str]:
+    """Files that a recipe names and that are not there, by key."""
     files = {
+        "data.prompts": recipe.data.prompts,
         "preview.path": recipe.preview.path,
         "evaluate.prompts": recipe.evaluate.prompts,
     }
-    for key, file in files.items():
-        if file is not None and not resolve(file).is_file():
-            raise ConfigError(f"{key}: there is no file {file}")
+    missing = {key: file for key, file in files.items() if file and not resolve(file).is_file()}
+    source = recipe.data.prompts  # may also be a folder of tables, or a data set of the hub
+    if resolve(source).exists() or is_repo_id(source):
+        missing.pop("data.prompts", None)
+    return missing

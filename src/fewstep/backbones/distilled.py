@@ -233,7 +233,7 @@ def _who(row: Refused, pipeline: str) -> str:
 
 def _base(pipeline: str) -> str:
     """A teacher for a student of that class."""
-    found = (row.instead for row in REFUSED if row.pipeline == pipeline)
+    found = (row.instead for row in REFUSED if pipeline and row.pipeline == pipeline)
     return next(found, "the model it was made from")
 
 

@@ -1,0 +1,65 @@
+"""The commands of ``fewstep world``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.console import note, say, say_json
+from fewstep.errors import FewstepError
+
+world = typer.Typer(help="The embedded tiny world.")
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@world.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the finished world goes.")] = Path(
+        "runs/world/data"
+    ),
+    work: Annotated[Path, typer.Option(help="Logs, and training that is not finished.")] = Path(
+        "runs/world/work"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything.")] = 0,
+    start: Annotated[
+        str | None, typer.Option(help="Pipeline folder to train on, instead of from nothing.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda ...")] = "auto",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of every network, to try whether it works.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
+    from fewstep.hardware import pick_device
+    from fewstep.resources import resolve
+    from fewstep.world.make import make
+
+    begin = resolve(start) if start else None
+    if begin and not (begin / "model_index.json").is_file():
+        raise FewstepError(f"--start: {begin} is not a pipeline folder (no model_index.json)")
+    place = str(pick_device(device))
+    make(work, out, seed=seed, start=begin, device=place, steps=steps, say=note)
+    if as_json:
+        say_json({"folder": str(out), "seed": seed})
+    else:
+        say(f"world: {out}")
+
+
+@world.command()
+def show(
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("scenes.png"),
+    count: Annotated[int, typer.Option(min=1, max=64, help="Prompts, one row each.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts and scenes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw some captioned scenes into one PNG: a row per prompt, eight scenes each."""
+    from fewstep.world.sheet import write_sheet
+
+    captions = write_sheet(out, count=count, seed=seed)
+    if as_json:
+        say_json({"file": str(out), "prompts": captions})
+    else:
+        say(f"{len(captions)} prompts: {out}")

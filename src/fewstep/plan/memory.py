@@ -1,0 +1,128 @@
+"""What training keeps in memory, item by item, on one device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from fewstep.backbones.base import Backbone
+from fewstep.config import Recipe
+from fewstep.plan.parameters import Parameters
+
+MASTER = 4  # bytes of a trained weight, a gradient, a moment, an averaged weight: float32
+WIDTHS = {"float32": 4, "bfloat16": 2}
+_MODULATION = re.compile(r"norm|adaln|modulation|_mod\b|time_emb|temb", re.IGNORECASE)
+_LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.")
+_UNTOLD = 512  # text tokens, where the model does not say
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in memory.
+
+    Attributes:
+        name: What it is.
+        size: In bytes.
+        made_of: How the size comes about.
+        counts: Whether it is there while training.
+    """
+
+    name: str
+    size: int
+    made_of: str
+    counts: bool = True
+
+
+def memory_of(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> list[Item]:
+    """Everything that training holds at its fullest moment, on one device.
+
+    Working space of kernels, fragmentation and what the libraries keep come on top.
+    """
+    held, trained = WIDTHS[recipe.model.dtype], sizes.trained
+    lora = recipe.student.mode == "lora"
+    base = "shared base, frozen" if lora else "teacher, frozen"
+    items = [
+        Item(base, sizes.network * held, f"network x {held} B"),
+        Item("student and fake teacher", 2 * trained * MASTER, f"2 x trained x {MASTER} B"),
+        Item("gradients", trained * MASTER, f"trained x {MASTER} B: one role at a time"),
+        Item("optimizers", 4 * trained * MASTER, f"2 roles x 2 moments x trained x {MASTER} B"),
+    ]
+    if recipe.ema:
+        items.append(Item("running mean (EMA)", trained * MASTER, f"trained x {MASTER} B"))
+    if held < MASTER and not lora:
+        told = f"the network at work in {recipe.model.dtype}: network x {held} B"
+        items.append(Item("autocast copies", sizes.network * held, told))
+    items.append(activations(recipe, backbone))
+    items.append(Item("VAE", sizes.vae * held, f"VAE x {held} B"))
+    told = f"encoders x {held} B" + ("; left before training" * recipe.data.encode_ahead)
+    encoders = sizes.encoders * held
+    return [*items, Item("text encoders", encoders, told, counts=not recipe.data.encode_ahead)]
+
+
+def activations(recipe: Recipe, backbone: Backbone) -> Item:
+    """What a backward pass needs, as a simple estimate.
+
+    Every linear and convolution layer of a block, modulation aside, keeps its input and its output
+    for every token; attention itself keeps nothing (as flash attention does). With checkpointing a
+    block keeps its input alone, and the largest block is recomputed in full.
+    """
+    batch = -(-recipe.data.batch_size // recipe.data.accumulate)
+    held = WIDTHS[recipe.model.dtype]
+    image = backbone.image_tokens(recipe.resolution.height, recipe.resolution.width)
+    text = text_tokens(backbone)
+    blocks = list(_blocks(backbone, image, text))
+    if recipe.student.gradient_checkpointing:
+        values = sum(first for first, _ in blocks) + max((full for _, full in blocks), default=0)
+        how = "each block's input + the largest block"
+    else:
+        values = sum(full for _, full in blocks)
+        how = "inputs and outputs of all blocks' layers"
+    told = f"estimate: {batch} sample{'s' * (batch > 1)} at a time, {image} + {text} tokens, {how}"
+    return Item("activations", batch * values * held, f"{told}, {held} B")
+
+
+def text_tokens(backbone: Backbone) -> int:
+    """Tokens of text beside those of the picture; none where text is only looked up."""
+    if backbone.net_name == "unet":
+        return 0
+    told = getattr(backbone, "max_sequence_length", None)
+    told = told or getattr(backbone.pipe, "tokenizer_max_length", None)
+    return int(told or _UNTOLD)
+
+
+def _blocks(backbone: Backbone, image: int, text: int) -> Iterator[tuple[int, int]]:
+    """Numbers that each block keeps for one sample: its input, and all of its layers."""
+    net = backbone.net
+    names = {id(module): name for name, module in net.named_modules()}
+    levels = getattr(getattr(net, "config", None), "block_out_channels", None)
+    for block in backbone.blocks(net):
+        tokens = image + text
+        if levels:
+            tokens = image // 4 ** _level(names.get(id(block), ""), len(levels))
+        layers = [
+            _width(module)
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and not _MODULATION.search(name)
+        ]
+        if layers:
+            yield tokens * layers[0][0], tokens * sum(a + b for a, b in layers)
+
+
+def _level(name: str, levels: int) -> int:
+    """How often the picture was halved where a block of a U-Net works."""
+    found = _LEVEL.search(f"{name}.")
+    if found is None:
+        return levels - 1
+    place = int(found[2])
+    return place if found[1] == "down" else levels - 1 - place
+
+
+def _width(module: nn.Module) -> tuple[int, int]:
+    """Channels of a layer's input and output."""
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels, module.out_channels
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
