@@ -7,6 +7,7 @@ the last bit otherwise. `sample_batch` is the quick way for evaluation, where it
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import time
@@ -28,6 +29,7 @@ from fewstep.schedules import few_step_sigmas, with_shift
 from fewstep.simulate import sample
 
 MOST_STEPS = 1000
+_FRAME_MS = 62  # 16 frames a second, as Wan's videos are meant to run
 _DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slower, and memory
 
 
@@ -82,9 +84,13 @@ def default_size(backbone: Backbone) -> tuple[int, int]:
     """
     cells = getattr(backbone.pipe, "default_sample_size", None)
     factor = getattr(backbone.pipe, "vae_scale_factor", None)
-    if cells is None or factor is None:
+    if cells is not None and factor is not None:
+        return int(cells * factor), int(cells * factor)
+    call = inspect.signature(type(backbone.pipe).__call__).parameters
+    height, width = (call[name].default if name in call else None for name in ("height", "width"))
+    if not isinstance(height, int) or not isinstance(width, int):
         raise FewstepError(f"{backbone.source}: give height and width, the model has no default")
-    return int(cells * factor), int(cells * factor)
+    return height, width
 
 
 @torch.no_grad()
@@ -132,6 +138,15 @@ def sample_batch(
         for some in latents.split(_DECODED_AT_ONCE):
             images.append(backbone.decode(some).float().clamp(0, 1).cpu())
     return torch.cat(images)
+
+
+@torch.no_grad()
+def sample_frames(
+    backbone: Backbone, net: nn.Module, prompt: str, seed: int, *, sampler: Sampler
+) -> Tensor:
+    """Frames [T, 3, H, W] in [0, 1] on the CPU, float32: one where the family draws pictures."""
+    latents = sample_latents(backbone, net, backbone.encode([prompt]), [seed], sampler=sampler)
+    return backbone.decode_video(latents)[0].transpose(0, 1).float().clamp(0, 1).cpu()
 
 
 def sample_images(
@@ -192,11 +207,10 @@ def write_samples(
     with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
         for index, prompt in enumerate(prompts):
             began = time.perf_counter()
-            image = sample_batch(
-                model.backbone, model.net, [prompt], [seed + index], sampler=sampler
-            )[0]
+            frames = sample_frames(model.backbone, model.net, prompt, seed + index, sampler=sampler)
+            kind = "png" if len(frames) == 1 else "webp"
             row = {
-                "file": f"{index:04}-{_slug(prompt)}.png",
+                "file": f"{index:04}-{_slug(prompt)}.{kind}",
                 "prompt": prompt,
                 "seed": seed + index,
                 "steps": sampler.steps,
@@ -208,10 +222,19 @@ def write_samples(
                 "model": model.label,
                 "seconds": round(time.perf_counter() - began, 4),
             }
-            to_pixels(image).save(folder / str(row["file"]))
+            _write(frames, folder / str(row["file"]))
             manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
             manifest.flush()
             yield row
+
+
+def _write(frames: Tensor, file: Path) -> None:
+    """One frame [1, 3, H, W] as a picture, more as an animation that starts over."""
+    first, *rest = [to_pixels(frame) for frame in frames]
+    if not rest:
+        first.save(file)
+        return
+    first.save(file, save_all=True, append_images=rest, duration=_FRAME_MS, loop=0)
 
 
 def _slug(prompt: str) -> str:

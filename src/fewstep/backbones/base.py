@@ -205,6 +205,10 @@ class Backbone(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1], float32, from latents as the denoiser takes them."""
 
+    def decode_video(self, latents: Tensor) -> Tensor:
+        """Videos [B, 3, T, H, W] in [0, 1], float32; of families that draw pictures, one frame."""
+        return self.decode(latents).unsqueeze(2)
+
     def shift(self, height: int, width: int) -> Shift:
         """What this model does to base sigmas at that size, read from the loaded scheduler."""
         return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
@@ -260,6 +264,10 @@ class Backbone(ABC):
     def stock_load(self) -> dict[str, Any]:
         """What the stock pipeline's `from_pretrained` must be told on any machine; literals."""
         return {}
+
+    def stock_result(self) -> tuple[str, str]:
+        """Python that follows the stock call: what of its answer is `image`, and how to keep it."""
+        return ".images[0]", 'image.save("image.png")'
 
     def student_scheduler(self) -> Any | None:
         """The scheduler a student needs in the stock pipeline; None: the teacher's own."""

@@ -69,7 +69,9 @@ def write_card(folder: Path, card: Card) -> None:
         mode=card.student.recipe.mode,
         step=card.student.step,
         steps=card.steps,
-        base_sigmas=base,
+        base_sigmas=base
+        if "sigmas" in card.backbone.stock_call(card.steps, height, width)
+        else None,
         sigmas=[round(s, 6) for s in card.backbone.shift(height, width)(base)] + [0.0],
         height=height,
         width=width,
@@ -126,6 +128,7 @@ def snippet(card: Card) -> str:
     pipeline = type(card.backbone.pipe).__name__
     height, width = card.run.size
     call = card.backbone.stock_call(card.steps, height, width)
+    taken, keep = card.backbone.stock_result()
     scheduler = card.backbone.student_scheduler() if card.adapter else None
     base = _load_path(card.run) if card.adapter else card.address
     load = {"torch_dtype": f"torch.{card.dtype}"}
@@ -145,8 +148,8 @@ def snippet(card: Card) -> str:
             f"    prompt={_literal(_example(card))},",
             *(f"    {name}={_literal(value)}," for name, value in call.items()),
             '    generator=torch.Generator("cpu").manual_seed(0),',
-            ").images[0]",
-            'image.save("image.png")',
+            f"){taken}",
+            keep,
         ]
     )
 
