@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 
@@ -20,6 +21,11 @@ class AuraFlow(Backbone):
     name: ClassVar[str] = "auraflow"
     pipelines: ClassVar[tuple[str, ...]] = ("AuraFlowPipeline",)
     notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published("AuraFlow 0.3", "fal/AuraFlow-v0.3", 6.8, "static 1.73", "Pile-T5-XL"),
+    )
 
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone, shift_of
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 from fewstep.schedules import Shift
@@ -20,6 +22,11 @@ class Lumina2(Backbone):
     name: ClassVar[str] = "lumina2"
     pipelines: ClassVar[tuple[str, ...]] = ("Lumina2Pipeline",)
     notes: ClassVar[str] = "guidance keeps the norm of each row, as the stock pipeline does"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published("Lumina-Image 2.0", "Alpha-VLLM/Lumina-Image-2.0", 2.6, "static 6", "Gemma 2 2B"),
+    )
 
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256
@@ -27,8 +34,9 @@ class Lumina2(Backbone):
         """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
-        # Other kernels drop the cap on Gemma's logits; the default depends on the version.
-        pipe.text_encoder.set_attn_implementation("eager")
+        if pipe.text_encoder is not None:
+            # Other kernels drop the cap on Gemma's logits; the default depends on the version.
+            pipe.text_encoder.set_attn_implementation("eager")
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; the network answers x0 - eps, and its time 1 is the picture."""
@@ -63,6 +71,11 @@ class Lumina2(Backbone):
             [""], max_sequence_length=self.max_sequence_length, device=self.device
         )
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
+
+    def overlong(self, prompts: Sequence[str]) -> list[bool]:
+        """See `Backbone.overlong`; the system prompt takes its share of the tokens."""
+        before = f"{self.pipe.system_prompt} <Prompt Start> "
+        return super().overlong([before + prompt for prompt in prompts])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[C, H / 8, W / 8]; the sides must be multiples of 16."""

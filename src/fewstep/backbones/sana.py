@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 from fewstep.schedules import Shift, StaticShift
@@ -23,6 +24,24 @@ class Sana(Backbone):
     name: ClassVar[str] = "sana"
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
     notes: ClassVar[str] = "the student walks Euler steps, whatever solver the teacher came with"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "SANA 0.6B",
+            "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+            0.6,
+            "static 3",
+            "Gemma 2 2B",
+        ),
+        Published(
+            "SANA 1.6B",
+            "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+            1.6,
+            "static 3",
+            "Gemma 2 2B",
+        ),
+    )
 
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 300
@@ -30,8 +49,9 @@ class Sana(Backbone):
         """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
-        # Other kernels drop the cap on Gemma's logits; the default depends on the version.
-        pipe.text_encoder.set_attn_implementation("eager")
+        if pipe.text_encoder is not None:
+            # Other kernels drop the cap on Gemma's logits; the default depends on the version.
+            pipe.text_encoder.set_attn_implementation("eager")
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; the network's clock runs from 0 to 1000, times a scale."""

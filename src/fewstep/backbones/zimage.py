@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 
@@ -23,6 +25,11 @@ class ZImage(Backbone):
     name: ClassVar[str] = "zimage"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
     notes: ClassVar[str] = "the stock pipeline counts guidance from 0: its 4 is 5 here"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published("Z-Image", "Tongyi-MAI/Z-Image", 6.2, "static", "Qwen3 4B"),
+    )
 
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 512
@@ -60,6 +67,19 @@ class ZImage(Backbone):
         full = found[0].new_zeros(self.max_sequence_length, found[0].shape[1])
         embeds = pad_sequence([full, *found], batch_first=True)[1:]
         return Conditioning({"prompt_embeds": embeds, "mask": places < lengths[:, None]})
+
+    def overlong(self, prompts: Sequence[str]) -> list[bool]:
+        """See `Backbone.overlong`; the chat template takes its share of the tokens."""
+        wrapped = [
+            self.pipe.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=True,
+            )
+            for prompt in prompts
+        ]
+        return super().overlong(wrapped)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""
