@@ -38,6 +38,7 @@ class Backbone(ABC):
         prediction: What the network predicts: "velocity", "eps" or "v".
         guidance: How the teacher is guided: "cfg" (two evaluations) or "embedded".
         notes: One line for the table of models.
+        task: What the hub calls it.
         net_name: The pipeline's component that is trained.
         encoder_names: Its text encoders; the first one is always there.
         tokenizer_names: Their tokenizers.
@@ -49,6 +50,7 @@ class Backbone(ABC):
     prediction: ClassVar[str] = "velocity"
     guidance: ClassVar[str] = "cfg"
     notes: ClassVar[str] = ""
+    task: ClassVar[str] = "text-to-image"
     net_name: ClassVar[str] = "transformer"
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")

@@ -24,6 +24,7 @@ class Wan(Backbone):
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
     notes: ClassVar[str] = "text to video; previews and scores see the middle frame"
+    task: ClassVar[str] = "text-to-video"
 
     def __init__(
         self,

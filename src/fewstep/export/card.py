@@ -102,7 +102,7 @@ def metadata(card: Card) -> dict[str, Any]:
         "base_model": own or _first(teachers.get("base_model")) or _teacher(card.run),
         "base_model_relation": "adapter" if card.adapter else "finetune",
         "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
+        "pipeline_tag": card.backbone.task,
         "tags": ["few-step", "distillation", "cdm", *(["lora"] if card.adapter else [])],
         **recipe.card,
         **(licence if "license" in licence else {}),
