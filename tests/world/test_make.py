@@ -17,7 +17,7 @@ def weights(folder):
 def test_a_world_is_made_from_nothing_and_then_trained_on(tmp_path):
     said = []
     make(tmp_path / "work", tmp_path / "data", steps=2, say=said.append)
-    assert len(said) == 3
+    assert len(said) == 4
     facts = json.loads((tmp_path / "data" / "made.json").read_text(encoding="utf-8"))
     assert facts["seed"] == 0 and facts["continued"] is False
     assert (tmp_path / "data" / "prompts" / "train.txt").exists()

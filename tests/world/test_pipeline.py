@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
-from fewstep.world import denoiser, pipeline
+from fewstep.world import denoiser, pipeline, text
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.scenes import distinct_prompts
 
@@ -21,13 +23,10 @@ def test_every_caption_fits_and_every_word_is_known():
             assert tokenizer.unk_token_id is None or tokenizer.unk_token_id not in found[:-1]
 
 
-def test_training_asks_the_network_as_the_stock_pipeline_does():
+def test_captions_are_read_as_the_stock_pipeline_reads_them():
     pipe = pipeline.build(1)
-    captions = ["small red circle left", ""]
-    length = {"max_length": pipeline.MAX_TOKENS, "padding": "max_length", "return_tensors": "pt"}
-    tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
-    ids = tuple(tokenizer(captions, **length).input_ids for tokenizer in tokenizers)
-    xt, sigma = torch.randn(2, 16, 8, 8), torch.tensor([0.3, 0.9])
+    captions = ["small red circle left", "", "blue square"]
+    found = denoiser.read(pipe, captions, chunk=2)
     embeds, _, pooled, _ = pipe.encode_prompt(
         captions,
         None,
@@ -35,15 +34,20 @@ def test_training_asks_the_network_as_the_stock_pipeline_does():
         do_classifier_free_guidance=False,
         max_sequence_length=pipeline.MAX_TOKENS,
     )
-    expected = pipe.transformer(
-        xt,
-        encoder_hidden_states=embeds,
-        pooled_projections=pooled,
-        timestep=sigma * 1000,
-        return_dict=False,
-    )[0]
-    found = denoiser.Conditioned(pipe)(xt, sigma, ids)
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(found.tokens, embeds, atol=1e-6)
+    assert torch.allclose(found.pooled, pooled, atol=1e-6)
+
+
+def test_text_encoders_learn_what_is_said(tmp_path):
+    pipe = pipeline.build(0)
+    transformer = [weight.clone() for weight in pipe.transformer.parameters()]
+    settings = FitSettings(steps=30, lr=3e-3, warmup=1, log_every=1)
+    text.train(pipe, tmp_path, settings=settings)
+    losses = [json.loads(line)["loss"] for line in _log(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert not any(p.requires_grad for p in pipe.text_encoder_3.parameters())
+    after = list(pipe.transformer.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(transformer, after, strict=True))
 
 
 def test_training_resumes_where_it_stopped(tmp_path):
@@ -67,12 +71,12 @@ def test_training_resumes_where_it_stopped(tmp_path):
 
 
 def test_a_few_steps_of_the_teacher_lower_its_loss(tmp_path):
-    vae = pipeline.build(0).vae
-    pairs = denoiser.draw_pairs(vae, 64, seed=0)
+    pipe = pipeline.build(0)
+    pairs = denoiser.draw_pairs(pipe.vae, 64, seed=0)
     assert len(pairs.captions) == len(pairs.latents) == 64
     settings = FitSettings(steps=6, lr=2e-3, warmup=1, log_every=1)
-    denoiser.train(vae, pairs, tmp_path, settings=settings, sizes=pipeline.TINY)
-    losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in _log(tmp_path)]
+    denoiser.train(pipe, pairs, tmp_path, settings=settings)
+    losses = [json.loads(line)["loss"] for line in _log(tmp_path)]
     assert losses[-1] < losses[0]
 
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.flow import add_noise
-from fewstep.world import pipeline, text
+from fewstep.world import pipeline
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.scenes import draw_scene, prompts, render
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
-SIZES = pipeline.Sizes()
 BATCH = 128
 SCENES = 40_960  # drawn and encoded once
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
@@ -72,14 +71,6 @@ def read(pipe: StableDiffusion3Pipeline, captions: list[str], *, chunk: int = 25
     return TextFeatures(torch.cat(tokens), torch.cat(pooled))
 
 
-def start_as_identity(net: nn.Module) -> None:
-    """Zeroes the modulation, so that every block begins as the identity (adaLN-Zero)."""
-    for name, module in net.named_modules():
-        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels [count]: logit-normal under SD3's shift, one in five uniform."""
     spread = torch.sigmoid(1.2 * torch.randn(count, generator=generator))
@@ -89,32 +80,24 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    vae: AutoencoderKL,
+    pipe: StableDiffusion3Pipeline,
     pairs: Pairs,
     folder: Path,
     *,
     seed: int = 0,
     settings: FitSettings = SETTINGS,
-    sizes: pipeline.Sizes = SIZES,
-    start: StableDiffusion3Pipeline | None = None,
     device: str = "cpu",
-) -> StableDiffusion3Pipeline:
-    """Trains text encoders, then the transformer on what they say; the pipeline ends on the CPU.
+) -> None:
+    """Trains the pipeline's transformer on what its text encoders say; it ends on the CPU.
 
     Args:
-        vae: The finished autoencoder.
+        pipe: The pipeline; its text encoders and autoencoder stay as they are.
         pairs: What to learn.
         folder: For the log, and to continue from.
-        seed: Of the weights and of every draw.
+        seed: Of every draw.
         settings: How long and how fast.
-        sizes: Of the networks, unless `start` is given.
-        start: A pipeline whose weights to begin with, instead of random ones.
         device: Where to train; random values are drawn on the CPU, whatever it is.
     """
-    pipe = start or pipeline.build(seed, sizes, vae=vae)
-    if start is None:
-        start_as_identity(pipe.transformer)
-        text.train(pipe, folder.with_name("text"), seed=seed, device=device)
     captions = sorted({*pairs.captions, ""})
     place = {caption: number for number, caption in enumerate(captions)}
     words = torch.tensor([place[caption] for caption in pairs.captions])
@@ -140,4 +123,3 @@ def train(
 
     fit(net, loss, settings, folder)
     net.cpu().eval()
-    return pipe

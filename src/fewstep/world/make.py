@@ -1,4 +1,4 @@
-"""Makes the shipped world from a seed: autoencoder, features, teacher, lists of prompts."""
+"""Makes the shipped world from a seed: networks, one after the other, and lists of prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
-from fewstep.world import autoencoder, denoiser, features
+from fewstep.world import autoencoder, denoiser, features, pipeline, text
 from fewstep.world.fit import FitSettings
 from fewstep.world.scenes import distinct_prompts
 
@@ -40,26 +40,29 @@ def make(
         work: Folder for logs and unfinished training.
         out: Folder for `pipeline/`, `features.safetensors`, `prompts/` and `made.json`.
         seed: Decides everything.
-        start: A pipeline folder to begin with: its autoencoder is kept, its teacher trained on.
+        start: A pipeline folder to begin with: only its transformer is trained on.
         device: Where to train.
         steps: Of every network, to try whether it works; None for as many as it takes.
         say: Told in one line what begins.
     """
     began = time.monotonic()
     known = StableDiffusion3Pipeline.from_pretrained(start) if start else None
-    plans = [_shortened(part.SETTINGS, steps) for part in (autoencoder, features, denoiser)]
+    plans = [_shortened(part.SETTINGS, steps) for part in (autoencoder, features, text, denoiser)]
     vae = known.vae.eval() if known else None
     if vae is None:
         say(f"autoencoder: {plans[0].steps} steps")
         vae = _autoencoder(work, seed, plans[0], device)
     say(f"features: {plans[1].steps} steps")
     judge = features.train(work / "features", seed=seed, settings=plans[1])
-    say(f"teacher: scenes, then {plans[2].steps} steps")
-    pairs = _pairs(vae, work, seed, min(denoiser.SCENES, plans[2].steps * denoiser.BATCH))
-    folder = work / "teacher"
-    pipe = denoiser.train(
-        vae, pairs, folder, seed=seed, settings=plans[2], start=known, device=device
-    )
+    pipe = known
+    if pipe is None:
+        say(f"text encoders: {plans[2].steps} steps")
+        pipe = pipeline.build(seed, pipeline.SHIPPED, vae=vae)
+        pipeline.start_as_identity(pipe.transformer)
+        text.train(pipe, work / "text", seed=seed, settings=plans[2], device=device)
+    say(f"teacher: scenes, then {plans[3].steps} steps")
+    pairs = _pairs(vae, work, seed, min(denoiser.SCENES, plans[3].steps * denoiser.BATCH))
+    denoiser.train(pipe, pairs, work / "teacher", seed=seed, settings=plans[3], device=device)
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     save_pipeline(pipe, fresh / "pipeline")

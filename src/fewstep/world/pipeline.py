@@ -48,6 +48,7 @@ class Sizes:
     text_layers: int = 2
 
 
+SHIPPED = Sizes()
 TINY = Sizes(hidden=32, heads=2, layers=2, clip=16, t5=32)  # for tests
 
 
@@ -87,6 +88,14 @@ def build_transformer(sizes: Sizes) -> SD3Transformer2DModel:
         pos_embed_max_size=16,
         qk_norm="rms_norm",
     ).eval()
+
+
+def start_as_identity(net: nn.Module) -> None:
+    """Zeroes the modulation, so that every block begins as the identity (adaLN-Zero)."""
+    for name, module in net.named_modules():
+        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 def _random_vae() -> AutoencoderKL:
