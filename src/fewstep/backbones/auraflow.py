@@ -24,7 +24,7 @@ class AuraFlow(Backbone):
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
-        Published("AuraFlow 0.3", "fal/AuraFlow-v0.3", 6.8, "static 1.73", "Pile-T5-XL"),
+        Published("AuraFlow", "fal/AuraFlow-v0.3", 6.8, "static 1.73", "Pile-T5-XL"),
     )
 
     def __init__(

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.backbones.packing import Packed, model_clock, position_ids
+from fewstep.backbones.published import Published
 from fewstep.records import Conditioning
 
 
@@ -20,6 +21,15 @@ class Flux(Packed):
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
     guidance: ClassVar[str] = "embedded"
     notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "FLUX.1-dev",
+            "black-forest-labs/FLUX.1-dev",
+            11.9,
+            "exponential, mu 1.15 at 1024x1024",
+            "CLIP-L, T5-XXL",
+        ),
+    )
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
 

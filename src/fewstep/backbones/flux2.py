@@ -14,9 +14,12 @@ from transformers import AutoTokenizer
 from transformers.utils.import_utils import is_torchvision_available
 
 from fewstep.backbones.packing import Packed, model_clock, position_ids, unpack
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 from fewstep.schedules import ExponentialShift, Shift, few_step_sigmas
+
+_SHIFT = "exponential, mu 2.29 at 1024x1024 in 4 steps"
 
 
 class _Flux2(Packed):
@@ -108,6 +111,11 @@ class Flux2(_Flux2):
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
     guidance: ClassVar[str] = "embedded"
     notes: ClassVar[str] = "the stock shift depends on the steps: here it is that of 4, always"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "FLUX.2-dev", "black-forest-labs/FLUX.2-dev", 32.2, _SHIFT, "Mistral Small 3 24B"
+        ),
+    )
 
     def __init__(
         self,
@@ -131,7 +139,7 @@ class Flux2(_Flux2):
             pipe, source, max_sequence_length=max_sequence_length, shift_steps=shift_steps
         )
         self.told = self.default_guidance if guidance is None else float(guidance)
-        if pipe.tokenizer is None:
+        if pipe.tokenizer is None and self.device.type != "meta":  # an outline needs none
             pipe.tokenizer = _tokenizer(source)
 
     @classmethod
@@ -159,6 +167,22 @@ class Flux2Klein(_Flux2):
     name: ClassVar[str] = "klein"
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
     notes: ClassVar[str] = "base models; the stock shift depends on the steps: that of 4, always"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "FLUX.2-klein base 4B",
+            "black-forest-labs/FLUX.2-klein-base-4B",
+            3.88,
+            _SHIFT,
+            "Qwen3 4B",
+        ),
+        Published(
+            "FLUX.2-klein base 9B",
+            "black-forest-labs/FLUX.2-klein-base-9B",
+            9.08,
+            _SHIFT,
+            "Qwen3 8B",
+        ),
+    )
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         return Conditioning({"prompt_embeds": self._embeds(prompts)})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.packing import Packed, model_clock, position_ids
+from fewstep.backbones.published import SETTINGS, Published
 from fewstep.records import Conditioning
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -20,6 +21,16 @@ class LongCat(Packed):
     name: ClassVar[str] = "longcat"
     pipelines: ClassVar[tuple[str, ...]] = ("LongCatImagePipeline",)
     notes: ClassVar[str] = "prompts are padded to 512 tokens and never rewritten"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "LongCat-Image",
+            "meituan-longcat/LongCat-Image",
+            6.27,
+            "exponential, mu 1.15",
+            "Qwen2.5-VL 7B",
+            status=SETTINGS,
+        ),
+    )
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 

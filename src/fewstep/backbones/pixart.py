@@ -24,7 +24,7 @@ class PixArt(VariancePreserving):
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
         Published(
-            "PixArt-Sigma-XL",
+            "PixArt-Sigma",
             "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
             0.6,
             "trained times 0..999",

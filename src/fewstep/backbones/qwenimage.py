@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fewstep.backbones.packing import Packed, model_clock, unpack
+from fewstep.backbones.published import Published
 from fewstep.records import Conditioning
 
 
@@ -20,6 +21,15 @@ class QwenImage(Packed):
     name: ClassVar[str] = "qwenimage"
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
     notes: ClassVar[str] = "padding is masked: a shorter max_sequence_length is cheaper"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "Qwen-Image",
+            "Qwen/Qwen-Image",
+            20.4,
+            "exponential, mu 0.69 at 1024x1024, ends at 0.02",
+            "Qwen2.5-VL 7B",
+        ),
+    )
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 

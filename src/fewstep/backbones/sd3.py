@@ -9,8 +9,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.published import SETTINGS, Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
+
+_ENCODERS = "CLIP-L, CLIP-bigG, T5-XXL"
 
 
 class SD3(Backbone):
@@ -19,6 +22,22 @@ class SD3(Backbone):
     name: ClassVar[str] = "sd3"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
     notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "SD3-Medium",
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            2.03,
+            "static 3",
+            _ENCODERS,
+            status=SETTINGS,
+        ),
+        Published(
+            "SD3.5-Medium", "stabilityai/stable-diffusion-3.5-medium", 2.24, "static 3", _ENCODERS
+        ),
+        Published(
+            "SD3.5-Large", "stabilityai/stable-diffusion-3.5-large", 8.06, "static 3", _ENCODERS
+        ),
+    )
 
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256

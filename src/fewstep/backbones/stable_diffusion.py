@@ -28,7 +28,7 @@ class StableDiffusion(VariancePreserving):
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
         Published(
-            "Stable Diffusion 1.5",
+            "SD 1.5",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             0.86,
             _TIMES,
@@ -93,7 +93,7 @@ class StableDiffusionXL(StableDiffusion):
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
     models: ClassVar[tuple[Published, ...]] = (
         Published(
-            "Stable Diffusion XL",
+            "SDXL",
             "stabilityai/stable-diffusion-xl-base-1.0",
             2.57,
             _TIMES,

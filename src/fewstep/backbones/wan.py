@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 from fewstep.schedules import Shift, StaticShift
@@ -24,6 +25,14 @@ class Wan(Backbone):
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
     notes: ClassVar[str] = "text to video; previews and scores see the middle frame"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "Wan 2.1 T2V 1.3B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 1.42, "static 3", "UMT5-XXL"
+        ),
+        Published(
+            "Wan 2.1 T2V 14B", "Wan-AI/Wan2.1-T2V-14B-Diffusers", 14.3, "static 3", "UMT5-XXL"
+        ),
+    )
     task: ClassVar[str] = "text-to-video"
 
     def __init__(

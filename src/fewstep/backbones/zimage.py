@@ -28,7 +28,7 @@ class ZImage(Backbone):
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
-        Published("Z-Image", "Tongyi-MAI/Z-Image", 6.2, "static", "Qwen3 4B"),
+        Published("Z-Image", "Tongyi-MAI/Z-Image", 6.16, "static 6", "Qwen3 4B"),
     )
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def activations(recipe: Recipe, backbone: Backbone) -> Item:
     """
     batch = -(-recipe.data.batch_size // recipe.data.accumulate)
     held = WIDTHS[recipe.model.dtype]
-    image = backbone.image_tokens(recipe.resolution.height, recipe.resolution.width)
+    image = image_tokens(backbone, recipe.resolution.height, recipe.resolution.width)
     text = text_tokens(backbone)
     blocks = list(_blocks(backbone, image, text))
     if recipe.student.gradient_checkpointing:
@@ -82,6 +83,18 @@ def activations(recipe: Recipe, backbone: Backbone) -> Item:
         how = "inputs and outputs of all blocks' layers"
     told = f"estimate: {batch} sample{'s' * (batch > 1)} at a time, {image} + {text} tokens, {how}"
     return Item("activations", batch * values * held, f"{told}, {held} B")
+
+
+def image_tokens(backbone: Backbone, height: int, width: int) -> int:
+    """Tokens that the network's blocks work on for one picture; of a U-Net, before any halving."""
+    shape = backbone.latent_shape(height, width)
+    if len(shape) == 2:  # packed: [N, C]
+        return shape[0]
+    config = getattr(backbone.net, "config", {})
+    patch = config.get("patch_size") or config.get("all_patch_size") or 1
+    sides = patch if isinstance(patch, list | tuple) else [patch]
+    area = sides[0] ** 2 if len(sides) == 1 else math.prod(sides)
+    return math.prod(shape[1:]) // area
 
 
 def text_tokens(backbone: Backbone) -> int:
