@@ -156,16 +156,22 @@ class Embeddings:
         Returns:
             What is damaged; it counts as missing from now on.
         """
-        files = list(self._open)
-        if prompts is not None:
-            held = {self._place[prompt][0] for prompt in prompts if prompt in self._place}
-            files = [file for file in files if file in held or file == _file(_NULL)]
+        files = list(self._open) if prompts is None else self._holding(prompts)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             sums = list(pool.map(partial(_sha256, self.folder), files))
         for file, found in zip(files, sums, strict=True):
             if found != self._files[file]:
                 self._forget(file)
         return self.damaged
+
+    def digest(self, prompts: Iterable[str]) -> str:
+        """Fingerprint of the files that hold some prompts."""
+        return digest_text(*(self._files[file] for file in self._holding(prompts)))
+
+    def _holding(self, prompts: Iterable[str]) -> list[str]:
+        """The files that hold some prompts, and the empty prompt's."""
+        held = {self._place[prompt][0] for prompt in prompts if prompt in self._place}
+        return sorted(held | ({_file(_NULL)} & self._open.keys()))
 
     # ------------------------------------------------------------------------------- reading
 
@@ -199,16 +205,17 @@ class Embeddings:
             overlong: Whether each is longer than the model reads.
         """
         rows = [row for row, flag in enumerate(overlong) if flag]
-        header = {"prompts": json.dumps(list(prompts)), "overlong": json.dumps(rows)}
-        self._add(f"prompts-{digest_text(*prompts)}", cond, header)
+        about = {"prompts": list(prompts), "overlong": rows}
+        self._add(f"prompts-{digest_text(*prompts)}", cond, about)
 
     def add_null(self, cond: Conditioning) -> None:
         """Writes the encoded empty prompt."""
-        self._add(_NULL, cond, {"prompts": "[]", "overlong": "[]"})
+        self._add(_NULL, cond, {"prompts": [], "overlong": []})
 
-    def _add(self, name: str, cond: Conditioning, header: dict[str, str]) -> None:
+    def _add(self, name: str, cond: Conditioning, about: dict[str, Any]) -> None:
+        # One key: safetensors writes several in any order, and the same must give the same bytes.
         tensors = {name: tensor.contiguous() for name, tensor in cond.to("cpu").tensors.items()}
-        content, file = save(tensors, metadata=header), _file(name)
+        content, file = save(tensors, metadata={"about": json.dumps(about)}), _file(name)
         _write(self.folder / file, content)
         self._files[file] = hashlib.sha256(content).hexdigest()
         self._write_index()
@@ -221,9 +228,9 @@ class Embeddings:
     def _look_into(self, file: str) -> None:
         try:
             tensors: Any = safetensors.safe_open(self.folder / file, framework="pt")
-            header = tensors.metadata()
-            prompts = json.loads(header["prompts"])
-            self._overlong |= {prompts[row] for row in json.loads(header["overlong"])}
+            about = json.loads(tensors.metadata()["about"])
+            prompts = about["prompts"]
+            self._overlong |= {prompts[row] for row in about["overlong"]}
         except (OSError, SafetensorError, ValueError, LookupError, TypeError):
             self._forget(file)
             return

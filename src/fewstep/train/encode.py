@@ -81,6 +81,7 @@ def encode_ahead(
     key = key_of(encoding.model, dtype=encoding.dtype, options=encoding.options)
     folder = folder or encoding.default_folder(key)
     there = (folder / "index.json").exists()
+    backbone = None if there else _load(encoding)  # what cannot be loaded leaves nothing behind
     found = Embeddings.open(folder) if there else Embeddings.create(folder, key)
     found.refuse_other(key)
     with _alone(folder):
@@ -89,15 +90,7 @@ def encode_ahead(
             note(f"{len(damaged)} damaged file(s) are made again: {', '.join(damaged[:3])}")
         missing = found.missing(prompts)
         if missing or not found.has_null:
-            backbone = backbones.load(
-                encoding.model,
-                dtype=encoding.dtype,
-                teacher=False,
-                network=False,
-                **encoding.options,
-            )
-            backbone.to(pick_device(encoding.device))
-            _encode(found, backbone, missing, encoding, note)
+            _encode(found, backbone or _load(encoding), missing, encoding, note)
     distinct = set(prompts)
     return {
         "folder": str(folder),
@@ -109,6 +102,13 @@ def encode_ahead(
         "bytes": found.nbytes,
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _load(encoding: Encoding) -> Backbone:
+    """The text encoders alone; whether the model may be a teacher is training's to ask."""
+    device = pick_device(encoding.device)
+    model, settings = encoding.model, {"teacher": False, "network": False, **encoding.options}
+    return backbones.load(model, dtype=encoding.dtype, **settings).to(device)
 
 
 def _encode(

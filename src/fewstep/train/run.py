@@ -20,6 +20,8 @@ from fewstep.hardware import pick_device
 from fewstep.objectives import Objective
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.ema import Ema
+from fewstep.train.embeddings import Embeddings, StoredEncoder
+from fewstep.train.encode import stored
 from fewstep.train.health import Health
 from fewstep.train.log import Log
 from fewstep.train.preview import Preview, preview_score
@@ -34,6 +36,7 @@ _MAY_CHANGE = (
     "train.device",
     "model.force",
     "data.cache_gb",
+    "data.cache",
     "checkpoint",
     "log",
     "evaluate",
@@ -50,6 +53,7 @@ class Checked:
     prompts: Prompts
     preview_prompts: list[str]
     device: torch.device
+    embeddings: Embeddings | None = None
 
 
 @dataclass(eq=False)
@@ -80,7 +84,7 @@ class Run:
     trainees: Trainees
     algorithm: Algorithm
     order: Order
-    encoder: Encoder
+    encoder: Encoder | StoredEncoder
     preview: Preview
     health: Health
     log: Log
@@ -95,7 +99,7 @@ class Run:
 
 
 def check(recipe: Recipe) -> Checked:
-    """Look for everything a recipe names, except the model itself.
+    """Look for everything a recipe names, except the model's weights.
 
     Raises:
         FewstepError: Something is not there; one line says what.
@@ -107,24 +111,31 @@ def check(recipe: Recipe) -> Checked:
             found.append(objectives.build(each.name, **each.settings))
         except FewstepError as error:
             raise ConfigError(f"objectives.{number}: {error}") from error
-    prompts = read_prompts(recipe.data.prompts)
+    data = recipe.data
+    prompts = read_prompts(data.prompts, column=data.column, split=data.split)
     device = pick_device(recipe.train.device, "train.device")
-    return Checked(found, prompts, _preview_prompts(recipe, prompts), device)
+    previewed = _preview_prompts(recipe, prompts)
+    embeddings = stored(recipe, prompts.distinct, previewed) if data.cache is not None else None
+    return Checked(found, prompts, previewed, device, embeddings)
 
 
 def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> Run:
     """Load the model and put a run together, at step 0; writes nothing."""
     log = Log(folder, recipe.log, total=recipe.train.steps, console=console)
     wanted = recipe.model
-    backbone = backbones.load(wanted.path, dtype=wanted.dtype, force=wanted.force, **wanted.options)
+    backbone = backbones.load(
+        wanted.path,
+        dtype=wanted.dtype,
+        force=wanted.force,
+        encoders=checked.embeddings is None,
+        **wanted.options,
+    )
     backbone.to(checked.device)
+    encoder = _encoder(recipe, backbone, checked)
     told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
     objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
-    encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
-    if recipe.data.encode_ahead:
-        encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
     watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
     previews, model = folder / PREVIEWS, digest_model(backbone.source)
     return Run(
@@ -138,8 +149,27 @@ def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> R
         preview=Preview(recipe, backbone, previews, prompts=checked.preview_prompts, model=model),
         health=Health(recipe.health, watched, latent_shape=shape, shift=shift),
         log=log,
-        identity={"prompts": checked.prompts.digest, "model": model},
+        identity={
+            "prompts": checked.prompts.digest,
+            "model": model,
+            "embeddings": _digest_of_embeddings(checked),
+        },
     )
+
+
+def _encoder(recipe: Recipe, backbone: Backbone, checked: Checked) -> Encoder | StoredEncoder:
+    if checked.embeddings is not None:
+        return StoredEncoder(checked.embeddings, backbone)
+    encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
+    if recipe.data.encode_ahead:
+        encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
+    return encoder
+
+
+def _digest_of_embeddings(checked: Checked) -> str | None:
+    if checked.embeddings is None:
+        return None
+    return checked.embeddings.digest([*checked.prompts.distinct, *checked.preview_prompts])
 
 
 def _trainees(recipe: Recipe, backbone: Backbone) -> Trainees:
