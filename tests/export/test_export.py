@@ -152,7 +152,8 @@ def test_the_snippet_holds_any_prompt(make_run, prompt):
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "pipe"
     )
-    assert ast.literal_eval(called.args[0]) == prompt
+    given = {keyword.arg: keyword.value for keyword in called.keywords}
+    assert ast.literal_eval(given["prompt"]) == prompt
 
 
 def test_scores_of_another_checkpoint_stay_off_the_card(make_run):
