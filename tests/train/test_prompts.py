@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 import pytest
@@ -120,3 +121,130 @@ def test_the_empty_prompt_outlives_the_encoders(make_run):
     assert null.batch == 3
     assert all(torch.equal(t[0], t[2]) for t in null.tensors.values())
     assert run.encoder.null(1).tensors.keys() == run.encoder.encode(["a red circle"]).tensors.keys()
+
+
+# ------------------------------------------------------------------------------ tables and folders
+
+
+def write_parquet(file, **columns):
+    import pyarrow
+    import pyarrow.parquet
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def write_saved(folder, texts):
+    """What `datasets` writes with ``save_to_disk``: a stream of batches, and notes beside it."""
+    import pyarrow
+
+    folder.mkdir(parents=True)
+    table = pyarrow.table({"text": texts})
+    with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as stream:
+        stream.write_table(table)
+    (folder / "state.json").write_text("{}")
+
+
+def test_parquet_counts_what_is_odd(tmp_path):
+    import pyarrow
+
+    raw = pyarrow.array([b"a cat", b"a  cat", None, b"", b"\xff\xfe"]).cast(pyarrow.binary())
+    texts = raw.view(pyarrow.string())  # as damaged files hold it: not checked
+    write_parquet(tmp_path / "p.parquet", id=pyarrow.array(range(5)), caption=texts)
+    found = read_prompts(tmp_path / "p.parquet")
+    assert found.texts == ("a cat", "a cat")
+    assert (found.duplicates, found.empty, found.undecodable) == (1, 2, 1)
+
+
+def test_a_column_of_every_format(tmp_path):
+    import pyarrow
+
+    (tmp_path / "p.jsonl").write_text('{"text": "no", "en": "a cat"}\n{"en": null}\n')
+    (tmp_path / "p.csv").write_text('text,en\nno,a cat\nno,"a\nb"\n')
+    named = pyarrow.array(["a cat", "a dog"]).dictionary_encode()
+    write_parquet(tmp_path / "p.parquet", text=pyarrow.array(["no", "no"]), en=named)
+    assert read_prompts(tmp_path / "p.jsonl", column="en").texts == ("a cat",)
+    assert read_prompts(tmp_path / "p.csv", column="en").texts == ("a cat", "a b")
+    assert read_prompts(tmp_path / "p.parquet", column="en").texts == ("a cat", "a dog")
+
+
+def test_half_a_character_in_json_is_not_utf8(tmp_path):
+    (tmp_path / "p.jsonl").write_text('"a cat"\n"\\ud83d"\n')
+    found = read_prompts(tmp_path / "p.jsonl")
+    assert (found.texts, found.undecodable) == (("a cat",), 1)
+    assert found.digest
+
+
+def test_a_folder_as_the_hub_keeps_it(tmp_path):
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", text=["c"])
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", text=["a", "b"])
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", text=["d"])
+    write_parquet(tmp_path / ".cache" / "train.parquet", text=["hidden"])
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "train.csv").write_text("text\nanother kind\n")
+    assert read_prompts(tmp_path).texts == ("a", "b", "c")
+    assert read_prompts(tmp_path, split="test").texts == ("d",)
+    with pytest.raises(FewstepError, match=r"no file of the split 'tes'; there are data/test-000"):
+        read_prompts(tmp_path, split="tes")
+
+
+def test_a_folder_as_datasets_saves_it(tmp_path):
+    write_saved(tmp_path / "one", ["a", "b"])
+    assert read_prompts(tmp_path / "one").texts == ("a", "b")
+    write_saved(tmp_path / "both" / "validation", ["c"])
+    assert read_prompts(tmp_path / "both").texts == ("c",)
+    write_saved(tmp_path / "both" / "train", ["a"])
+    assert read_prompts(tmp_path / "both").texts == ("a",)
+    assert read_prompts(tmp_path / "both", split="validation").texts == ("c",)
+
+
+def test_a_data_set_of_the_hub_comes_from_the_local_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    place = tmp_path / "datasets--someone--captions"
+    write_parquet(place / "snapshots" / ("0" * 40) / "data" / "train-0.parquet", en=["a cat"])
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert read_prompts("someone/captions", column="en").texts == ("a cat",)
+    with pytest.raises(FewstepError, match="no such file or folder, and the hub refused"):
+        read_prompts("someone/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("p.parquet", {"column": "captoin"}, "no column captoin; did you mean 'caption'"),
+        ("p.parquet", {"column": "id"}, "column id: holds int64, not text"),
+        ("p.parquet", {"split": "train"}, "one file has no splits"),
+        ("broken.parquet", {}, "not a sound parquet file"),
+        ("broken.arrow", {}, "not a sound arrow file"),
+        ("p.txt", {"column": "caption"}, "has no column 'caption'"),
+        ("p.jsonl", {"column": "captoin"}, "line 1: no text under captoin; did you mean 'caption'"),
+        ("nothing", {}, "there is no .parquet, .arrow, .jsonl, .csv file in it"),
+    ],
+)
+def test_mistakes_about_tables(tmp_path, name, settings, message):
+    write_parquet(tmp_path / "p.parquet", id=[1], caption=["a cat"])
+    for broken in ("broken.parquet", "broken.arrow"):
+        (tmp_path / broken).write_bytes(b"nothing of the kind")
+    (tmp_path / "p.txt").write_text("a cat\n")
+    (tmp_path / "p.jsonl").write_text('{"caption": "a cat"}\n')
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FewstepError, match=message) as told:
+        read_prompts(tmp_path / name, **settings)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "p.parquet", text=["a"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(FewstepError, match=r"needs pyarrow; pip install 'fewstep\[data\]'"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+def test_a_recipe_names_column_and_split(make_run, tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", en=["a", "b"])
+    write_parquet(tmp_path / "set" / "test.parquet", en=["c", "d"])
+    run = make_run(f"data.prompts={tmp_path / 'set'}", "data.column=en", "data.split=test")
+    assert set(run.order.take(0, 2)) == {"c", "d"}
