@@ -33,8 +33,8 @@ class DryRun:
         blocks: Repeated blocks of its network.
         parameters: How many there are, and are trained.
         few_step: Sigmas that the student is asked at in four steps, after the model's shift.
-        anchors: Highest and lowest sigma, below 1, of the training grids after the shift; None
-            where they have none below 1.
+        anchors: Highest and lowest sigma that the training grids can have after their first, after
+            the model's shift; None where they have only one.
         steps: Fewest and most steps of the training grids.
         evaluations: Of the networks, an iteration, per sample.
         run_evaluations: Of a whole run, all samples.
@@ -76,7 +76,9 @@ class DryRun:
         """Title, columns and rows of each table that people are shown."""
         sizes, each = self.parameters, self.evaluations
         held = [(i.name, gb(i.size) if i.counts else "-", i.made_of) for i in self.memory]
-        ranges = f"{self.anchors[0]:.4f} .. {self.anchors[1]:.4f}" if self.anchors else "none"
+        ranges = f"{self.few_step[0]:.4f}"
+        if self.anchors:
+            ranges += f", then {self.anchors[0]:.4f} .. {self.anchors[1]:.4f}"
         return [
             (
                 f"{self.model} ({self.family}, {self.blocks} blocks)",
@@ -93,7 +95,7 @@ class DryRun:
                 ("grids after the model's shift", "sigmas"),
                 [
                     (f"student, {STEPS} steps", ", ".join(f"{s:.4f}" for s in self.few_step)),
-                    (f"training, {self.steps[0]} to {self.steps[1]} steps, 1 and", ranges),
+                    (f"training, {self.steps[0]} to {self.steps[1]} steps", ranges),
                 ],
             ),
             (
@@ -170,7 +172,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
 def grids(
     recipe: Recipe, backbone: Backbone
 ) -> tuple[tuple[float, ...], tuple[float, float] | None, tuple[int, int]]:
-    """Few-step sigmas, range of the training grids' sigmas below 1, fewest and most steps."""
+    """Few-step sigmas, range of the training grids' sigmas after the first, fewest and most steps."""
     shift = backbone.shift(recipe.resolution.height, recipe.resolution.width)
     few = with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).tolist()
     grid = recipe.grid
@@ -178,8 +180,8 @@ def grids(
         base, steps = [1.0, grid.high, grid.low], (grid.min_steps, grid.max_steps)
     else:
         base, steps = list(grid.sigmas), (len(grid.sigmas), len(grid.sigmas))
-    below = [s for s in shift(torch.tensor(base)).tolist() if s < 1.0] if steps[1] > 1 else []
-    return tuple(few), (max(below), min(below)) if below else None, steps
+    _, *rest = shift(torch.tensor(base)).tolist()
+    return tuple(few), (rest[0], rest[-1]) if rest and steps[1] > 1 else None, steps
 
 
 def gb(size: int) -> str:

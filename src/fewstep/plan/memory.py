@@ -58,9 +58,10 @@ def memory_of(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> list[Ite
         items.append(Item("autocast copies", sizes.network * held, told))
     items.append(activations(recipe, backbone))
     items.append(Item("VAE", sizes.vae * held, f"VAE x {held} B"))
-    told = f"encoders x {held} B" + ("; left before training" * recipe.data.encode_ahead)
-    encoders = sizes.encoders * held
-    return [*items, Item("text encoders", encoders, told, counts=not recipe.data.encode_ahead)]
+    gone = recipe.data.encode_ahead or recipe.data.cache is not None
+    why = "; never loaded" if recipe.data.cache else "; left before training" if gone else ""
+    told = f"encoders x {held} B{why}"
+    return [*items, Item("text encoders", sizes.encoders * held, told, counts=not gone)]
 
 
 def activations(recipe: Recipe, backbone: Backbone) -> Item:
