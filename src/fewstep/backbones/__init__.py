@@ -16,7 +16,7 @@ from fewstep.backbones import distilled, places
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.distilled import REFUSED, Refused
 from fewstep.backbones.outline import outlined
-from fewstep.backbones.parts import left_out
+from fewstep.backbones.parts import Configured, left_out
 from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError, did_you_mean
 
@@ -116,6 +116,8 @@ def load(
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise FewstepError(f"{folder}: cannot be loaded: {first}") from error
+    if getattr(pipe, family.net_name) is None:
+        setattr(pipe, family.net_name, Configured(getattr(outlined(folder), family.net_name)))
     return family(pipe, folder, **options)
 
 

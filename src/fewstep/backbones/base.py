@@ -81,13 +81,14 @@ class Backbone(ABC):
     @property
     def device(self) -> torch.device:
         """Where the pretrained network lives; without one, the first text encoder."""
-        part = self.net if self.net is not None else getattr(self.pipe, self.encoder_names[0])
-        return next(part.parameters()).device
+        net, encoder = self.net, getattr(self.pipe, self.encoder_names[0], None)
+        return next((net if isinstance(net, nn.Module) else encoder).parameters()).device
 
     def to(self, device: torch.device | str) -> Backbone:
         """Moves every network of the pipeline."""
         self.pipe.to(device)
-        self._null = None
+        if self._null is not None:
+            self._null = self._null.to(device)
         return self
 
     @abstractmethod

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fewstep.backbones.base import Backbone
+
+
+class Configured:
+    """Stands in for a denoiser that was not loaded: encoders ask what it takes, not what it knows.
+
+    Attributes:
+        config: The denoiser's configuration, defaults included.
+    """
+
+    def __init__(self, network: Any) -> None:
+        """Takes over the configuration of the network or of its outline."""
+        self.config = network.config
 
 
 def left_out(
