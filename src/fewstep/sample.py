@@ -82,10 +82,11 @@ def default_size(backbone: Backbone) -> tuple[int, int]:
     Raises:
         FewstepError: The pipeline does not say.
     """
-    cells = getattr(backbone.pipe, "default_sample_size", None)
+    trained = getattr(backbone.net.config, "sample_size", None)  # latents; not all networks say
+    cells = getattr(backbone.pipe, "default_sample_size", trained)
     factor = getattr(backbone.pipe, "vae_scale_factor", None)
-    if cells is not None and factor is not None:
-        return int(cells * factor), int(cells * factor)
+    if isinstance(cells, int) and factor is not None:
+        return cells * factor, cells * factor
     call = inspect.signature(type(backbone.pipe).__call__).parameters
     height, width = (call[name].default if name in call else None for name in ("height", "width"))
     if not isinstance(height, int) or not isinstance(width, int):

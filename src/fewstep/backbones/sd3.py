@@ -84,6 +84,10 @@ class SD3(Backbone):
             )
         return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
 
+    def image_tokens(self, height: int, width: int) -> int:
+        """See `Backbone.image_tokens`: patches, as the stock pipeline counts them."""
+        return super().image_tokens(height, width) // self.pipe.patch_size**2
+
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`; undoes the VAE's scale and shift first."""
         vae = self.pipe.vae
