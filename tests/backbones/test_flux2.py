@@ -76,3 +76,20 @@ def test_a_distilled_klein_has_no_guidance(tmp_path):
     assert base.default_guidance == 4.0
     base.pipe.register_to_config(is_distilled=True)
     assert base.default_guidance == 1.0
+
+
+@pytest.mark.parametrize("tiny", [flux2.flux2, flux2.klein], ids=lambda tiny: tiny.name)
+def test_a_prompt_is_overlong_once_its_end_changes_nothing(tiny, tmp_path):
+    tiny.build(tmp_path / "pipeline")
+    backbone = backbones.load(tmp_path / "pipeline", **tiny.options)
+    words = ["red", "blue", "green"] * 40
+    for count in range(1, len(words)):
+        if backbone.overlong([" ".join(words[:count])]) == [True]:
+            break
+    fits, cut, longer = (" ".join(words[:n]) for n in (count - 1, count, count + 1))
+    assert backbone.overlong([fits, cut, longer]) == [False, True, True]
+    inside = [backbone.encode([text]).tensors["prompt_embeds"] for text in (fits, cut)]
+    assert not torch.equal(*inside)
+    far = [" ".join(words[: count + n]) for n in (9, 12)]
+    assert torch.equal(*(backbone.encode([text]).tensors["prompt_embeds"] for text in far))
+    assert backbone.overlong([]) == []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils.import_utils import is_torchvision_available
@@ -31,6 +33,8 @@ class _Flux2(Packed):
     more or fewer. Above 4300 image tokens the number of steps plays no part.
     """
 
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     drawn_patch: ClassVar[int] = 1
 
     def __init__(
@@ -77,6 +81,19 @@ class _Flux2(Packed):
             prompts, device=self.device, max_sequence_length=self.max_sequence_length
         )[0]
         return embeds
+
+    @abstractmethod
+    def _in_template(self, prompt: str) -> str:
+        """A prompt as the tokenizer is given it."""
+
+    def overlong(self, prompts: Sequence[str]) -> list[bool]:
+        """See `Backbone.overlong`; the chat template takes its share of the tokens."""
+        if not prompts:
+            return []
+        tokenizer = getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)
+        texts = [self._in_template(prompt) for prompt in prompts]
+        found = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)
+        return [len(tokens) > self.max_sequence_length for tokens in found["input_ids"]]
 
     def shift(self, height: int, width: int) -> Shift:
         """See `Backbone.shift`; of `shift_steps` steps."""
@@ -156,6 +173,10 @@ class Flux2(_Flux2):
         guidance = torch.full((len(prompts),), self.told, device=self.device)
         return Conditioning({"prompt_embeds": self._embeds(prompts), "guidance": guidance})
 
+    def _in_template(self, prompt: str) -> str:
+        [messages] = format_input([prompt], system_message=self.pipe.system_message)
+        return str(self.pipe.tokenizer.apply_chat_template(messages, tokenize=False))
+
     def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the guidance is what `encode` sets."""
         return super().stock_call(steps, height, width) | {"guidance_scale": self.told}
@@ -186,6 +207,15 @@ class Flux2Klein(_Flux2):
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         return Conditioning({"prompt_embeds": self._embeds(prompts)})
+
+    def _in_template(self, prompt: str) -> str:
+        text = self.pipe.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return str(text)
 
     @property
     def default_guidance(self) -> float:

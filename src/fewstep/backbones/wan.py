@@ -34,6 +34,8 @@ class Wan(Backbone):
         ),
     )
     task: ClassVar[str] = "text-to-video"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(
         self,
