@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fewstep import backbones, cli
 from fewstep.errors import FewstepError
+from fewstep.runs import Run
 from fewstep.train import checkpoint, distill
 from fewstep.train.embeddings import Embeddings, StoredEncoder
 from fewstep.train.encode import Encoding, encode_ahead
@@ -227,6 +228,8 @@ def test_training_from_disk_equals_training_that_encodes(
     pictures = [(tmp_path / name / "previews").glob("*.png") for name in ("one", "other")]
     one, other = ([path.read_bytes() for path in sorted(found)] for found in pictures)
     assert one and one == other
+    loaded = Run.open(tmp_path / "other").load_backbone()  # for sampling and evaluation
+    assert loaded.encode(["not in the cache"]).batch == 1
 
 
 def test_text_encoders_are_never_loaded(make_recipe, cache, tmp_path):
