@@ -14,7 +14,7 @@ from fewstep.objectives import build
 from fewstep.plan import count_evaluations, count_parameters, dry_run
 from fewstep.plan.files import checkpoints_kept
 from fewstep.train import distill
-from fewstep.train.roles import add_adapters, adapter_parameters
+from fewstep.train.roles import adapter_parameters, add_adapters
 
 OBJECTIVES = [{"name": "ca"}, {"name": "dm"}, {"name": "cdm"}]
 
@@ -57,7 +57,7 @@ def run(pipeline_folder, prompts, tmp_path_factory):
 
 
 def test_evaluations_are_those_of_the_run(run, configs, prompts):
-    recipe, folder = run
+    _, folder = run
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = dry_run(recipe_of(configs, prompts))
     assert found.run_evaluations == lines[-1]["evaluations"]

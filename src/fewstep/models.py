@@ -28,9 +28,9 @@ REFUSED_COLUMNS = ("model", "class", "reason", "instead")
 def matrix() -> list[dict[str, Any]]:
     """A row per published model; a family that names none has a row of its own."""
     shipped = recipes_by_model()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for family in available():
-        common = {
+        common: dict[str, Any] = {
             "name": family.name,
             "pipelines": list(family.pipelines),
             "prediction": family.prediction,

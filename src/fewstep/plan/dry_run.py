@@ -172,7 +172,7 @@ def build_objectives(recipe: Recipe) -> list[Objective]:
 def grids(
     recipe: Recipe, backbone: Backbone
 ) -> tuple[tuple[float, ...], tuple[float, float] | None, tuple[int, int]]:
-    """Few-step sigmas, range of the training grids' sigmas after the first, fewest and most steps."""
+    """Few-step sigmas, range of the training grids' later sigmas, fewest and most steps."""
     shift = backbone.shift(recipe.resolution.height, recipe.resolution.width)
     few = with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).tolist()
     grid = recipe.grid
