@@ -13,7 +13,13 @@ from fewstep.records import Anchor, Conditioning, VelocityFn
 
 @torch.no_grad()
 def simulate_to(
-    velocity: VelocityFn, noise: Tensor, sigmas: Tensor, cond: Conditioning, *, index: Tensor
+    velocity: VelocityFn,
+    noise: Tensor,
+    sigmas: Tensor,
+    cond: Conditioning,
+    *,
+    index: Tensor,
+    calls: int = 0,
 ) -> Anchor:
     """What ``simulate(...).pick(index)`` gives, for about half the evaluations.
 
@@ -25,21 +31,24 @@ def simulate_to(
         sigmas: Grid with the model's shift and the final 0, [N + 1].
         cond: Prompts, batch B.
         index: Each sample's anchor in 0..N-1, [B], on the CPU.
+        calls: How often the velocity is asked at least: one sample walks on for nothing if need be.
     """
     sigmas = sigmas.to(noise)
     # Those that stay longest come first: the ones still walking are always the front of the batch.
     order = index.argsort(descending=True, stable=True)
     walking = [int((index >= i).sum()) for i in range(len(sigmas))]
+    asked = [max(now, int(i < calls)) for i, now in enumerate(walking)]
     rows = order.to(noise.device)
     xt, cond = noise[rows], cond.select(rows)
     left: list[tuple[Tensor, Tensor]] = []
     for i, (now, after) in enumerate(pairwise(walking)):
-        if now == 0:
+        batch = asked[i]
+        if batch == 0:
             break
-        sigma = sigmas[i].expand(now)
-        v = velocity(xt, sigma, cond.select(slice(now)))
-        left.append((xt[after:], v[after:]))
-        xt = euler_step(xt, v, sigma, sigmas[i + 1].expand(now))[:after]
+        sigma = sigmas[i].expand(batch)
+        v = velocity(xt, sigma, cond.select(slice(batch)))
+        left.append((xt[after:now], v[after:now]))
+        xt = euler_step(xt, v, sigma, sigmas[i + 1].expand(batch))[: asked[i + 1]]
     back = order.argsort().to(noise.device)
     picked_xt, picked_v = (torch.cat(parts[::-1])[back] for parts in zip(*left, strict=True))
     index = index.to(sigmas.device)

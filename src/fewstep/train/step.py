@@ -56,11 +56,16 @@ class Algorithm:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Encoded prompts, the empty prompt as often, and each sample's place in the whole batch."""
+    """Encoded prompts, the empty prompt as often, and each sample's place in the whole batch.
+
+    `lockstep` are the places of all samples whose networks must be asked equally often, here and in
+    other processes; None where nobody else has to keep up.
+    """
 
     cond: Conditioning
     null: Conditioning
     indices: Tensor
+    lockstep: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """Consecutive pieces, as even as they can be."""
@@ -68,7 +73,7 @@ class Batch:
         starts = [int(piece[0] - self.indices[0]) for piece in pieces]
         slices = [slice(a, a + len(piece)) for a, piece in zip(starts, pieces, strict=True)]
         return [
-            Batch(self.cond.select(part), self.null.select(part), self.indices[part])
+            Batch(self.cond.select(part), self.null.select(part), self.indices[part], self.lockstep)
             for part in slices
         ]
 
@@ -108,7 +113,10 @@ def find_anchor(
     index = draws.integers("anchor", part.indices, len(sigmas) - 1).cpu()
     if algorithm.target == "final":
         return simulate(roles.student, noise, sigmas, part.cond).pick(index)
-    return simulate_to(roles.student, noise, sigmas, part.cond, index=index)
+    calls = 0
+    if part.lockstep is not None:
+        calls = int(draws.integers("anchor", part.lockstep, len(sigmas) - 1).max()) + 1
+    return simulate_to(roles.student, noise, sigmas, part.cond, index=index, calls=calls)
 
 
 def update_fake_teacher(
