@@ -6,6 +6,8 @@ Nearly all are one operation with two more choices, a `Pull`:
 2. Re-noise x0, detached, to a sigma of the *probe* law and ask the teachers there.
 3. Pull x0 along the *direction* they give.
 
+The questions of all objectives are known before the first is asked, so that they can share a batch.
+
 Equation numbers refer to ``docs/math.md``.
 """
 
@@ -14,17 +16,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.flow import x0_from_velocity
 from fewstep.noising import renoise
-from fewstep.objectives.directions import Ask, Direction
+from fewstep.objectives.directions import Direction
 from fewstep.objectives.pull import FLOOR, pull_loss, pull_norm
+from fewstep.objectives.questions import Ask, Question, Reply, reply_to
 from fewstep.objectives.sites import Site
 from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, Term
@@ -80,9 +83,13 @@ class Objective(BaseModel, ABC):
         """Kinds of guidance it cannot be used with ("cfg", "embedded"): why, and what to do."""
         return {}
 
+    def questions(self, answer: Answer) -> Sequence[Question]:
+        """What it asks the teachers, given the student's answer at its site; nothing by default."""
+        return ()
+
     @abstractmethod
-    def term(self, answer: Answer) -> Term:
-        """What it makes of the student's answer at its site; the loss weighted, see `weight_at`."""
+    def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
+        """What it makes of the student's answer and the replies; weighted, see `weight_at`."""
 
     def weight_at(self, step: int) -> float:
         """Weight at a step counted from 0, warm-up included, Eq. 24."""
@@ -122,29 +129,26 @@ class Pull(Objective):
     def direction(self) -> Direction:
         """Where the teachers pull, Eq. 22-23 and 26."""
 
-    def networks(self, answer: Answer) -> Ask:
-        """The networks that its direction asks: as they are, unless a subclass changes how."""
-        return answer.ask
-
-    def term(self, answer: Answer) -> Term:
-        """The pull as a weighted, reportable term, Eq. 18-21 and 24."""
-        x0, draws = answer.x0, answer.draws
+    def questions(self, answer: Answer) -> Sequence[Question]:
+        """What its direction asks at the probe, Eq. 21."""
         probe = renoise(
-            x0,
+            answer.x0,
             self.probe,
             anchor_sigma=answer.anchor.sigma,
             name=self.name,
-            draws=draws,
+            draws=answer.draws,
             indices=answer.indices,
         )
-        with torch.no_grad():
-            direction, reference = self.direction(
-                self.networks(answer), probe.xt, probe.sigma, answer.cond, answer.null
-            )
+        return self.direction.questions(probe.xt, probe.sigma, answer.cond, answer.null)
+
+    def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
+        """The pull as a weighted, reportable term, Eq. 18-19 and 24."""
+        x0 = answer.x0
+        direction, reference = self.direction.between(*(reply.x0 for reply in replies))
         loss = pull_loss(x0, direction, reference, floor=self.floor, reduction="none")
         return Term(
             name=self.name,
-            loss=self.weight_at(draws.step) * loss,
+            loss=self.weight_at(answer.draws.step) * loss,
             norm=pull_norm(x0, reference, floor=self.floor),
             direction=direction,
             x0=x0.detach(),
@@ -187,6 +191,7 @@ def evaluate(
     null: Conditioning,
     draws: Draws,
     indices: Tensor,
+    together: bool = False,
 ) -> list[Term]:
     """All terms of a batch; the student answers with gradients once per distinct site.
 
@@ -200,11 +205,12 @@ def evaluate(
         null: The encoded empty prompt, batch B.
         draws: The step's random values.
         indices: Global index of each sample, [B].
+        together: Ask each teacher all its questions in one batch; else one after the other.
 
     Returns:
         One term per objective, in the order of `by_site`.
     """
-    terms = []
+    asked: list[tuple[Objective, Answer]] = []
     for group in by_site(objectives):
         xt, sigma = group[0].site(anchor, draws, indices)
         velocity = ask.student(xt, sigma, cond)
@@ -212,5 +218,10 @@ def evaluate(
         answer = Answer(
             velocity, x0, ask, anchor, cond=cond, null=null, draws=draws, indices=indices
         )
-        terms += [objective.term(answer) for objective in group]
-    return terms
+        asked += [(objective, answer) for objective in group]
+    questions = [list(objective.questions(answer)) for objective, answer in asked]
+    replies = iter(reply_to(ask, [each for own in questions for each in own], together=together))
+    return [
+        objective.term(answer, list(islice(replies, len(own))))
+        for (objective, answer), own in zip(asked, questions, strict=True)
+    ]

@@ -1,49 +1,49 @@
 """Directions: where the teachers pull. An objective's third choice, Eq. 22-23 and 26.
 
-A direction is called as ``direction(ask, xt, sigma, cond, null) -> (direction, reference)``, both
-[B, ...] clean latents: the pull, and what the normaliser of `pull_norm` compares x0 with.
+A direction says what it asks the teachers at a probe, and what it makes of the clean latents that
+they answer with. The two are apart so that several objectives can ask in one batch.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.flow import x0_from_velocity
-from fewstep.records import Conditioning, VelocityFn
+from fewstep.objectives.questions import Ask, Question, reply_to
+from fewstep.records import Conditioning
 
 
-class Ask(Protocol):
-    """The three networks an objective may ask, each a velocity field (see `VelocityFn`)."""
-
-    @property
-    def student(self) -> VelocityFn:
-        """Trained; asked with gradients."""
-
-    @property
-    def teacher(self) -> VelocityFn:
-        """Frozen pretrained network."""
-
-    @property
-    def fake_teacher(self) -> VelocityFn:
-        """Model of what the student now generates."""
-
-
-class Direction(Protocol):
+class Direction(ABC):
     """Anything that can say where the teachers pull."""
+
+    @abstractmethod
+    def questions(
+        self, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
+    ) -> Sequence[Question]:
+        """What it asks at a probe; each question is an evaluation."""
+
+    @abstractmethod
+    def between(self, *x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and reference, [B, ...] each, from the clean latents of the replies.
+
+        The direction is the pull; `pull_norm` compares the student's x0 with the reference.
+        """
 
     def __call__(
         self, ask: Ask, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        """Direction and reference at a probe, [B, ...] each."""
+        """Direction and reference at a probe, [B, ...] each: asks and answers, by itself."""
+        replies = reply_to(ask, self.questions(xt, sigma, cond, null))
+        return self.between(*(reply.x0 for reply in replies))
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Direction):
     """Towards the prompt, Eq. 22: ``alpha (x0_teacher(cond) - x0_teacher(null))``.
 
     Attributes:
@@ -52,17 +52,20 @@ class Guidance:
 
     alpha: float
 
-    def __call__(
-        self, ask: Ask, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        """Direction and reference, [B, ...]; two evaluations of the teacher."""
-        with_prompt = x0_from_velocity(xt, ask.teacher(xt, sigma, cond), sigma)
-        without = x0_from_velocity(xt, ask.teacher(xt, sigma, null), sigma)
+    def questions(
+        self, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
+    ) -> Sequence[Question]:
+        """Two to the teacher: with the prompt and without."""
+        return [Question("teacher", xt, sigma, each) for each in (cond, null)]
+
+    def between(self, *x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and reference, [B, ...]."""
+        with_prompt, without = x0
         return self.alpha * (with_prompt - without), with_prompt
 
 
 @dataclass(frozen=True)
-class GuidanceDifference:
+class GuidanceDifference(Direction):
     """Towards more guidance, Eq. 26: ``alpha (x0_teacher(high) - x0_teacher(low)) / (high - low)``.
 
     For a teacher that takes its guidance as an input. Where its velocity is affine in it, as under
@@ -78,14 +81,16 @@ class GuidanceDifference:
     low: float
     high: float
 
-    def __call__(
-        self, ask: Ask, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        """Direction and reference, [B, ...]; two evaluations of the teacher."""
-        less, more = (
-            x0_from_velocity(xt, ask.teacher(xt, sigma, at_guidance(cond, scale)), sigma)
-            for scale in (self.low, self.high)
-        )
+    def questions(
+        self, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
+    ) -> Sequence[Question]:
+        """Two to the teacher: at the lower guidance and at the higher one."""
+        scales = (self.low, self.high)
+        return [Question("teacher", xt, sigma, at_guidance(cond, scale)) for scale in scales]
+
+    def between(self, *x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and reference, [B, ...]."""
+        less, more = x0
         span = self.high - self.low
         return self.alpha / span * (more - less), torch.lerp(less, more, (1 - self.low) / span)
 
@@ -107,13 +112,19 @@ def at_guidance(cond: Conditioning, scale: float | Tensor) -> Conditioning:
 
 
 @dataclass(frozen=True)
-class TeacherMinusFake:
+class TeacherMinusFake(Direction):
     """Towards the teacher's distribution, Eq. 23: ``x0_teacher(cond) - x0_fake(cond)``."""
 
-    def __call__(
-        self, ask: Ask, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        """Direction and reference, [B, ...]; one evaluation of each of the two teachers."""
-        real = x0_from_velocity(xt, ask.teacher(xt, sigma, cond), sigma)
-        fake = x0_from_velocity(xt, ask.fake_teacher(xt, sigma, cond), sigma)
+    def questions(
+        self, xt: Tensor, sigma: Tensor, cond: Conditioning, null: Conditioning
+    ) -> Sequence[Question]:
+        """One to each of the two teachers."""
+        return [
+            Question("teacher", xt, sigma, cond),
+            Question("fake_teacher", xt, sigma, cond),
+        ]
+
+    def between(self, *x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and reference, [B, ...]."""
+        real, fake = x0
         return real - fake, real

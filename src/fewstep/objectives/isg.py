@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Literal, TypeAlias
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fewstep.flow import euler_step
 from fewstep.objectives.base import Answer, Objective
+from fewstep.objectives.questions import Question, Reply
 from fewstep.objectives.sites import AtAnchor
 from fewstep.records import Term
 from fewstep.reductions import per_sample
@@ -66,14 +68,17 @@ class ISG(Objective):
     site: AtAnchor = AtAnchor()
     distance: Distance = Squared()
 
-    def term(self, answer: Answer) -> Term:
+    def questions(self, answer: Answer) -> Sequence[Question]:
+        """One to the teacher, at the anchor."""
+        return [Question("teacher", answer.anchor.xt, answer.anchor.sigma, answer.cond)]
+
+    def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
         """The gap between jump and target as a weighted, reportable term."""
         anchor, cond, draws = answer.anchor, answer.cond, answer.draws
         start, end = anchor.sigma, anchor.sigma_next
         mid = torch.lerp(start, end, draws.uniform(f"{self.name}/mid", answer.indices))
         with torch.no_grad():
-            taught = answer.ask.teacher(anchor.xt, start, cond)
-            xt_mid = euler_step(anchor.xt, taught, start, mid)
+            xt_mid = euler_step(anchor.xt, replies[0].velocity, start, mid)
             target = euler_step(xt_mid, answer.ask.student(xt_mid, mid, cond), mid, end)
         gap = target - euler_step(anchor.xt, answer.velocity, start, end)
         return Term(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
 from fewstep.objectives.base import Answer, Pull
-from fewstep.objectives.directions import Ask, at_guidance
-from fewstep.records import Conditioning, VelocityFn
+from fewstep.objectives.directions import at_guidance
+from fewstep.objectives.questions import Question
 
 Scale = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -52,28 +52,11 @@ class Matching(Pull):
             return {}
         return {"cfg": "its network takes no guidance; remove teacher_guidance"}
 
-    def networks(self, answer: Answer) -> Ask:
-        """The networks, with the teacher at the drawn guidance, Eq. 27."""
+    def questions(self, answer: Answer) -> Sequence[Question]:
+        """As of any pull, the teacher's at the drawn guidance, Eq. 27."""
+        asked = super().questions(answer)
         if self.teacher_guidance is None:
-            return answer.ask
+            return asked
         u = answer.draws.uniform(f"{self.name}/guidance", answer.indices)
-        return _TeacherAt(answer.ask, self.teacher_guidance(u))
-
-
-@dataclass(frozen=True, eq=False)
-class _TeacherAt:
-    """The same networks, the teacher at a guidance of its own, [B]."""
-
-    ask: Ask
-    guidance: Tensor
-
-    @property
-    def student(self) -> VelocityFn:
-        return self.ask.student
-
-    @property
-    def fake_teacher(self) -> VelocityFn:
-        return self.ask.fake_teacher
-
-    def teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return self.ask.teacher(xt, sigma, at_guidance(cond, self.guidance))
+        cond = at_guidance(answer.cond, self.teacher_guidance(u))
+        return [replace(each, cond=cond) if each.teacher == "teacher" else each for each in asked]
