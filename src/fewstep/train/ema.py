@@ -38,7 +38,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Context in which the parameters hold the mean; nothing is copied."""
+        """Context in which the parameters hold the mean; one of them is copied at a time."""
         self._exchange()
         try:
             yield
@@ -52,6 +52,10 @@ class Ema:
             weight.copy_(weights[name])
         self.updates = updates
 
+    @torch.no_grad()
     def _exchange(self) -> None:
+        # Value by value: sharded parameters are also held by what shards them.
         for name, parameter in self._parameters.items():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+            held = self.weights[name].clone()
+            self.weights[name].copy_(parameter)
+            parameter.copy_(held)

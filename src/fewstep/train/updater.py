@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,18 @@ from fewstep.config import OptimizerRecipe
 from fewstep.errors import FewstepError
 
 
+_FUSED = frozenset({"cpu", "cuda"})
+"""Kinds of devices with an AdamW that does all of an update in one pass over memory."""
+
+
 class NonFiniteError(FewstepError):
     """A loss or gradient is not a number or infinite; raised before the optimizer has moved."""
+
+
+def _in_one_pass(parameters: Iterable[Tensor]) -> dict[str, bool]:
+    """How AdamW goes over its parameters: in one pass where that exists, else in a few."""
+    fused = all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
+    return {"fused": True} if fused else {"foreach": True}
 
 
 class Updater:
@@ -43,7 +53,7 @@ class Updater:
             betas=recipe.betas,
             eps=recipe.eps,
             weight_decay=recipe.weight_decay,
-            foreach=True,
+            **_in_one_pass(self._parameters.values()),
         )
 
     @property
@@ -64,6 +74,8 @@ class Updater:
         with_grad = {name: p for name, p in self._parameters.items() if p.grad is not None}
         gradients = [p.grad for p in with_grad.values() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if hasattr(norm, "full_tensor"):  # of sharded gradients: every process needs all of it
+            norm = norm.full_tensor()
         if not torch.stack([norm, *losses.values()]).isfinite().all():  # the one host sync
             raise NonFiniteError(self._diagnosis(losses, with_grad, step))
         nn.utils.clip_grads_with_norm_(with_grad.values(), self._recipe.clip, norm, foreach=True)
