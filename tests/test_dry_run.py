@@ -111,6 +111,10 @@ def test_average_evaluations_of_random_grids():
     assert found.simulation == (5 + 1) / 2, "a sample leaves at its anchor"
     assert (found.student, found.teachers, found.fake_teacher) == (1.0, 3.0, 1.0)
     assert counted(grid=grid, student={"every": 1}).teachers == 6.0
+    kept = counted(grid=grid, data={"prompts": "o/x", "batch_size": 4})
+    assert kept.simulation == (5 + 1) / 2 - 1 / 2, "one of two answers there serves objectives too"
+    plain = counted(grid=grid, train={"steps": 2, "step": "plain"})
+    assert (plain.simulation, plain.student, plain.teachers) == (5.0, 1.5, 3.0)
 
 
 def test_every_objective_can_be_counted():

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fewstep import yaml12
 from fewstep.config_data import DataRecipe, is_repo_id
+from fewstep.config_parallel import ParallelRecipe
 from fewstep.resources import resolve
 from fewstep.schedules import Grid, Law, RandomGrid, Uniform
 from fewstep.strict import (
@@ -134,6 +135,7 @@ class StudentRecipe(Section):
         optimizer: The student's optimizer.
         every: The student moves on every so many iterations; the fake teacher moves on each.
         gradient_checkpointing: Recompute activations of both trained networks: slower, but small.
+        compile: Compile the networks' repeated blocks: slow to start, then faster.
     """
 
     mode: Literal["full", "lora"] = "full"
@@ -141,6 +143,7 @@ class StudentRecipe(Section):
     optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
     every: Count = 2
     gradient_checkpointing: bool = False
+    compile: bool = False
 
     @model_validator(mode="after")
     def _lora_fits_mode(self) -> Self:
@@ -164,6 +167,9 @@ class TrainRecipe(Section):
         seed: All random values are functions of it.
         device: Where to run; ``auto`` takes an accelerator if there is one.
         deterministic: Only algorithms that repeat bit for bit; exact resume needs it on a GPU.
+        step: ``fused`` asks no network twice for the same; ``plain`` works literally as published.
+        batch_teachers: Each teacher answers a student update's questions in one batch; off, the
+            fused step needs less memory.
     """
 
     steps: Count
@@ -171,14 +177,22 @@ class TrainRecipe(Section):
     seed: Amount = 0
     device: str = "auto"
     deterministic: bool = True
+    step: Literal["plain", "fused"] = "fused"
+    batch_teachers: bool = True
 
 
 class CheckpointRecipe(Section):
-    """When to save, and what to keep: the newest ones, and those with the best preview score."""
+    """When to save, and what to keep: the newest ones, and those with the best preview score.
+
+    Attributes:
+        asynchronous: Go on training while a checkpoint is written, for a copy of the state in
+            memory; None does so where there are several processes.
+    """
 
     every: Count = 100
     keep_last: Count = 2
     keep_best: Amount = 1
+    asynchronous: bool | None = None
 
 
 class TeacherSamplingRecipe(Section):
@@ -297,6 +311,7 @@ class Recipe(Section):
     student: StudentRecipe = StudentRecipe()
     ema: EmaRecipe | None = EmaRecipe()
     train: TrainRecipe
+    parallel: ParallelRecipe = ParallelRecipe()
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     preview: PreviewRecipe = PreviewRecipe()
     health: HealthRecipe = HealthRecipe()

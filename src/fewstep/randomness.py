@@ -44,7 +44,7 @@ class Draws:
         rng = torch.Generator()
         for row, key in zip(noise, keys, strict=True):
             row.normal_(generator=rng.manual_seed(key))
-        return noise.to(self.device)
+        return noise.to(self.device, non_blocking=True)  # never waits for the device
 
     def uniform(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
         """Uniform value per sample in the open interval (0, 1), float32: [len(indices)]."""
@@ -54,7 +54,7 @@ class Draws:
     def integers(self, name: str, indices: Iterable[int] | Tensor, high: int) -> Tensor:
         """Integer per sample, uniform in 0..high-1, int64: [len(indices)]."""
         values = [key * high >> _BITS for key in self._keys(name, indices)]
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
 
     def _keys(self, name: str, indices: Iterable[int] | Tensor) -> list[int]:
         numbers = indices.tolist() if isinstance(indices, Tensor) else indices

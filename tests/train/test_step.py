@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fewstep.flow import x0_from_velocity
-from fewstep.objectives import by_site
 from fewstep.randomness import Draws
 from fewstep.records import Conditioning
 from fewstep.schedules import with_shift
@@ -116,7 +115,7 @@ def test_updates_go_through_the_published_order(make_run, monkeypatch):
 
 def test_calls_equal_evaluations(make_run, monkeypatch):
     """The student alone is simulated, conditionally; then each term costs what the method says."""
-    run = make_run("fake_teacher.updates=2", "student.every=1", "fake_teacher.target=final")
+    run = make_run("fake_teacher.updates=2", "student.every=1", "train.step=plain")
     roles, size = run.trainees.roles, 3
     asked: list[tuple[str, bool]] = []
     real, null = roles._ask, run.encoder.null(1).tensors["pooled"]
@@ -129,7 +128,7 @@ def test_calls_equal_evaluations(make_run, monkeypatch):
     monkeypatch.setattr(roles, "_ask", spy)
     (metrics,) = advance(run, 1, size=size)
     steps = int(metrics["grid/steps"])
-    assert asked.count((STUDENT, False)) == steps + len(by_site(run.algorithm.objectives))
+    assert asked.count((STUDENT, False)) == steps + len(run.algorithm.objectives)
     assert asked.count((STUDENT, True)) == 0
     assert asked.count((FAKE_TEACHER, False)) == 2 + 2  # two updates; DM and CDM
     assert asked.count((TEACHER, False)) == 3 and asked.count((TEACHER, True)) == 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.config import Recipe
 from fewstep.objectives import Objective, evaluate
+from fewstep.objectives.sites import AtAnchor
 from fewstep.randomness import Draws
 from fewstep.records import Conditioning
 from fewstep.schedules import Grid, RandomGrid
@@ -42,10 +43,11 @@ class Evaluations:
 
 def count_evaluations(recipe: Recipe, objectives: Sequence[Objective]) -> Evaluations:
     """Average evaluations of an iteration of a recipe, per sample; previews and health aside."""
-    steps = mean_steps(recipe.grid)
-    walked = steps if recipe.fake_teacher.target == "final" else (steps + 1) / 2
-    asked = ask_once(objectives)
     every, updates = recipe.student.every, recipe.fake_teacher.updates
+    if recipe.train.step == "plain":
+        walked, asked = mean_steps(recipe.grid), _ask_each(objectives)
+    else:
+        walked, asked = mean_walk(recipe, objectives), ask_once(objectives)
     return Evaluations(
         simulation=walked,
         fake_teacher=float(updates),
@@ -53,6 +55,15 @@ def count_evaluations(recipe: Recipe, objectives: Sequence[Objective]) -> Evalua
         teachers=(asked.teacher + asked.fake_teacher) / every,
         backward=updates + asked.with_gradient / every,
     )
+
+
+def mean_walk(recipe: Recipe, objectives: Sequence[Objective]) -> float:
+    """Average evaluations of the fused step's simulation that serve no other purpose."""
+    steps = mean_steps(recipe.grid)
+    if recipe.fake_teacher.target == "final":
+        return steps
+    known = recipe.data.accumulate == 1 and any(each.site == AtAnchor() for each in objectives)
+    return (steps + 1) / 2 - (1 / recipe.student.every if known else 0)
 
 
 def mean_steps(grid: Grid) -> float:
@@ -67,7 +78,8 @@ class _Counting:
     """Three networks that answer with nothing and count how often they were asked.
 
     Attributes:
-        guidance: A weight that gradients can flow to.
+        weight: Where gradients flow to.
+        counts: Questions so far, by role, and those with gradients.
     """
 
     weight: Tensor
@@ -99,6 +111,10 @@ class Asked:
     fake_teacher: int = 0
     with_gradient: int = 0
 
+    def __add__(self, other: Asked) -> Asked:
+        """Both."""
+        return Asked(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 def ask_once(objectives: Sequence[Objective]) -> Asked:
     """What one sample costs in one student update: the objectives run on a latent of one number."""
@@ -110,3 +126,8 @@ def ask_once(objectives: Sequence[Objective]) -> Asked:
     draws = Draws(0, 0, torch.device("cpu"))
     evaluate(objectives, ask, anchor, cond=cond, null=cond, draws=draws, indices=index)
     return Asked(**ask.counts)
+
+
+def _ask_each(objectives: Sequence[Objective]) -> Asked:
+    """As `ask_once`, every objective by itself."""
+    return sum((ask_once([objective]) for objective in objectives), Asked())

@@ -1,7 +1,8 @@
 """The three roles, student, teacher and fake teacher, as velocity fields of one backbone.
 
 ``full``: three networks. ``lora``: one network with two adapters; the teacher is the network with
-its adapters off, so that the weights exist once.
+its adapters off, so that the weights exist once. A network is changed in a stated order: adapters,
+checkpointing, compile; sharding, if any, comes after that, from outside.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fewstep.records import Conditioning
 
 STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
 TRAINED = (STUDENT, FAKE_TEACHER)
+_VARIANTS = 64  # of a compiled block, before it would silently run uncompiled
 
 
 class Roles(ABC):
@@ -97,6 +99,9 @@ class _Full(Roles):
             if recipe.gradient_checkpointing:
                 _checkpoint_activations(net)
             self._nets[role] = net
+        if recipe.compile:
+            for net in self._nets.values():
+                _compile_blocks(backbone, net)
 
     def net(self, role: str) -> nn.Module:
         return self._nets[role]
@@ -120,6 +125,8 @@ class _Lora(Roles):
         self._switch(TEACHER)
         if recipe.gradient_checkpointing:
             _checkpoint_activations(self._net)
+        if recipe.compile:
+            _compile_blocks(backbone, self._net)
 
     def net(self, role: str) -> nn.Module:
         return self._net
@@ -251,3 +258,16 @@ def _checkpoint_activations(net: nn.Module) -> None:
             f"student.gradient_checkpointing: {type(net).__name__} cannot; set it to false"
         )
     enable()
+
+
+def _compile_blocks(backbone: Backbone, net: nn.Module) -> None:
+    """Compile a network's repeated blocks, in place: one compilation serves all that are alike.
+
+    Blocks are few, graphs are short, and names of parameters stay. Batches shrink on the way to the
+    anchors, so sizes are dynamic; adapters, gradients and batches of one each want a variant.
+    """
+    limit = "recompile_limit"
+    if hasattr(torch._dynamo.config, limit):
+        setattr(torch._dynamo.config, limit, max(_VARIANTS, torch._dynamo.config.recompile_limit))
+    for block in backbone.blocks(net):
+        block.compile(dynamic=True)

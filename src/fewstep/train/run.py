@@ -196,6 +196,8 @@ def _algorithm(
         target=recipe.fake_teacher.target,
         fake_updates=recipe.fake_teacher.updates,
         pull=recipe.fake_teacher.pull,
+        fused=recipe.train.step == "fused",
+        batch_teachers=recipe.train.batch_teachers,
     )
 
 

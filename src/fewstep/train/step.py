@@ -1,25 +1,28 @@
 """One iteration of Continuous-Time Distribution Matching: the published Algorithm 1.
 
 No logging, no distribution, no files. Every random value is a function of (seed, step, purpose,
-global sample index), so splitting the batch changes nothing but memory.
+global sample index), so splitting the batch changes nothing but memory. The `fused` step asks the
+networks less often than the `plain` one and gives the same gradients, see docs/performance.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from fewstep.fake_teacher import pull_towards, update_loss
-from fewstep.objectives import Objective, evaluate
+from fewstep.objectives import Objective, by_site, evaluate
+from fewstep.objectives.questions import Ask
+from fewstep.objectives.sites import AtAnchor
 from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, Term
 from fewstep.schedules import Grid, Law, Shift, with_shift
 from fewstep.simulate import simulate
-from fewstep.train.anchors import simulate_to
+from fewstep.train.anchors import Remembering, anchor_at, walk_to
 from fewstep.train.ema import Ema
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
 from fewstep.train.updater import Updater
@@ -41,6 +44,9 @@ class Algorithm:
         target: What it learns to denoise, see `fake_teacher.TARGETS`.
         fake_updates: Its updates per iteration.
         pull: Share of the student mixed into it after each.
+        fused: Ask no network twice for the same; else literally as published.
+        batch_teachers: Ask each teacher all a student update's questions in one batch; else the
+            sites one after the other, so that there is one graph at a time. Only where fused.
     """
 
     objectives: Sequence[Objective]
@@ -52,6 +58,21 @@ class Algorithm:
     target: str
     fake_updates: int
     pull: float
+    fused: bool = True
+    batch_teachers: bool = True
+
+    @property
+    def rounds(self) -> list[list[Objective]]:
+        """Objectives that are evaluated together, each round with one backward pass."""
+        if not self.fused:
+            return [[objective] for objective in self.objectives]
+        return [list(self.objectives)] if self.batch_teachers else by_site(self.objectives)
+
+    @property
+    def can_keep(self) -> bool:
+        """Whether the simulation's answer at the anchor, with a graph, is one objectives need."""
+        known = self.fused and self.target != "final"
+        return known and any(each.site == AtAnchor() for each in self.objectives)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,56 +109,75 @@ class Trainees:
     ema: Ema | None
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A part of the batch at its anchors, and whom to ask from there."""
+
+    part: Batch
+    anchor: Anchor
+    ask: Ask
+
+
 def iteration(
     trainees: Trainees, parts: Sequence[Batch], draws: Draws, algorithm: Algorithm
 ) -> Metrics:
     """One iteration; `parts` make up the global batch. Returns what can be measured on the way."""
     sigmas = with_shift(algorithm.grid(draws.shared("grid")), algorithm.shift)
-    anchors = [find_anchor(trainees.roles, part, sigmas, draws, algorithm) for part in parts]
-    metrics: Metrics = {"grid/steps": torch.tensor(len(sigmas) - 1.0, device=draws.device)}
+    student_moves = (draws.step + 1) % algorithm.every == 0
+    # A graph lives from here to the student's update: affordable for one part, not for many.
+    keep = student_moves and len(parts) == 1 and algorithm.can_keep
+    starts = [
+        find_anchor(trainees.roles, part, sigmas, draws, algorithm=algorithm, keep=keep)
+        for part in parts
+    ]
+    metrics: Metrics = {"grid/steps": torch.full((), len(sigmas) - 1.0, device=draws.device)}
     for update in range(algorithm.fake_updates):
-        metrics |= update_fake_teacher(
-            trainees, parts, anchors, draws, algorithm=algorithm, update=update
-        )
-    if (draws.step + 1) % algorithm.every == 0:
-        metrics |= update_student(trainees, parts, anchors, draws, algorithm=algorithm)
+        metrics |= update_fake_teacher(trainees, starts, draws, algorithm=algorithm, update=update)
+    if student_moves:
+        metrics |= update_student(trainees, starts, draws, algorithm=algorithm)
     return metrics
 
 
 def find_anchor(
-    roles: Roles, part: Batch, sigmas: Tensor, draws: Draws, algorithm: Algorithm
-) -> Anchor:
-    """Simulate the student, conditionally and without guidance, to one random point per sample."""
+    roles: Roles, part: Batch, sigmas: Tensor, draws: Draws, *, algorithm: Algorithm, keep: bool
+) -> Start:
+    """Simulate the student, conditionally and without guidance, to one random point per sample.
+
+    The fused simulation ends there; with `keep`, its last answer is the one that objectives use.
+    """
     # Pure noise on the path, Eq. 13, also where a grid starts below 1.
     noise = sigmas[0] * draws.normal("simulate/eps", part.indices, algorithm.latent_shape)
-    index = draws.integers("anchor", part.indices, len(sigmas) - 1).cpu()
-    if algorithm.target == "final":
-        return simulate(roles.student, noise, sigmas, part.cond).pick(index)
-    calls = 0
-    if part.lockstep is not None:
-        calls = int(draws.integers("anchor", part.lockstep, len(sigmas) - 1).max()) + 1
-    return simulate_to(roles.student, noise, sigmas, part.cond, index=index, calls=calls)
+    on_host, steps = replace(draws, device="cpu"), len(sigmas) - 1
+    index = on_host.integers("anchor", part.indices, steps)
+    if algorithm.target == "final" or not algorithm.fused:
+        return Start(part, simulate(roles.student, noise, sigmas, part.cond).pick(index), roles)
+    everyone = part.indices if part.lockstep is None else part.lockstep
+    calls = int(on_host.integers("anchor", everyone, steps).max())
+    xt, *at = walk_to(roles.student, noise, sigmas, part.cond, index=index, calls=calls)
+    with torch.set_grad_enabled(keep):
+        velocity = roles.student(xt, at[0], part.cond)
+    anchor = anchor_at(xt, *at, velocity)
+    return Start(part, anchor, Remembering(roles, anchor, part.cond, velocity) if keep else roles)
 
 
 def update_fake_teacher(
     trainees: Trainees,
-    parts: Sequence[Batch],
-    anchors: Sequence[Anchor],
+    starts: Sequence[Start],
     draws: Draws,
     *,
     algorithm: Algorithm,
     update: int,
 ) -> Metrics:
     """Fit the fake teacher to what the student generates, then pull it towards the student."""
-    roles, total = trainees.roles, sum(len(part.indices) for part in parts)
+    roles, total = trainees.roles, sum(len(start.part.indices) for start in starts)
     losses = []
-    for part, anchor in zip(parts, anchors, strict=True):
+    for start in starts:
         each = update_loss(
             roles.fake_teacher,
-            anchor,
-            cond=part.cond,
+            start.anchor,
+            cond=start.part.cond,
             draws=draws,
-            indices=part.indices,
+            indices=start.part.indices,
             target=algorithm.target,
             law=algorithm.law,
             name=f"fake_teacher/{update}",
@@ -155,28 +195,27 @@ def update_fake_teacher(
 
 
 def update_student(
-    trainees: Trainees,
-    parts: Sequence[Batch],
-    anchors: Sequence[Anchor],
-    draws: Draws,
-    *,
-    algorithm: Algorithm,
+    trainees: Trainees, starts: Sequence[Start], draws: Draws, *, algorithm: Algorithm
 ) -> Metrics:
     """Sum the terms, move the student against their gradient, then its running mean."""
-    roles, total = trainees.roles, sum(len(part.indices) for part in parts)
+    roles, total = trainees.roles, sum(len(start.part.indices) for start in starts)
     metrics: Metrics = {}
-    for part, anchor in zip(parts, anchors, strict=True):
-        terms = evaluate(
-            algorithm.objectives,
-            roles,
-            anchor,
-            cond=part.cond,
-            null=part.null,
-            draws=draws,
-            indices=part.indices,
-        )
-        with roles.active(STUDENT):
-            torch.stack([term.loss.sum() / total for term in terms]).sum().backward()
+    for start in starts:
+        terms: list[Term] = []
+        for objectives in algorithm.rounds:
+            found = evaluate(
+                objectives,
+                start.ask,
+                start.anchor,
+                cond=start.part.cond,
+                null=start.part.null,
+                draws=draws,
+                indices=start.part.indices,
+                together=algorithm.fused and algorithm.batch_teachers,
+            )
+            with roles.active(STUDENT):
+                torch.stack([term.loss.sum() / total for term in found]).sum().backward()
+            terms += found
         for name, value in measure(terms).items():
             metrics[name] = metrics.get(name, 0) + value / total
     losses = {term.name: metrics[f"loss/{term.name}"] for term in terms}

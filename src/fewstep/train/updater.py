@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fewstep.config import OptimizerRecipe
 from fewstep.errors import FewstepError
 
-
 _FUSED = frozenset({"cpu", "cuda"})
 """Kinds of devices with an AdamW that does all of an update in one pass over memory."""
 
