@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +20,9 @@ import typer
 from fewstep import __version__
 from fewstep.cli_encode import encode
 from fewstep.cli_world import world
-from fewstep.console import note, say, say_json, table
+from fewstep.console import complain, note, say, say_json, table
 from fewstep.errors import FewstepError
+from fewstep.ranks import rank
 
 # typer carries its own click, whose classes it exports only in part.
 ClickError: type[Exception] = next(
@@ -28,6 +30,7 @@ ClickError: type[Exception] = next(
 )
 MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 USER, INTERRUPTED = 2, 130
+PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
 app = typer.Typer(
     name="fewstep",
@@ -334,8 +337,19 @@ def _refuse(message: str, error: BaseException) -> int:
     """One line on stderr; FEWSTEP_DEBUG=1 shows the traceback instead."""
     if os.environ.get("FEWSTEP_DEBUG"):
         raise error
-    note(" ".join(message.split()))
+    line, number = " ".join(message.split()), rank()
+    _let_first_speak()
+    complain(f"process {number}: {line}" if number else line)
     return USER
+
+
+def _let_first_speak() -> None:
+    """Of several processes the first one tells what is wrong with all, and that ends the others.
+
+    Whoever is left after a while has an error of its own.
+    """
+    if rank():
+        time.sleep(PATIENCE)
 
 
 def _usage(error: Any) -> str:

@@ -1,7 +1,7 @@
 """What the command line says: results on stdout, everything else on stderr.
 
 On a terminal tables are drawn; into a pipe they are plain aligned columns. With ``--json`` stdout
-carries exactly one JSON object.
+carries exactly one JSON object. Of several processes only the first one speaks.
 """
 
 from __future__ import annotations
@@ -12,24 +12,33 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewstep.ranks import rank
+
 DASH = "-"
 
 
 def note(message: str) -> None:
     """One line of progress, on stderr."""
+    if rank() == 0:
+        complain(message)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, of whichever process."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
 
 def say(message: str) -> None:
     """One line of result, on stdout."""
-    sys.stdout.write(message + "\n")
+    if rank() == 0:
+        sys.stdout.write(message + "\n")
 
 
 def say_json(content: Mapping[str, Any]) -> None:
     """The one machine-readable object, on stdout; figures that are not finite become null."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    sys.stdout.write(text + "\n")
+    say(text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:

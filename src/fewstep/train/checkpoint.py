@@ -1,7 +1,8 @@
 """Checkpoints: folders of safetensors and JSON that are there whole or not at all.
 
 A checkpoint is written under a hidden name, synced to the disk, and renamed. state.json holds the
-sha256 of every other file and of itself, so that damage is found before anything is loaded.
+sha256 of every other file and of itself, so that damage is found before anything is loaded. One
+process writes one file a group; several write their pieces of all of them, see `parallel`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.errors import FewstepError, unknown
+from fewstep.train import parallel
+from fewstep.train.parallel import Like
+from fewstep.train.roles import STUDENT
 
-FORMAT = 1
+FORMAT, SHARDED = 1, 2
 _STATE = "state.json"
 _NAMED = ("best", "last")
 _PREFIX, _HIDDEN, _BROKEN = "step-", ".unfinished-", "broken-"
@@ -60,26 +65,66 @@ def save(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) -> P
     Returns:
         The checkpoint's folder.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
-    temporary = folder / f"{_HIDDEN}{final.name}"
-    clear_unfinished(folder)
-    temporary.mkdir(parents=True)
-    sums = {}
+    temporary = begin(folder, step)
     for group, tensors in groups.items():
         file = temporary / f"{group}.safetensors"
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+    sums = sums_of(temporary.glob("*.safetensors"))
+    return seal(temporary, {"format": FORMAT, "step": step, **state, "files": sums})
+
+
+def begin(folder: Path, step: int) -> Path:
+    """A fresh folder for a step's checkpoint, under the name of an unfinished one."""
+    temporary = unfinished(folder, step)
+    clear_unfinished(folder)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint is while it is being written."""
+    return folder / f"{_HIDDEN}{_PREFIX}{step:08d}"
+
+
+def sums_of(files: Iterable[Path]) -> dict[str, str]:
+    """Name -> sha256 of files, which are on the disk for good from now on."""
+    sums = {}
+    for file in sorted(files):
         sums[file.name] = _sha256(file)
         _sync(file)
-    content = {"format": FORMAT, "step": step, **state, "files": sums}
+    return sums
+
+
+def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
+    """Finish a checkpoint whose tensors are written: from now on it is there."""
     text = json.dumps({**content, "sha256": _sha256_of(content)}, indent=1)
     (temporary / _STATE).write_text(text, encoding="utf-8")
     _sync(temporary / _STATE)
     _sync(temporary)
+    final = temporary.with_name(temporary.name.removeprefix(_HIDDEN))
     if final.exists():
         _remove(final)
     temporary.rename(final)
-    _sync(folder)
+    _sync(final.parent)
     return final
+
+
+def check(path: Path) -> Checkpoint:
+    """A checkpoint whose every byte was checked; its tensors are not read.
+
+    Raises:
+        BrokenCheckpointError: A file is missing, truncated or changed.
+    """
+    state = read_state(path)
+    for name in state["files"]:
+        if not (path / name).is_file():
+            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sums = list(pool.map(lambda name: _sha256(path / name), state["files"]))
+    for (name, expected), found in zip(state["files"].items(), sums, strict=True):
+        if found != expected:
+            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
+    return Checkpoint(path, state, {})
 
 
 def load(path: Path) -> Checkpoint:
@@ -88,18 +133,36 @@ def load(path: Path) -> Checkpoint:
     Raises:
         BrokenCheckpointError: A file is missing, truncated or changed.
     """
-    state = read_state(path)
-    for name, expected in state["files"].items():
-        file = path / name
-        if not file.is_file() or _sha256(file) != expected:
-            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
+    return read(check(path))
+
+
+def read(checked: Checkpoint, like: Like | None = None) -> Checkpoint:
+    """A checkpoint with its tensors, whole or split as they are wanted.
+
+    Args:
+        checked: A checked one.
+        like: ``like("group/name")`` is split as that tensor is wanted; None or without it: whole.
+
+    Raises:
+        BrokenCheckpointError: A file is not what it should be.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    path, state = checked.path, checked.state
     try:
-        groups = {
-            name.removesuffix(".safetensors"): load_file(path / name) for name in state["files"]
-        }
+        if state["format"] == SHARDED:
+            for key, tensor in parallel.read_shards(path, like).items():
+                group, _, name = key.partition("/")
+                groups.setdefault(group, {})[name] = tensor
+        else:
+            for file in state["files"]:
+                group = file.removesuffix(".safetensors")
+                groups[group] = {
+                    name: parallel.split_like(tensor, like and like(f"{group}/{name}"))
+                    for name, tensor in load_file(path / file).items()
+                }
     except SafetensorError as error:
         raise BrokenCheckpointError(f"{path.name}: {error}") from error
-    return Checkpoint(path, state, groups)
+    return replace(checked, groups=groups)
 
 
 def student_weights(path: Path) -> dict[str, Tensor]:
@@ -108,7 +171,13 @@ def student_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         BrokenCheckpointError: The file is missing, truncated or changed.
     """
-    sums = read_state(path)["files"]
+    state = read_state(path)
+    if state["format"] == SHARDED:
+        check(path)
+        mean = parallel.read_shards(path, prefix="ema/")
+        found = mean or parallel.read_shards(path, prefix=f"{STUDENT}/")
+        return {key.partition("/")[2]: tensor for key, tensor in found.items()}
+    sums = state["files"]
     file = path / ("ema.safetensors" if "ema.safetensors" in sums else "student.safetensors")
     if not file.is_file() or _sha256(file) != sums[file.name]:
         raise BrokenCheckpointError(f"{path.name}: {file.name} is missing or damaged")
@@ -128,7 +197,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise BrokenCheckpointError(f"{path.name}: {_STATE} is missing or damaged") from error
     if _sha256_of(content) != expected:
         raise BrokenCheckpointError(f"{path.name}: {_STATE} is damaged")
-    if content["format"] != FORMAT:
+    if content["format"] not in (FORMAT, SHARDED):
         raise BrokenCheckpointError(f"{path.name}: written by another version of fewstep")
     return dict(content)
 
@@ -138,15 +207,18 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest(
+    folder: Path, look: Callable[[Path], Checkpoint] = load
+) -> tuple[Checkpoint | None, list[str]]:
     """Newest checkpoint that is sound, and one line about each newer one that is not.
 
-    Damaged ones are renamed to ``broken-...``, so that nothing takes them for checkpoints later.
+    It is read, or only looked at with `check`. Damaged ones are renamed to ``broken-...``, so that
+    nothing takes them for checkpoints later.
     """
     notes = []
     for path in reversed(listed(folder)):
         try:
-            return load(path), notes
+            return look(path), notes
         except BrokenCheckpointError as error:
             aside = path.with_name(f"{_BROKEN}{path.name}")
             if aside.exists():

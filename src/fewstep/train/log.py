@@ -90,6 +90,21 @@ class Log:
             self.note(f"step {step}/{self._total}  {text}")
 
 
+class NoLog(Log):
+    """Says and writes nothing: what all processes have but the first."""
+
+    @contextmanager
+    def opened(self, step: int) -> Iterator[None]:
+        """Context that opens nothing."""
+        yield
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+
 def summary(metrics: Mapping[str, float]) -> str:
     """The figures worth a glance, in one line."""
     losses = [

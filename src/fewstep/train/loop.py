@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,12 +19,13 @@ from fewstep.train import checkpoint
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.interrupt import Interrupts, Stopped
 from fewstep.train.log import METRICS, last_step, memory_gb
+from fewstep.train.parallel import Together, is_lost, joined, lost
 from fewstep.train.repeatable import repeatable
-from fewstep.train.run import Run, build, check, groups, restore, state
+from fewstep.train.run import CHECKPOINTS, Run, build, check, groups, restore, state
 from fewstep.train.step import Batch, iteration
 from fewstep.train.updater import NonFiniteError
 
-CHECKPOINTS, CONFIG = "checkpoints", "config.yaml"
+CONFIG = "config.yaml"
 
 
 def distill(
@@ -46,37 +48,70 @@ def distill(
         NonFiniteError: A loss or gradient became non-finite; the last checkpoint is good.
         Stopped: SIGTERM or SIGINT came and the state was saved (a SystemExit with code 0).
     """
-    folder, console = Path(run_folder), console or Console(stderr=True)
-    checked = check(recipe)
-    saved = _starting_point(recipe, folder, resume=resume, console=console)
-    with repeatable(recipe.train.deterministic):
-        run = build(recipe, folder, checked, console)
-        if saved is not None:
-            restore(run, saved)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, dump_recipe(recipe))
-        with run.log.opened(run.step), Interrupts(run.log.note) as interrupts:
-            told = checked.prompts.describe(run.encoder.overlong(checked.prompts.distinct))
-            run.log.note(f"{told}; step {run.step} of {recipe.train.steps}")
+    folder = Path(run_folder)
+    with joined(recipe.parallel, recipe.data, recipe.train.device) as together:
+        console = console or Console(stderr=True, quiet=not together.first)
+        run = _begin(recipe, folder, console, together=together, resume=resume)
+        with (
+            repeatable(recipe.train.deterministic),
+            run.log.opened(run.step),
+            Interrupts(run.log.note) as interrupts,
+        ):
             _go_on(run, interrupts)
     return folder
+
+
+def _begin(
+    recipe: Recipe, folder: Path, console: Console, *, together: Together, resume: bool
+) -> Run:
+    """A run where it starts, or where it was; from here on the folder is its own."""
+    checked = check(recipe)
+    checked = replace(checked, device=together.device(checked.device))
+    saved = together.agreed(lambda: _starting_point(recipe, folder, resume=resume, console=console))
+    with repeatable(recipe.train.deterministic):
+        run = build(recipe, folder, checked, console, together)
+        if saved is not None:
+            restore(run, saved)
+        told = checked.prompts.describe(run.encoder.overlong(checked.prompts.distinct))
+    if together.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, dump_recipe(recipe))
+    run.log.note(f"{told}; {_where(run)}")
+    return run
+
+
+def _where(run: Run) -> str:
+    step, size = f"step {run.step} of {run.recipe.train.steps}", run.together.size
+    return step if size == 1 else f"{step}; {size} processes, shard {run.recipe.parallel.shard}"
 
 
 def _go_on(run: Run, interrupts: Interrupts) -> None:
     """From where the run is to its last step, or to a signal."""
     steps = run.recipe.train.steps
-    if run.step == 0:
-        run.log.record(0, look(run))
-    while run.step < steps:
-        advance(run)
-        if interrupts.requested and run.step < steps:
-            save(run)
-            run.log.note(f"stopped after step {run.step}; continue with --resume")
-            raise Stopped(run.step)
+    try:
+        if run.step == 0:
+            run.log.record(0, look(run))
+        while run.step < steps:
+            stop = advance(run, interrupts) and run.step < steps
+            if stop:
+                save(run)
+                run.log.note(f"stopped after step {run.step}; continue with --resume")
+                break
+        run.saving.wait()
+    except RuntimeError as error:
+        if run.together.size == 1 or not is_lost(error):
+            raise
+        raise lost(error, _newest(run)) from error
+    if run.step < steps:
+        raise Stopped(run.step)
 
 
-def advance(run: Run) -> None:
-    """One iteration, and what is due after it: measurements, previews, a checkpoint."""
+def advance(run: Run, interrupts: Interrupts | None = None) -> bool:
+    """One iteration, and what is due after it: measurements, previews, a checkpoint.
+
+    Returns:
+        Whether some process was asked to stop.
+    """
     recipe, roles = run.recipe, run.trainees.roles
     began, evaluations = time.perf_counter(), roles.evaluations
     draws = Draws(recipe.train.seed, run.step, run.backbone.device)
@@ -86,14 +121,15 @@ def advance(run: Run) -> None:
     try:
         measured = iteration(run.trainees, _batch(run), draws, run.algorithm)
     except NonFiniteError as error:
-        kept = checkpoint.listed(run.folder / CHECKPOINTS)
-        last = f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
-        raise NonFiniteError(f"{error}; {last}") from error
-    metrics = dict(zip(measured, torch.stack([*measured.values()]).tolist(), strict=True))
+        run.saving.wait()
+        raise NonFiniteError(f"{error}; {_newest(run)}") from error
+    spent, asked = roles.evaluations - evaluations, interrupts is not None and interrupts.requested
+    *values, spent_each, stop = _means(run, [*measured.values()], [spent, asked])
+    metrics = dict(zip(measured, values, strict=True))
     seconds = time.perf_counter() - began
     run.step += 1
     run.seconds += seconds
-    run.evaluations += roles.evaluations - evaluations
+    run.evaluations += round(spent_each * run.together.size)
     metrics |= rates | {
         "evaluations": run.evaluations,
         "seconds": seconds,
@@ -103,6 +139,15 @@ def advance(run: Run) -> None:
     run.log.record(run.step, metrics | look(run))
     if run.step % recipe.checkpoint.every == 0 or run.step == recipe.train.steps or _is_best(run):
         save(run)
+    run.saving.look()
+    return stop > 0
+
+
+def _means(run: Run, measured: list[torch.Tensor], counted: list[float]) -> list[float]:
+    """Means over the processes, of what was measured and what was counted: the one host sync."""
+    device = run.backbone.device
+    values = [*measured, *torch.tensor(counted, dtype=torch.float32, device=device).unbind()]
+    return run.together.mean(torch.stack(values)).tolist()
 
 
 def look(run: Run) -> dict[str, float]:
@@ -122,20 +167,25 @@ def look(run: Run) -> dict[str, float]:
     return metrics
 
 
-def save(run: Run) -> Path:
+def save(run: Run) -> None:
     """Save a checkpoint and remove those that are not to be kept."""
-    folder, keep = run.folder / CHECKPOINTS, run.recipe.checkpoint
-    path = checkpoint.save(folder, run.step, groups(run), state(run))
-    checkpoint.prune(folder, keep_last=keep.keep_last, keep_best=keep.keep_best)
-    return path
+    run.saving.save(run.step, groups(run), state(run))
+
+
+def _newest(run: Run) -> str:
+    """Which checkpoint there is to go back to."""
+    kept = checkpoint.listed(run.saving.folder)
+    return f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
 
 
 def _batch(run: Run) -> list[Batch]:
-    """The prompts of the coming step, encoded, in as many parts as the recipe wants."""
+    """The prompts of the coming step that are this process's, encoded, in the wanted parts."""
     size = run.recipe.data.batch_size
-    prompts = run.order.take(run.step * size, size)
-    batch = Batch(run.encoder.encode(prompts), run.encoder.null(size), torch.arange(size))
-    return batch.split(run.recipe.data.accumulate)
+    everyone, own = torch.arange(size), run.together.part(size)
+    prompts = run.order.take(run.step * size, size)[own]
+    cond, null = run.encoder.encode(prompts), run.encoder.null(len(prompts))
+    lockstep = everyone if run.together.sharded else None
+    return Batch(cond, null, everyone[own], lockstep).split(run.recipe.data.accumulate)
 
 
 def _is_best(run: Run) -> bool:
@@ -160,7 +210,7 @@ def _starting_point(
         if checkpoint.listed(checkpoints):
             raise FewstepError(f"{folder}: holds a run; give --resume or another folder")
         return None
-    saved, notes = checkpoint.newest(checkpoints)
+    saved, notes = checkpoint.newest(checkpoints, checkpoint.check)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if saved is not None:

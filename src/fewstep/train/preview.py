@@ -19,6 +19,7 @@ from fewstep.files import digest_text, write_json
 from fewstep.records import Conditioning, VelocityFn
 from fewstep.schedules import few_step_sigmas, with_shift
 from fewstep.simulate import sample
+from fewstep.train.parallel import ALONE, Together
 from fewstep.train.prompts import Encoder
 from fewstep.train.roles import Roles
 
@@ -78,6 +79,7 @@ class Preview:
         *,
         prompts: Sequence[str],
         model: str | None = None,
+        together: Together = ALONE,
     ) -> None:
         """Checks the score and draws the noise; no network is asked yet.
 
@@ -87,7 +89,9 @@ class Preview:
             folder: The run's ``previews``.
             prompts: What to draw.
             model: Fingerprint of the model, so that another one's pictures are not taken for its.
+            together: The processes that draw: all do, as their networks may be split; one writes.
         """
+        self._together = together
         self.prompts = list(prompts)
         self._recipe: PreviewRecipe = recipe.preview
         self._backbone = backbone
@@ -118,24 +122,28 @@ class Preview:
         students = [
             self._sample(lambda cond: roles.student, steps, encoder) for steps in self._recipe.steps
         ]
-        framed = [_framed(images) for images in (teacher, *students)]
-        rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
-        sheet = torch.cat(rows[: self._recipe.rows], dim=1)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write_png(self._folder / f"step-{step:08d}.png", sheet)
-        return self._score(students[0], self.prompts, teacher)
+        if self._together.first:
+            framed = [_framed(images) for images in (teacher, *students)]
+            rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
+            sheet = torch.cat(rows[: self._recipe.rows], dim=1)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_png(self._folder / f"step-{step:08d}.png", sheet)
+        return self._together.agreed(lambda: self._score(students[0], self.prompts, teacher))
 
     def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
         """The teacher's pictures: from memory, from a file of this run, or drawn now."""
         if self._teacher_images is None:
             file = self._folder / f"teacher-{self._key()}.safetensors"
-            if not file.is_file():
+            if self._together.agreed(file.is_file):
+                self._teacher_images = load_file(file)["images"]
+                return self._teacher_images
+            images = self._sample(self._guided(roles), self._teacher_steps, encoder)
+            if self._together.first:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                images = self._sample(self._guided(roles), self._teacher_steps, encoder)
                 save_file({"images": images}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
                 self._describe()
-            self._teacher_images = load_file(file)["images"]
+            self._teacher_images = images
         return self._teacher_images
 
     def _guided(self, roles: Roles) -> Callable[[Conditioning], VelocityFn]:

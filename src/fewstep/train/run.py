@@ -18,25 +18,27 @@ from fewstep.errors import FewstepError
 from fewstep.files import digest_model
 from fewstep.hardware import pick_device
 from fewstep.objectives import Objective
-from fewstep.train.checkpoint import Checkpoint
+from fewstep.train.checkpoint import Checkpoint, read
 from fewstep.train.ema import Ema
 from fewstep.train.embeddings import Embeddings, StoredEncoder
 from fewstep.train.encode import stored
 from fewstep.train.health import Health
-from fewstep.train.log import Log
+from fewstep.train.log import Log, NoLog
+from fewstep.train.parallel import ALONE, SharedUpdater, Together, shard
 from fewstep.train.preview import Preview, preview_score
 from fewstep.train.prompts import Encoder, Order, Prompts, read_prompts
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
+from fewstep.train.saving import Saving
 from fewstep.train.step import Algorithm, Trainees
-from fewstep.train.updater import Updater
 
-PREVIEWS = "previews"
+PREVIEWS, CHECKPOINTS = "previews", "checkpoints"
 _MAY_CHANGE = (
     "train.steps",
     "train.device",
     "model.force",
     "data.cache_gb",
     "data.cache",
+    "parallel",
     "checkpoint",
     "log",
     "evaluate",
@@ -72,6 +74,8 @@ class Run:
         health: What measures a few fixed samples.
         log: Where figures go.
         identity: Fingerprints of what the weights depend on besides the recipe.
+        saving: What writes checkpoints.
+        together: The processes that make up the run.
         step: Finished iterations.
         evaluations: Network evaluations spent in them, in samples.
         seconds: Time spent in them.
@@ -89,6 +93,8 @@ class Run:
     health: Health
     log: Log
     identity: dict[str, str | None]
+    saving: Saving
+    together: Together = ALONE
     step: int = 0
     evaluations: int = 0
     seconds: float = 0.0
@@ -119,9 +125,16 @@ def check(recipe: Recipe) -> Checked:
     return Checked(found, prompts, previewed, device, embeddings)
 
 
-def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> Run:
+def build(
+    recipe: Recipe,
+    folder: Path,
+    checked: Checked,
+    console: Console,
+    together: Together = ALONE,
+) -> Run:
     """Load the model and put a run together, at step 0; writes nothing."""
-    log = Log(folder, recipe.log, total=recipe.train.steps, console=console)
+    kind = Log if together.first else NoLog
+    log = kind(folder, recipe.log, total=recipe.train.steps, console=console)
     wanted = recipe.model
     backbone = backbones.load(
         wanted.path,
@@ -138,15 +151,23 @@ def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> R
     shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
     watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
     previews, model = folder / PREVIEWS, digest_model(backbone.source)
+    preview = Preview(
+        recipe,
+        backbone,
+        previews,
+        prompts=checked.preview_prompts,
+        model=model,
+        together=together,
+    )
     return Run(
         recipe=recipe,
         folder=folder,
         backbone=backbone,
-        trainees=_trainees(recipe, backbone),
+        trainees=_trainees(recipe, backbone, together),
         algorithm=_algorithm(recipe, checked.objectives, shape, shift),
         order=Order(checked.prompts.texts, recipe.train.seed),
         encoder=encoder,
-        preview=Preview(recipe, backbone, previews, prompts=checked.preview_prompts, model=model),
+        preview=preview,
         health=Health(recipe.health, watched, latent_shape=shape, shift=shift),
         log=log,
         identity={
@@ -154,6 +175,8 @@ def build(recipe: Recipe, folder: Path, checked: Checked, console: Console) -> R
             "model": model,
             "embeddings": _digest_of_embeddings(checked),
         },
+        saving=Saving(folder / CHECKPOINTS, recipe.checkpoint, together),
+        together=together,
     )
 
 
@@ -172,13 +195,22 @@ def _digest_of_embeddings(checked: Checked) -> str | None:
     return checked.embeddings.digest([*checked.prompts.distinct, *checked.preview_prompts])
 
 
-def _trainees(recipe: Recipe, backbone: Backbone) -> Trainees:
+def _trainees(recipe: Recipe, backbone: Backbone, together: Together) -> Trainees:
+    device = backbone.device
+    if together.sharded:
+        backbone.net.to("cpu")  # three copies that are whole need not fit the accelerator
     roles = Roles.build(backbone, recipe.student, seed=recipe.train.seed)
+    if together.sharded:
+        shard(roles, backbone, together, device)
     settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
     updaters = {
-        role: Updater(role, roles.parameters(role), settings[role], warmup=recipe.train.warmup)
+        role: SharedUpdater(
+            role, roles.parameters(role), settings[role], warmup=recipe.train.warmup
+        )
         for role in TRAINED
     }
+    for updater in updaters.values():
+        updater.together = together
     ema = Ema(roles.parameters(STUDENT), recipe.ema.max_decay) if recipe.ema else None
     return Trainees(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
 
@@ -250,7 +282,11 @@ def state(run: Run) -> dict[str, Any]:
 
 
 def restore(run: Run, saved: Checkpoint) -> None:
-    """Put a freshly built run into a saved state.
+    """Put a freshly built run into a saved state, whoever saved it: one process or several.
+
+    Args:
+        run: The run, at step 0.
+        saved: A checked checkpoint; each process reads what it holds of it.
 
     Raises:
         FewstepError: The recipe, the prompts or the model are not those of the saved run.
@@ -258,6 +294,7 @@ def restore(run: Run, saved: Checkpoint) -> None:
     content, updates = saved.state, saved.state["updates"]
     _refuse_another(run, content)
     trainees = run.trainees
+    saved = read(saved, lambda key: _like(run, key))
     for role in TRAINED:
         load_parameters(trainees.roles.parameters(role), saved.groups[role])
     for updater in (trainees.student, trainees.fake_teacher):
@@ -269,6 +306,17 @@ def restore(run: Run, saved: Checkpoint) -> None:
     run.seconds = content["seconds"]
     run.scores = {int(step): score for step, score in content["scores"].items()}
     run.log.pending = content["pending_metrics"]
+
+
+def _like(run: Run, key: str) -> Tensor | None:
+    """The parameter that a saved tensor belongs to, and is split like."""
+    group, _, name = key.partition("/")
+    role = STUDENT if group == "ema" else group
+    if group == "optimizers":
+        role, moment, name = name.split("/", 2)
+        if moment == "step":
+            return None
+    return run.trainees.roles.parameters(role).get(name)
 
 
 def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
