@@ -1,0 +1,217 @@
+"""The fused step does the mathematics of the plain one with less work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewstep.randomness import Draws
+from fewstep.records import Conditioning
+from fewstep.train import step
+from fewstep.train.anchors import Remembering, simulate_to, walk_to
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED
+from fewstep.train.step import Batch, iteration
+
+MODES = {"full": ["student.mode=full"], "lora": ["student.mode=lora", "student.lora.rank=4"]}
+EVERY = ["student.every=1", "grid.max_steps=6"]
+
+
+def parts_of(run, size: int = 4, parts: int = 1) -> list[Batch]:
+    prompts = run.order.take(0, size)
+    whole = Batch(run.encoder.encode(prompts), run.encoder.null(size), torch.arange(size))
+    return whole.split(parts)
+
+
+def move_apart(run) -> None:
+    """Student and fake teacher somewhere else than the teacher, each at a place of its own."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for role in TRAINED:
+            for parameter in run.trainees.roles.parameters(role).values():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+
+
+def gradients(run, monkeypatch, *, parts: int = 1) -> tuple[dict[str, torch.Tensor], dict]:
+    """Both gradients of one iteration, flat, and its metrics; nothing moves."""
+    found: dict[str, torch.Tensor] = {}
+    roles = run.trainees.roles
+    for updater in (run.trainees.student, run.trainees.fake_teacher):
+
+        def keep(losses, number, *, role=updater.role):
+            parameters = roles.parameters(role).values()
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            found[role] = torch.cat([grad.flatten() for grad in grads]).clone()
+            return torch.zeros(())
+
+        monkeypatch.setattr(updater, "update", keep)
+    metrics = iteration(run.trainees, parts_of(run, parts=parts), Draws(0, 0), run.algorithm)
+    return found, metrics
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("other", [(), ("student.gradient_checkpointing=true",)])
+def test_the_gradients_are_those_of_the_plain_step(mode, other, make_run, monkeypatch):
+    settings = [*MODES[mode], *EVERY, *other, "fake_teacher.pull=0"]
+    ways = {
+        "plain": ("plain", True, 1),
+        "fused": ("fused", True, 1),
+        "accumulated": ("fused", True, 2),
+        "site by site": ("fused", False, 1),
+    }
+    found = {}
+    for name, (kind, together, parts) in ways.items():
+        batch = str(together).lower()
+        run = make_run(*settings, f"train.step={kind}", f"train.batch_teachers={batch}")
+        move_apart(run)
+        found[name] = gradients(run, monkeypatch, parts=parts)
+    plain, losses = found.pop("plain")
+    for name, (fused, metrics) in found.items():
+        for role in TRAINED:
+            assert plain[role].abs().max() > 0
+            cosine = torch.cosine_similarity(plain[role].double(), fused[role].double(), dim=0)
+            assert cosine >= 0.99999, (name, role)
+            torch.testing.assert_close(fused[role].norm(), plain[role].norm(), rtol=1e-4, atol=0)
+        assert metrics.keys() == losses.keys()
+        for key, loss in losses.items():
+            torch.testing.assert_close(metrics[key], loss, rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("objectives", ["[{name: cdm}]", "[{name: isg}, {name: dm}]"])
+def test_any_objectives_can_be_fused(objectives, make_run, monkeypatch):
+    found = []
+    for kind in ("plain", "fused"):
+        run = make_run(*EVERY, f"train.step={kind}", f"objectives={objectives}")
+        move_apart(run)
+        found.append(gradients(run, monkeypatch)[0][STUDENT])
+    assert torch.cosine_similarity(*found, dim=0) >= 0.99999
+
+
+# ------------------------------------------------------------------------------------------ work
+
+
+def spied(run, monkeypatch) -> list[tuple[str, int, bool]]:
+    """Every question to come: who, how many samples, and whether a graph is built."""
+    asked: list[tuple[str, int, bool]] = []
+    roles = run.trainees.roles
+    real = roles._ask
+
+    def spy(role, xt, sigma, cond):
+        velocity = real(role, xt, sigma, cond)
+        asked.append((role, len(xt), velocity.requires_grad))
+        return velocity
+
+    monkeypatch.setattr(roles, "_ask", spy)
+    return asked
+
+
+def walked(run, number: int, size: int) -> int:
+    """Evaluations on the way to the anchors of all samples, theirs not included."""
+    steps = len(run.algorithm.grid(Draws(0, number).shared("grid")))
+    return int(Draws(0, number).integers("anchor", torch.arange(size), steps).sum())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_no_network_is_asked_twice_for_the_same(parts, make_run, monkeypatch):
+    run, size = make_run("student.every=2", "grid.max_steps=6"), 4
+    asked, batch = spied(run, monkeypatch), parts_of(run, size, parts)
+
+    iteration(run.trainees, batch, Draws(0, 0), run.algorithm)
+    assert sum(n for role, n, _ in asked if role == STUDENT) == walked(run, 0, size) + size
+    assert [graph for role, _, graph in asked if role == STUDENT].count(True) == 0
+
+    asked.clear()
+    iteration(run.trainees, batch, Draws(0, 1), run.algorithm)
+    student = [(n, graph) for role, n, graph in asked if role == STUDENT]
+    again = 0 if parts == 1 else size  # the answers at the anchors come once more, with a graph
+    assert sum(n for n, graph in student if graph) == 2 * size
+    assert sum(n for n, graph in student if not graph) == walked(run, 1, size) + again
+    teachers = [(role, n) for role, n, graph in asked if not graph and role != STUDENT]
+    share = size // parts
+    assert teachers == [(TEACHER, 4 * share), (FAKE_TEACHER, 2 * share)] * parts
+
+
+def test_a_graph_is_kept_only_where_it_is_used(make_run, monkeypatch):
+    starts, real = [], step.find_anchor
+
+    def spy(*args, **kwargs):
+        starts.append(real(*args, **kwargs))
+        return starts[-1]
+
+    monkeypatch.setattr(step, "find_anchor", spy)
+
+    def kept(*overrides, number=1, parts=1):
+        run = make_run("student.every=2", "grid.max_steps=3", *overrides)
+        starts.clear()
+        iteration(run.trainees, parts_of(run, parts=parts), Draws(0, number), run.algorithm)
+        assert not any(each.anchor.velocity.requires_grad for each in starts)
+        return any(isinstance(each.ask, Remembering) for each in starts)
+
+    assert kept()
+    assert not kept(number=0)
+    assert not kept(parts=2)
+    assert not kept("train.step=plain")
+    assert not kept("fake_teacher.target=final")
+    assert not kept("objectives=[{name: cdm}]")
+
+
+def test_nobody_waits_for_the_device_but_the_check_before_an_update(make_run):
+    """Host synchronisation reads a float or a truth value; sample numbers live on the host."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                self.count += args[0].dtype in (torch.float32, torch.bool)
+            return func(*args, **(kwargs or {}))
+
+    run = make_run("student.every=1", "fake_teacher.updates=2")
+    batch = parts_of(run)
+    with Reads() as reads:
+        iteration(run.trainees, batch, Draws(0, 0), run.algorithm)
+    assert reads.count == 3  # two updates of the fake teacher, one of the student
+
+
+@pytest.mark.parametrize("calls", [0, 3, 5])
+def test_one_sample_walks_on_to_keep_up_with_others(calls):
+    index, sizes = torch.tensor([1, 0, 2, 0]), []
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    cond = Conditioning({"text": torch.zeros(4, 1)})
+    grid = torch.linspace(1, 0, 7)
+
+    def velocity(xt, sigma, cond):
+        sizes.append(len(xt))
+        return torch.sin(xt) * sigma[:, None]
+
+    alone, *_ = walk_to(velocity, noise, grid, cond, index=index)
+    sizes.clear()
+    xt, *_ = walk_to(velocity, noise, grid, cond, index=index, calls=calls)
+    assert torch.equal(xt, alone)
+    assert sizes == [2, 1, 1, 1, 1][: max(calls, 2)]
+    sizes.clear()
+    simulate_to(velocity, noise, grid, cond, index=index, calls=calls)
+    assert len(sizes) == max(calls, 3)
+
+
+# --------------------------------------------------------------------------------------- compile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_blocks_say_the_same(mode, make_run, monkeypatch):
+    """Order: adapters, checkpointing, compile; the names of the parameters stay."""
+    found, names = [], []
+    for compile_ in ("false", "true"):
+        settings = ["student.gradient_checkpointing=true", f"student.compile={compile_}"]
+        run = make_run(*MODES[mode], *EVERY, *settings)
+        move_apart(run)
+        names.append(list(run.trainees.roles.parameters(STUDENT)))
+        found.append(gradients(run, monkeypatch))
+        blocks = run.backbone.blocks(run.trainees.roles.net(STUDENT))
+        assert all(
+            (block._compiled_call_impl is not None) == (compile_ == "true") for block in blocks
+        )
+    assert names[0] == names[1]
+    for role in TRAINED:
+        assert torch.cosine_similarity(found[0][0][role], found[1][0][role], dim=0) >= 0.9999
