@@ -17,6 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fewstep import yaml12
 from fewstep.config_data import DataRecipe, is_repo_id
+from fewstep.config_memory import MemoryRecipe
+from fewstep.config_optimizer import (
+    FakeTeacherOptimizerRecipe,
+    OptimizerRecipe,
+    StudentOptimizerRecipe,
+)
 from fewstep.config_parallel import ParallelRecipe
 from fewstep.resources import resolve
 from fewstep.schedules import Grid, Law, RandomGrid, Uniform
@@ -33,7 +39,16 @@ from fewstep.strict import (
     one_line,
 )
 
-__all__ = ["ConfigError", "Recipe", "dump_recipe", "load_recipe", "parse_recipe"]
+__all__ = [
+    "ConfigError",
+    "FakeTeacherOptimizerRecipe",
+    "OptimizerRecipe",
+    "Recipe",
+    "StudentOptimizerRecipe",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+]
 
 
 class ModelRecipe(Section):
@@ -69,29 +84,6 @@ class ObjectiveRecipe(BaseModel):
     def settings(self) -> dict[str, Any]:
         """All keys but the name."""
         return dict(self.model_extra or {})
-
-
-class OptimizerRecipe(Section):
-    """AdamW; `clip` bounds the gradient norm before each step."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: Positive
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    clip: Positive = 1.0
-
-
-class StudentOptimizerRecipe(OptimizerRecipe):
-    """The student's optimizer."""
-
-    lr: Positive = 1e-5
-
-
-class FakeTeacherOptimizerRecipe(OptimizerRecipe):
-    """The fake teacher's optimizer."""
-
-    lr: Positive = 5e-6
 
 
 class FakeTeacherRecipe(Section):
@@ -135,6 +127,7 @@ class StudentRecipe(Section):
         optimizer: The student's optimizer.
         every: The student moves on every so many iterations; the fake teacher moves on each.
         gradient_checkpointing: Recompute activations of both trained networks: slower, but small.
+            A number n recomputes those of every n-th block only.
         compile: Compile the networks' repeated blocks: slow to start, then faster.
     """
 
@@ -142,7 +135,7 @@ class StudentRecipe(Section):
     lora: LoraRecipe | None = None
     optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
     every: Count = 2
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Count = False
     compile: bool = False
 
     @model_validator(mode="after")
@@ -319,6 +312,7 @@ class Recipe(Section):
     # What the model card's header says, such as license and base_model.
     card: dict[str, str] = Field(default_factory=dict)
     log: LogRecipe = LogRecipe()
+    memory: MemoryRecipe = MemoryRecipe()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -326,6 +320,8 @@ class Recipe(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"objectives lists {twice[0]!r} twice")
+        if misfit := self.memory.misfit(self.student.mode, self.model.dtype):
+            raise ValueError(misfit)
         if self.train.steps < self.student.every:
             raise ValueError(
                 f"train.steps ({self.train.steps}) is below student.every ({self.student.every}): "

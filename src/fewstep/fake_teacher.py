@@ -16,6 +16,7 @@ from fewstep.noising import renoise
 from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, VelocityFn
 from fewstep.reductions import Reduction, per_sample, reduced
+from fewstep.rounding import generator_on, round_at_random
 from fewstep.schedules import Law, Uniform
 
 UNIFORM = Uniform()
@@ -76,7 +77,10 @@ def update_loss(
 
 @torch.no_grad()
 def pull_towards(
-    fake_params: Iterable[Tensor], student_params: Iterable[Tensor], rate: float
+    fake_params: Iterable[Tensor],
+    student_params: Iterable[Tensor],
+    rate: float,
+    source: torch.Generator | None = None,
 ) -> None:
     """Pull towards the student, Eq. 17, in place: ``fake <- (1 - rate) fake + rate student``.
 
@@ -86,9 +90,16 @@ def pull_towards(
         fake_params: Parameters of the fake teacher.
         student_params: Parameters of the student, in the same order.
         rate: Share of the student: 0.001 in CDM's published setting, 0.03 in SenseFlow's for FLUX.
+        source: Its seed decides how weights in bfloat16 are rounded, which are in need of one:
+            at random, as so small a step would be lost.
     """
     fake, student = list(fake_params), list(student_params)
     if len(fake) != len(student):
         raise ValueError(f"{len(fake)} parameters cannot be pulled towards {len(student)}")
-    if fake:
-        torch._foreach_lerp_(fake, student, rate)
+    if source is None or all(each.dtype == torch.float32 for each in fake):
+        if fake:
+            torch._foreach_lerp_(fake, student, rate)
+        return
+    generator = generator_on(fake[0].device, source)
+    for mine, other in zip(fake, student, strict=True):
+        mine.copy_(round_at_random(mine.float().lerp_(other.float(), rate), generator))

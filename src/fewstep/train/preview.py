@@ -19,6 +19,7 @@ from fewstep.files import digest_text, write_json
 from fewstep.records import Conditioning, VelocityFn
 from fewstep.schedules import few_step_sigmas, with_shift
 from fewstep.simulate import sample
+from fewstep.train.offload import vae_here
 from fewstep.train.parallel import ALONE, Together
 from fewstep.train.prompts import Encoder
 from fewstep.train.roles import Roles
@@ -160,7 +161,8 @@ class Preview:
             part = slice(start, start + self._chunk)
             cond = encoder.encode(self.prompts[part])
             latents = sample(velocity_for(cond), self._noise[part].to(device), sigmas, cond)
-            images.append(self._backbone.decode(latents).float().cpu())
+            with vae_here(self._backbone):
+                images.append(self._backbone.decode(latents).float().cpu())
         return torch.cat(images).contiguous()
 
     def _key(self) -> str:

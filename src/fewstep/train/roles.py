@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
 from fewstep.config import LoraRecipe, StudentRecipe
+from fewstep.config_memory import MemoryRecipe
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
+from fewstep.train.activations import checkpoint_activations
 
 STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
 TRAINED = (STUDENT, FAKE_TEACHER)
+_AS_LOADED = MemoryRecipe()
 _VARIANTS = 64  # of a compiled block, before it would silently run uncompiled
 
 
@@ -40,12 +43,21 @@ class Roles(ABC):
         """Roles of a backbone; its network's precision is the one that all compute in."""
         self.backbone = backbone
         self.evaluations = 0
-        self._dtype = next(backbone.net.parameters()).dtype
+        dtype = next(backbone.net.parameters()).dtype
+        self._dtypes = dict.fromkeys((*TRAINED, TEACHER), dtype)
 
     @staticmethod
-    def build(backbone: Backbone, recipe: StudentRecipe, *, seed: int) -> Roles:
+    def build(
+        backbone: Backbone,
+        recipe: StudentRecipe,
+        *,
+        seed: int,
+        memory: MemoryRecipe = _AS_LOADED,
+    ) -> Roles:
         """The three roles of a fresh run; the backbone's own network is part of them."""
-        return _MODES[recipe.mode](backbone, recipe, seed)
+        if recipe.mode == "lora":
+            return _Lora(backbone, recipe, seed)
+        return _Full(backbone, recipe, memory)
 
     def student(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Velocity of the network that is distilled: [B, ...] -> [B, ...]."""
@@ -82,23 +94,28 @@ class Roles(ABC):
     def _ask(self, role: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.evaluations += len(xt)
         # Trained weights are float32 masters: autocast computes with them in the chosen precision.
-        low = self._dtype != torch.float32
-        with self.active(role), torch.autocast(xt.device.type, self._dtype, enabled=low):
+        dtype = self._dtypes[role]
+        low = dtype != torch.float32
+        with self.active(role), torch.autocast(xt.device.type, dtype, enabled=low):
             return self.backbone.velocity(self.net(role), xt, sigma, cond)
 
 
 class _Full(Roles):
     """Three networks; the teacher is the backbone's own."""
 
-    def __init__(self, backbone: Backbone, recipe: StudentRecipe, seed: int) -> None:
+    def __init__(self, backbone: Backbone, recipe: StudentRecipe, memory: MemoryRecipe) -> None:
         super().__init__(backbone)
         teacher = backbone.net.requires_grad_(False).eval()
         self._nets = {TEACHER: teacher}
         for role in TRAINED:
-            net = copy.deepcopy(teacher).float().requires_grad_(True)
+            trained = getattr(torch, memory.trained_dtype or "float32")
+            net = copy.deepcopy(teacher).to(trained).requires_grad_(True)
             if recipe.gradient_checkpointing:
-                _checkpoint_activations(net)
+                checkpoint_activations(backbone, net, int(recipe.gradient_checkpointing))
             self._nets[role] = net
+        if memory.teacher_dtype is not None:
+            self._dtypes[TEACHER] = getattr(torch, memory.teacher_dtype)
+            teacher.to(self._dtypes[TEACHER])
         if recipe.compile:
             for net in self._nets.values():
                 _compile_blocks(backbone, net)
@@ -124,7 +141,7 @@ class _Lora(Roles):
         self._active = ""
         self._switch(TEACHER)
         if recipe.gradient_checkpointing:
-            _checkpoint_activations(self._net)
+            checkpoint_activations(backbone, self._net, int(recipe.gradient_checkpointing))
         if recipe.compile:
             _compile_blocks(backbone, self._net)
 
@@ -152,9 +169,6 @@ class _Lora(Roles):
             if role != TEACHER:
                 layer.set_adapter([role])
         self._active = role
-
-
-_MODES = {"full": _Full, "lora": _Lora}
 
 
 # ------------------------------------------------------------------------------- students at rest
@@ -249,15 +263,6 @@ def _adapter_layers(net: nn.Module) -> list[nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in net.modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _checkpoint_activations(net: nn.Module) -> None:
-    enable = getattr(net, "enable_gradient_checkpointing", None)
-    if enable is None:
-        raise FewstepError(
-            f"student.gradient_checkpointing: {type(net).__name__} cannot; set it to false"
-        )
-    enable()
 
 
 def _compile_blocks(backbone: Backbone, net: nn.Module) -> None:

@@ -24,9 +24,11 @@ from fewstep.train.embeddings import Embeddings, StoredEncoder
 from fewstep.train.encode import stored
 from fewstep.train.health import Health
 from fewstep.train.log import Log, NoLog
+from fewstep.train.offload import leave_vae, refuse_sharded
 from fewstep.train.parallel import ALONE, SharedUpdater, Together, shard
 from fewstep.train.preview import Preview, preview_score
 from fewstep.train.prompts import Encoder, Order, Prompts, read_prompts
+from fewstep.train.quantise import quantise
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
 from fewstep.train.saving import Saving
 from fewstep.train.step import Algorithm, Trainees
@@ -43,6 +45,9 @@ _MAY_CHANGE = (
     "log",
     "evaluate",
     "card",
+    "memory.offload_optimizer",
+    "memory.offload_ema",
+    "memory.offload_vae",
 )
 """What a resumed run may set anew; all else decides what the weights become."""
 
@@ -143,7 +148,11 @@ def build(
         encoders=checked.embeddings is None,
         **wanted.options,
     )
+    if recipe.memory.base is not None:
+        quantise(backbone, recipe.memory.base)  # first: the whole may not fit the device
     backbone.to(checked.device)
+    if recipe.memory.offload_vae:
+        leave_vae(backbone)
     encoder = _encoder(recipe, backbone, checked)
     told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
     objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
@@ -199,19 +208,29 @@ def _trainees(recipe: Recipe, backbone: Backbone, together: Together) -> Trainee
     device = backbone.device
     if together.sharded:
         backbone.net.to("cpu")  # three copies that are whole need not fit the accelerator
-    roles = Roles.build(backbone, recipe.student, seed=recipe.train.seed)
+        refuse_sharded(recipe)
+    memory, seed = recipe.memory, recipe.train.seed
+    roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
     if together.sharded:
         shard(roles, backbone, together, device)
     settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
     updaters = {
         role: SharedUpdater(
-            role, roles.parameters(role), settings[role], warmup=recipe.train.warmup
+            role,
+            roles.parameters(role),
+            settings[role],
+            warmup=recipe.train.warmup,
+            on_host=memory.offload_optimizer,
+            seed=seed,
         )
         for role in TRAINED
     }
     for updater in updaters.values():
         updater.together = together
-    ema = Ema(roles.parameters(STUDENT), recipe.ema.max_decay) if recipe.ema else None
+    ema = None
+    if recipe.ema:
+        student = roles.parameters(STUDENT)
+        ema = Ema(student, recipe.ema.max_decay, on_host=memory.offload_ema)
     return Trainees(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
 
 

@@ -190,7 +190,8 @@ def update_fake_teacher(
     norm = trainees.fake_teacher.update({FAKE_TEACHER: loss}, draws.step + 1)
     if algorithm.pull:
         fake, student = (roles.parameters(role).values() for role in (FAKE_TEACHER, STUDENT))
-        pull_towards(fake, student, algorithm.pull)
+        source = draws.shared(f"fake_teacher/{update}/pull")
+        pull_towards(fake, student, algorithm.pull, source)
     return {f"loss/{FAKE_TEACHER}": loss, f"grad_norm/{FAKE_TEACHER}": norm}
 
 

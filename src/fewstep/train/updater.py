@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.config import OptimizerRecipe
 from fewstep.errors import FewstepError
+from fewstep.train.lean import FORMATS, LeanAdamW
 
 _FUSED = frozenset({"cpu", "cuda"})
 """Kinds of devices with an AdamW that does all of an update in one pass over memory."""
@@ -39,21 +41,39 @@ class Updater:
         recipe: OptimizerRecipe,
         *,
         warmup: int,
+        on_host: bool = False,
+        seed: int = 0,
     ) -> None:
-        """Starts with empty moments."""
+        """Starts with empty moments.
+
+        Args:
+            role: Whose parameters they are.
+            parameters: By name.
+            recipe: Which optimizer.
+            warmup: Updates over which the rate rises.
+            on_host: Moments live in the computer's memory.
+            seed: Of what is rounded at random.
+        """
         self.role = role
         self.updates = 0
         self._parameters = dict(parameters)
         self._recipe = recipe
         self._warmup = warmup
-        self._adamw = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=recipe.lr,
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            **_in_one_pass(self._parameters.values()),
-        )
+        self._adamw = self._optimizer(on_host, seed)
+
+    def _optimizer(self, on_host: bool, seed: int) -> torch.optim.Optimizer:
+        recipe, parameters = self._recipe, list(self._parameters.values())
+        settings: dict[str, Any] = {
+            "lr": recipe.lr,
+            "betas": recipe.betas,
+            "eps": recipe.eps,
+            "weight_decay": recipe.weight_decay,
+        }
+        moments = FORMATS[recipe.name]
+        if moments is None and not on_host and all(p.dtype == torch.float32 for p in parameters):
+            return torch.optim.AdamW(parameters, **settings, **_in_one_pass(parameters))
+        draws = (seed, f"optimizer/{self.role}")
+        return LeanAdamW(parameters, moments=moments, on_host=on_host, draws=draws, **settings)
 
     @property
     def lr(self) -> float:
@@ -79,7 +99,7 @@ class Updater:
             raise NonFiniteError(self._diagnosis(losses, with_grad, step))
         nn.utils.clip_grads_with_norm_(with_grad.values(), self._recipe.clip, norm, foreach=True)
         for group in self._adamw.param_groups:
-            group["lr"] = self.lr
+            group |= {"lr": self.lr, "update": self.updates}
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         self.updates += 1
