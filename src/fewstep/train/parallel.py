@@ -8,6 +8,7 @@ are functions of the sample's place in the global batch, so the processes have n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -280,7 +281,9 @@ def read_shards(folder: Path, like: Like | None = None, prefix: str = "") -> dic
                 tensors[key] = torch.zeros_like(model, dtype=about.properties.dtype)
             else:
                 tensors[key] = torch.zeros(about.size, dtype=about.properties.dtype)
-    load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return tensors
 
 

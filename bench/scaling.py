@@ -1,0 +1,151 @@
+"""Seconds an iteration takes with 1, 2 and 4 processes, at one global batch.
+
+    python bench/scaling.py --processes 1 2 4 --shard none --repeats 3 --json
+
+Each measurement is a run of its own under torchrun on the random tiny Stable Diffusion 3. The
+numbers of processes take turns, so that what else the machine does falls on all alike. Told are the
+wall time of an iteration and the processor time of all processes together: on a machine with fewer
+free cores than processes only the latter says anything, namely what the sharing itself costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fewstep.hardware import describe
+
+RESULTS = Path(__file__).resolve().parent / "results"
+WARM = 1  # iterations that are not counted
+
+
+def main() -> None:
+    """Measure, tell, and keep what was measured."""
+    if sys.argv[1:2] == ["--worker"]:
+        work(Path(sys.argv[2]), Path(sys.argv[3]))
+        return
+    told = argparse.ArgumentParser(description=__doc__)
+    told.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    told.add_argument("--shard", choices=["none", "full"], default="none")
+    told.add_argument("--batch", type=int, default=8, help="global batch")
+    told.add_argument("--steps", type=int, default=10)
+    told.add_argument("--repeats", type=int, default=3)
+    told.add_argument("--note", default="", help="what else the machine was doing")
+    told.add_argument("--json", action="store_true")
+    wanted = told.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        recipe = prepare(folder, wanted)
+        found: dict[int, list[dict[str, float]]] = {count: [] for count in wanted.processes}
+        for repeat in range(wanted.repeats):
+            for count in wanted.processes:
+                found[count].append(measure(count, recipe, folder / f"{repeat}-{count}"))
+    hardware = describe()
+    report = {
+        "global_batch": wanted.batch,
+        "steps": wanted.steps - WARM - 1,
+        "repeats": wanted.repeats,
+        "shard": wanted.shard,
+        "load": list(os.getloadavg()),
+        "note": wanted.note,
+        "processes": {str(count): summary(each) for count, each in found.items()},
+        "hardware": hardware,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", str(hardware.get("accelerator", hardware["cpu"])).lower())
+    file = RESULTS / f"scaling-{name.strip('-')}.json"
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if wanted.json:
+        print(json.dumps(report, indent=2))
+        return
+    for count, each in report["processes"].items():
+        print(f"{count} processes: {each['wall_s']:.3f} s wall, {each['cpu_s']:.3f} s processor")
+
+
+def prepare(folder: Path, wanted: argparse.Namespace) -> Path:
+    """A tiny model, prompts and a recipe that does nothing but iterate."""
+    from fewstep import yaml12
+    from fewstep.world.pipeline import build
+
+    build(0).save_pretrained(folder / "model", safe_serialization=True)
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(f"picture number {i}" for i in range(16)) + "\n", encoding="utf-8")
+    never = 10**6
+    recipe = {
+        "model": {"path": str(folder / "model"), "options": {"max_sequence_length": 16}},
+        "data": {"prompts": str(prompts), "batch_size": wanted.batch},
+        "resolution": {"height": 64, "width": 64},
+        "grid": {"name": "random", "max_steps": 8},
+        "objectives": [{"name": name} for name in ("ca", "dm", "cdm")],
+        "train": {"steps": wanted.steps},
+        "checkpoint": {"every": never},
+        "preview": {"every": never, "count": 1, "teacher": {"steps": 1}},
+        "health": {"every": never, "count": 1},
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(yaml12.dump(recipe | {"parallel": {"shard": wanted.shard}}), encoding="utf-8")
+    return file
+
+
+def measure(processes: int, recipe: Path, out: Path) -> dict[str, float]:
+    """Seconds an iteration of one run: wall time, and processor time of all processes together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
+        *("--master-addr", "127.0.0.1", "--master-port", str(port)),
+        *(__file__, "--worker", str(recipe), str(out)),
+    ]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=settings, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def work(recipe_file: Path, out: Path) -> None:
+    """What each process does: iterate, and let the first one tell what it took."""
+    from rich.console import Console
+
+    from fewstep.config import load_recipe
+    from fewstep.train.loop import advance
+    from fewstep.train.parallel import joined
+    from fewstep.train.run import build, check
+
+    recipe, console = load_recipe(recipe_file), Console(quiet=True)
+    out.mkdir(exist_ok=True)
+    walls, cpus = [], []
+    with joined(recipe.parallel, recipe.data, "cpu") as together:
+        run = build(recipe, out, check(recipe), console, together)
+        with run.log.opened(0):
+            for _ in range(recipe.train.steps):
+                wall, cpu = time.perf_counter(), time.process_time()
+                advance(run)
+                walls.append(time.perf_counter() - wall)
+                cpus.append(time.process_time() - cpu)
+        each = together.gather(cpus) if together.size > 1 else [cpus]
+        run.saving.wait()
+    if together.first:
+        cpus = [sum(row) for row in zip(*each, strict=True)]
+        middle = {"wall_s": walls[WARM:-1], "cpu_s": cpus[WARM:-1]}  # the last one also saves
+        print(json.dumps({name: statistics.mean(row) for name, row in middle.items()}))
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the repeats, and what each gave."""
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    return medians | {"runs": runs}
+
+
+if __name__ == "__main__":
+    main()

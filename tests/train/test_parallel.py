@@ -1,0 +1,296 @@
+"""Several processes are one: the same losses and weights, and checkpoints for any number of them.
+
+Real processes under torchrun, on a real pipeline of tiny size. One launch makes many runs, since
+starting takes longest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from fewstep import runs
+from fewstep.config_data import DataRecipe
+from fewstep.config_parallel import ParallelRecipe
+from fewstep.errors import FewstepError
+from fewstep.train import checkpoint, distill, parallel
+from fewstep.train.anchors import simulate_to
+from fewstep.train.parallel import Together
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+STEPS, CLOCK = 2, ("seconds", "images_per_second", "memory_gb", "evaluations")
+LORA = ("student.mode=lora", "student.lora.rank=4")
+FULL = "parallel.shard=full"
+HYBRID = ("parallel.shard=hybrid", "parallel.replicate=2")
+CASES = {
+    "full": (),
+    "full, sharded": (FULL, "data.accumulate=2", "student.gradient_checkpointing=true"),
+    "lora": LORA,
+    "lora, sharded": (*LORA, FULL),
+}
+SMALL = ("data.batch_size=4", "grid.max_steps=3", "checkpoint.every=2", "preview.every=2")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def torchrun(processes: int, *command: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    source = str(Path(parallel.__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return subprocess.Popen(
+        [*launcher, *place, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_all(processes: int, jobs: list, folder: Path) -> str:
+    """Runs of (recipe, folder, resume), each with all the processes."""
+    content = [
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "folder": str(where),
+            "resume": resume,
+            "port": free_port(),
+        }
+        for recipe, where, resume in jobs
+    ]
+    (folder / "jobs.json").write_text(json.dumps(content), encoding="utf-8")
+    process = torchrun(processes, str(WORKER), str(folder / "jobs.json"))
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+    return output
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def recipe_of(make_recipe, overrides, steps: int = STEPS):
+    plain = [each for each in overrides if not each.startswith("parallel")]
+    extra = [each for each in overrides if each.startswith("parallel")]
+    return make_recipe(*SMALL, f"train.steps={steps}", "train.warmup=1", *plain, *extra)
+
+
+def assert_close(one: Path, other: Path, step: int = STEPS) -> None:
+    """Equal to float32 rounding: every tensor of the last checkpoint, every figure of every step.
+
+    Adam divides by the gradient's size, so that rounding moves a weight whose gradient is nearly 0
+    by some hundredths of the step of 1e-3; the gradients (first moments) agree to 1e-6.
+    """
+    name = f"step-{step:08d}"
+    a, b = (checkpoint.load(each / "checkpoints" / name) for each in (one, other))
+    assert a.groups.keys() == b.groups.keys()
+    for group, tensors in a.groups.items():
+        assert tensors.keys() == b.groups[group].keys()
+        moved = 1e-6 if group == "optimizers" else 2e-4
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(b.groups[group][key], tensor, rtol=1e-4, atol=moved)
+    for key in ("step", "updates", "prompt_cursor"):
+        assert a.state[key] == b.state[key]
+    lines = [(each / "metrics.jsonl").read_text().splitlines() for each in (one, other)]
+    for x, y in zip(*lines, strict=True):
+        first, second = json.loads(x), json.loads(y)
+        assert first.keys() == second.keys()
+        for key in first.keys() - set(CLOCK):
+            assert second[key] == pytest.approx(first[key], rel=1e-3, abs=1e-5), key
+
+
+@pytest.fixture(scope="module")
+def alone(make_recipe, tmp_path_factory):
+    """``alone(case)``: the run of one process, made once; sharding does not count."""
+    folders: dict[tuple, Path] = {}
+
+    def get(overrides) -> Path:
+        key = tuple(each for each in overrides if not each.startswith("parallel"))
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("alone") / "run"
+            distill(recipe_of(make_recipe, key), folders[key], console=quiet())
+        return folders[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def two(make_recipe, alone, tmp_path_factory):
+    """Case -> folder of the run that two processes made; and of one that began alone."""
+    root = tmp_path_factory.mktemp("two")
+    folders = {case: root / case.replace(", ", "-") for case in CASES}
+    jobs = [(recipe_of(make_recipe, CASES[case]), folders[case], False) for case in CASES]
+    for case in ("full, sharded", "lora, sharded"):  # 1 -> 2: two steps alone, two together
+        later = root / f"later-{case.partition(',')[0]}"
+        shutil.copytree(alone(CASES[case]), later)
+        folders[f"resumed {case}"] = later
+        jobs.append((recipe_of(make_recipe, CASES[case], STEPS + 2), later, True))
+    output = run_all(2, jobs, root)
+    assert output.count("2 processes") == len(jobs), "only the first process speaks"
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case, two, alone):
+    assert_close(alone(CASES[case]), two[case])
+    state = checkpoint.read_state(two[case] / "checkpoints" / f"step-{STEPS:08d}")
+    assert state["format"] == checkpoint.SHARDED
+    assert len(state["files"]) == (2 if case == "full, sharded" else len(state["files"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["full, sharded", "lora, sharded"])
+def test_another_number_of_processes_goes_on(case, two, make_recipe, tmp_path):
+    """1 -> 2 in the fixture and 2 -> 1 here: both ways lead to the same place."""
+    folder = tmp_path / "run"
+    shutil.copytree(two[case], folder)
+    recipe = recipe_of(make_recipe, CASES[case], STEPS + 2)
+    distill(recipe, folder, resume=True, console=quiet())
+    assert_close(folder, two[f"resumed {case}"], STEPS + 2)
+
+
+@pytest.mark.slow
+def test_the_pieces_are_a_student(two):
+    """What several processes saved can be sampled and exported like any other run."""
+    run = runs.Run.open(two["full, sharded"])
+    student = run.load_student(run.load_backbone(), "last")
+    whole = checkpoint.load(checkpoint.find(run.folder, "last")).groups["ema"]
+    for name, parameter in student.net.named_parameters():
+        assert torch.equal(parameter, whole[name])
+
+
+@pytest.mark.slow
+def test_a_damaged_piece_is_noticed(two, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two["full"], folder)
+    path = checkpoint.find(folder, "last")
+    piece = sorted(path.glob("*.safetensors"))[-1]
+    piece.write_bytes(piece.read_bytes()[:-8] + b"\0" * 8)
+    with pytest.raises(checkpoint.BrokenCheckpointError, match="damaged"):
+        checkpoint.load(path)
+
+
+@pytest.mark.slow
+def test_four_processes_and_then_two(make_recipe, alone, tmp_path):
+    """Two groups of two, each holding a whole; then two processes go on from their pieces."""
+    for name, overrides in (("full", HYBRID), ("lora", (*LORA, *HYBRID))):
+        folder = tmp_path / name
+        run_all(4, [(recipe_of(make_recipe, overrides), folder, False)], tmp_path)
+        assert_close(alone(overrides), folder)
+    jobs = [
+        (recipe_of(make_recipe, (*mode, FULL), STEPS + 1), tmp_path / name, True)
+        for name, mode in (("full", ()), ("lora", LORA))
+    ]
+    assert "resuming from step-00000002" in run_all(2, jobs, tmp_path)
+    for _, folder, _ in jobs:
+        assert checkpoint.find(folder, "last").name == f"step-{STEPS + 1:08d}"
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job(make_recipe, tmp_path):
+    """kill -9 of one: the job ends within a minute and says why; --resume goes on, here alone."""
+    from fewstep.config import dump_recipe
+
+    long = recipe_of(make_recipe, (FULL, "checkpoint.every=1"), 500)
+    file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(dump_recipe(long), encoding="utf-8")
+    process = torchrun(2, "-m", "fewstep", "distill", str(file), "--out", str(folder))
+    deadline = time.monotonic() + 600  # a busy machine is slow, not wrong
+    while not checkpoint.listed(folder / "checkpoints"):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    victim = int(children.stdout.split()[-1])
+    os.kill(victim, 9)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert process.returncode != 0
+    assert "SIGKILL" in output, output
+    assert "another process of the job is gone" in output, output
+    assert "Traceback" not in output.partition("ChildFailedError")[0].rpartition("Traceback")[0]
+
+    newest = checkpoint.listed(folder / "checkpoints")[-1]
+    step = checkpoint.read_state(newest)["step"]
+    console, steps = quiet(), max(step, 2) + 1
+    again = recipe_of(make_recipe, ("checkpoint.every=1",), steps)
+    distill(again, folder, resume=True, console=console)
+    assert f"resuming from {newest.name}" in console.file.getvalue()
+
+
+# ------------------------------------------------------------------------------- without processes
+
+
+def test_every_sample_belongs_to_one_process():
+    parts = [Together(rank, 4).part(12) for rank in range(4)]
+    assert [each for part in parts for each in range(12)[part]] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("section", "data", "said"),
+    [
+        ({}, {"batch_size": 3}, "a multiple of 2"),
+        ({}, {"batch_size": 4, "accumulate": 4}, "data.accumulate: 4 parts of 2 samples"),
+        ({"shard": "hybrid", "replicate": 2}, {"batch_size": 4}, "proper divisor of 2"),
+    ],
+)
+def test_a_recipe_must_fit_the_processes(section, data, said, monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    recipe, batch = ParallelRecipe(**section), DataRecipe(prompts="x.txt", **data)
+    with pytest.raises(FewstepError, match=said), parallel.joined(recipe, batch, "cpu"):
+        pass
+
+
+def test_hybrid_says_how_many_copies():
+    with pytest.raises(ValueError, match="replicate above 1"):
+        ParallelRecipe(shard="hybrid")
+
+
+def test_nobody_stays_behind(cond):
+    """With `calls`, the network is asked as often as elsewhere, and the anchors are the same."""
+    noise, sigmas = torch.randn(5, 2, 3), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+    index, asked = torch.tensor([0, 1, 0, 1, 0]), []
+
+    def velocity(xt, sigma, cond):
+        asked.append(len(xt))
+        return xt * sigma[:, None, None] + cond.tensors["text"].sum(1)[:, None, None]
+
+    plain = simulate_to(velocity, noise, sigmas, cond, index=index)
+    assert asked == [5, 2]
+    kept = simulate_to(velocity, noise, sigmas, cond, index=index, calls=4)
+    assert asked == [5, 2, 5, 2, 1, 1]
+    for name in ("xt", "velocity", "x0", "sigma", "sigma_next"):
+        assert torch.equal(getattr(plain, name), getattr(kept, name))
+
+
+def test_saving_beside_the_training_keeps_the_moment(make_recipe, tmp_path, same_end):
+    """One process, when asked: the same checkpoints, whatever moves meanwhile."""
+    ends = []
+    for beside in ("true", "false"):
+        recipe = make_recipe(f"checkpoint.asynchronous={beside}", "train.steps=3")
+        ends.append(distill(recipe, tmp_path / beside, console=quiet()))
+    a, b = (checkpoint.load(checkpoint.find(end, "last")) for end in ends)
+    for group, tensors in a.groups.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, b.groups[group][name])
