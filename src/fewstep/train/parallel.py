@@ -140,8 +140,15 @@ def joined(recipe: ParallelRecipe, data: DataRecipe, device: str) -> Iterator[To
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
     mesh = _mesh(recipe, size, "cuda" if cuda else "cpu")
     background = dist.new_group(backend="gloo", timeout=limit)
-    yield Together(dist.get_rank(), size, mesh, background)
-    # Not after an error: others may be gone, and torchrun ends what is left.
+    try:
+        yield Together(dist.get_rank(), size, mesh, background)
+    except SystemExit:  # all were asked to stop, and have saved
+        _leave(background)
+        raise
+    _leave(background)  # not after an error: others may be gone, and torchrun ends what is left
+
+
+def _leave(background: Any) -> None:
     dist.barrier(group=background)
     dist.destroy_process_group()
 
