@@ -15,6 +15,10 @@ from fewstep.plan.parameters import Parameters
 
 MASTER = 4  # bytes of a trained weight, a gradient, a moment, an averaged weight: float32
 WIDTHS = {"float32": 4, "bfloat16": 2}
+BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5625, "bnb-nf4": 0.5625}
+"""Bytes of a weight of the blocks, scales included; what is outside of them is little."""
+MOMENTS = {"adamw": 4.0, "adamw8bit": 1.02, "adamwfp8": 1.02, "adamw4bit": 0.52}
+_ON_HOST = "; in the computer's memory"
 _MODULATION = re.compile(r"norm|adaln|modulation|_mod\b|time_emb|temb", re.IGNORECASE)
 _LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.")
 _UNTOLD = 512  # text tokens, where the model does not say
@@ -43,25 +47,41 @@ def memory_of(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> list[Ite
     Working space of kernels, fragmentation and what the libraries keep come on top.
     """
     held, trained = WIDTHS[recipe.model.dtype], sizes.trained
-    lora = recipe.student.mode == "lora"
+    lora, memory = recipe.student.mode == "lora", recipe.memory
     base = "shared base, frozen" if lora else "teacher, frozen"
+    frozen = BASES.get(memory.base or "", WIDTHS.get(memory.teacher_dtype or "", held))
+    master = WIDTHS[memory.trained_dtype or "float32"]
     items = [
-        Item(base, sizes.network * held, f"network x {held} B"),
-        Item("student and fake teacher", 2 * trained * MASTER, f"2 x trained x {MASTER} B"),
-        Item("gradients", trained * MASTER, f"trained x {MASTER} B: one role at a time"),
-        Item("optimizers", 4 * trained * MASTER, f"2 roles x 2 moments x trained x {MASTER} B"),
+        Item(base, int(sizes.network * frozen), f"network x {frozen:g} B"),
+        Item("student and fake teacher", 2 * trained * master, f"2 x trained x {master} B"),
+        Item("gradients", trained * master, f"trained x {master} B: one role at a time"),
+        optimizers(recipe, trained),
     ]
     if recipe.ema:
-        items.append(Item("running mean (EMA)", trained * MASTER, f"trained x {MASTER} B"))
-    if held < MASTER and not lora:
+        away = memory.offload_ema
+        told = f"trained x {MASTER} B{_ON_HOST if away else ''}"
+        items.append(Item("running mean (EMA)", trained * MASTER, told, counts=not away))
+    if held < master and not lora:
         told = f"the network at work in {recipe.model.dtype}: network x {held} B"
         items.append(Item("autocast copies", sizes.network * held, told))
     items.append(activations(recipe, backbone))
-    items.append(Item("VAE", sizes.vae * held, f"VAE x {held} B"))
+    away = memory.offload_vae
+    told = f"VAE x {held} B{'; visits for previews' if away else ''}"
+    items.append(Item("VAE", sizes.vae * held, told, counts=not away))
     gone = recipe.data.encode_ahead or recipe.data.cache is not None
     why = "; never loaded" if recipe.data.cache else "; left before training" if gone else ""
     told = f"encoders x {held} B{why}"
     return [*items, Item("text encoders", sizes.encoders * held, told, counts=not gone)]
+
+
+def optimizers(recipe: Recipe, trained: int) -> Item:
+    """Two moments of each trained weight, per role."""
+    names = recipe.student.optimizer.name, recipe.fake_teacher.optimizer.name
+    size = int(sum(2 * MOMENTS[name] for name in names) * trained)
+    widths = " and ".join(f"{MOMENTS[name]:g}" for name in dict.fromkeys(names))
+    away = recipe.memory.offload_optimizer
+    told = f"2 roles x 2 moments x trained x {widths} B{_ON_HOST if away else ''}"
+    return Item("optimizers", size, told, counts=not away)
 
 
 def activations(recipe: Recipe, backbone: Backbone) -> Item:
@@ -76,9 +96,13 @@ def activations(recipe: Recipe, backbone: Backbone) -> Item:
     image = image_tokens(backbone, recipe.resolution.height, recipe.resolution.width)
     text = text_tokens(backbone)
     blocks = list(_blocks(backbone, image, text))
-    if recipe.student.gradient_checkpointing:
-        values = sum(first for first, _ in blocks) + max((full for _, full in blocks), default=0)
+    if every := int(recipe.student.gradient_checkpointing):
+        again, kept = blocks[::every], [each for i, each in enumerate(blocks) if i % every]
+        values = sum(first for first, _ in again) + max((full for _, full in again), default=0)
+        values += sum(full for _, full in kept)
         how = "each block's input + the largest block"
+        if kept:
+            how = f"as recomputed every {every} blocks"
     else:
         values = sum(full for _, full in blocks)
         how = "inputs and outputs of all blocks' layers"

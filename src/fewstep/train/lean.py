@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from fewstep.randomness import Draws
 from fewstep.rounding import generator_on, round_at_random
@@ -216,7 +217,7 @@ def _adamw(
     """Torch's own update of one float32 tensor, in place, in one pass where that exists."""
     mean, square, step = state
     fused = weight.device.type in ("cpu", "cuda")
-    torch.optim.adamw.adamw(
+    adamw(
         [weight],
         [grad],
         [mean],

@@ -109,13 +109,13 @@ class _Full(Roles):
         self._nets = {TEACHER: teacher}
         for role in TRAINED:
             trained = getattr(torch, memory.trained_dtype or "float32")
-            net = copy.deepcopy(teacher).to(trained).requires_grad_(True)
+            net = cast(copy.deepcopy(teacher), trained).requires_grad_(True)
             if recipe.gradient_checkpointing:
                 checkpoint_activations(backbone, net, int(recipe.gradient_checkpointing))
             self._nets[role] = net
         if memory.teacher_dtype is not None:
             self._dtypes[TEACHER] = getattr(torch, memory.teacher_dtype)
-            teacher.to(self._dtypes[TEACHER])
+            cast(teacher, self._dtypes[TEACHER])
         if recipe.compile:
             for net in self._nets.values():
                 _compile_blocks(backbone, net)
@@ -263,6 +263,17 @@ def _adapter_layers(net: nn.Module) -> list[nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in net.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@torch.no_grad()
+def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring a network to a precision, in place; what its class keeps in float32 stays there."""
+    keep = set(getattr(net, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        kept = dtype != torch.float32 and not keep.isdisjoint(name.split("."))
+        if tensor.is_floating_point() and not kept:
+            tensor.data = tensor.data.to(dtype)
+    return net
 
 
 def _compile_blocks(backbone: Backbone, net: nn.Module) -> None:
