@@ -6,7 +6,7 @@
 
 Both sides train a student of their own with the published settings: N ~ U{1..28}, CA, DM and CDM,
 the student moves on every 2nd iteration. The two grids of a student update have n and 29 - n steps,
-and n and the anchors are spread evenly: a short run already costs what a long one does. Network work is
+and n and the anchors are spread evenly: a short run costs what a long one does. Network work is
 counted from the calls as they happen: an evaluation of a sample is 1, its way back 2.
 """
 
