@@ -18,7 +18,7 @@ LEVELS = {
     1: "simulate fake_teacher objectives backbones world",
     2: "train",
     3: "runs export sample evaluate report plan",
-    4: "recipes models cli cli_world cli_encode console doctor demo compare __main__",
+    4: "recipes models cli cli_world cli_encode cli_plan console doctor demo compare __main__",
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms.split()}
 MAX_LINES, MAX_FUNCTION = 400, 60

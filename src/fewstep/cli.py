@@ -19,6 +19,7 @@ import typer
 
 from fewstep import __version__
 from fewstep.cli_encode import encode
+from fewstep.cli_plan import plan
 from fewstep.cli_world import world
 from fewstep.console import complain, note, say, say_json, table
 from fewstep.errors import FewstepError
@@ -141,6 +142,7 @@ def distill(
 
 
 app.command()(encode)
+app.command()(plan)
 
 
 @app.command()

@@ -1,0 +1,74 @@
+"""Bytes of tensors that are alive, counted while a program runs: also of tensors without values."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Context that counts every storage from the first operation that touches it to its end.
+
+    What kernels use inside themselves, and what an allocator keeps in reserve, is not seen.
+
+    Attributes:
+        now: Bytes alive.
+        peak: Most bytes that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that are there already."""
+        for tensor in tensors:
+            self._note(tensor)
+
+    def reset_peak(self) -> None:
+        """Forget the fullest moment so far."""
+        self.peak = self.now
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Runs an operation and looks at its tensors."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # sparse, or a wrapper without any
+            return
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or size == 0:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size).atexit = False
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def on_meta(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no values."""
+    return tensor.device == torch.device("meta")

@@ -1,0 +1,161 @@
+"""The fullest moment of an iteration, on one of several devices, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fewstep.backbones.base import Backbone
+from fewstep.config import OptimizerRecipe, Recipe
+from fewstep.objectives import Objective, by_site
+from fewstep.objectives.sites import AtAnchor
+from fewstep.plan.evaluations import ask_once
+from fewstep.plan.memory import MASTER, WIDTHS, Item
+from fewstep.plan.parameters import Parameters
+from fewstep.plan.trace import Trace
+
+BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 4.5 / 8, "bnb-nf4": 4.5 / 8}
+"""Bytes of a weight of the frozen base, scales included."""
+MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256, "adamw4bit": 0.5 + 4 / 256}
+MOMENTS["adamwfp8"] = MOMENTS["adamw8bit"]
+"""Bytes of a number of an optimizer's moments, scales included."""
+BUCKET = 64 * 2**20 * MASTER  # gradients that are averaged at once, where each process has all
+
+
+def micro_batch(recipe: Recipe, gpus: int) -> int:
+    """Samples that one device works on at a time."""
+    return -(-recipe.data.batch_size // gpus // recipe.data.accumulate)
+
+
+def together(recipe: Recipe) -> bool:
+    """Whether a teacher answers a student update's questions in one batch."""
+    return recipe.train.step == "fused" and recipe.train.batch_teachers
+
+
+def questions(recipe: Recipe, objectives: Sequence[Objective]) -> int:
+    """Batches that a call of a teacher answers at once."""
+    asked = ask_once(objectives)
+    return max(asked.teacher, asked.fake_teacher, 1) if together(recipe) else 1
+
+
+def working(recipe: Recipe, objectives: Sequence[Objective], trace: Trace) -> int:
+    """Most bytes of activations, casts and gradients at once, in an iteration.
+
+    Graphs add up where the student is asked at several sites before its one backward pass, and
+    where its answer at the anchor is kept while the fake teacher learns.
+    """
+    fused = recipe.train.step == "fused"
+    graphs = len(by_site(objectives)) if together(recipe) else 1
+    at_anchor = any(each.site == AtAnchor() for each in objectives)
+    kept = recipe.data.accumulate == 1 and recipe.fake_teacher.target != "final"
+    kept = kept and fused and at_anchor
+    one = max(trace.forward, trace.backward)
+    fake_teacher = kept * trace.graph + one
+    student = (graphs - 1) * trace.graph + max(one, trace.graph + trace.silent)
+    return max(fake_teacher, student, trace.silent)
+
+
+def held(
+    recipe: Recipe, backbone: Backbone, sizes: Parameters, trace: Trace, *, gpus: int, work: int
+) -> list[Item]:
+    """Everything that training holds on one of `gpus` devices at its fullest moment.
+
+    Args:
+        recipe: What is trained.
+        backbone: Its model, an outline.
+        sizes: How many parameters there are.
+        trace: A call of the network with a graph.
+        gpus: Devices that work together.
+        work: See `working`.
+    """
+    lora, memory = recipe.student.mode == "lora", recipe.memory
+    parts = shards(recipe, gpus)
+    split, trained_parts = f" / {parts} devices" if parts > 1 else "", 1 if lora else parts
+    trained, width = sizes.trained // trained_parts, WIDTHS[recipe.model.dtype]
+    master = WIDTHS[memory.trained_dtype or "float32"]
+    base, told = base_size(recipe, backbone, sizes)
+    also = f" / {trained_parts} devices" if trained_parts > 1 else ""
+    moments = [MOMENTS[each.name] for each in optimizers(recipe)]
+    on_host = "; on the host" if memory.offload_optimizer else ""
+    items = [
+        Item("shared base, frozen" if lora else "teacher, frozen", base // parts, f"{told}{split}"),
+        Item("student and fake teacher", 2 * trained * master, f"2 x trained x {master} B{also}"),
+        Item(
+            "optimizers",
+            round(2 * trained * sum(moments)),
+            f"2 roles x 2 moments{also}{on_host}",
+            counts=not memory.offload_optimizer,
+        ),
+    ]
+    if recipe.ema:
+        home = "; on the host" if memory.offload_ema else ""
+        told = f"trained x {MASTER} B{also}{home}"
+        items.append(
+            Item("running mean (EMA)", trained * MASTER, told, counts=not memory.offload_ema)
+        )
+    gradients = sizes.trained * master
+    items.append(Item("gradients", gradients // trained_parts, f"trained x {master} B{also}"))
+    samples = micro_batch(recipe, gpus)
+    told = f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment"
+    items.append(Item("activations and casts", max(work - gradients, 0), told))
+    if gpus > 1:
+        items.append(exchanged(recipe, backbone, sizes, parts))
+    return [*items, *rest(recipe, sizes, width)]
+
+
+def rest(recipe: Recipe, sizes: Parameters, width: int) -> list[Item]:
+    """What does not take part in training."""
+    away = recipe.memory.offload_vae
+    vae = Item("VAE", sizes.vae * width, f"VAE x {width} B{'; on the host' * away}", not away)
+    gone = recipe.data.encode_ahead or recipe.data.cache is not None
+    why = "; never loaded" if recipe.data.cache else "; left before training" if gone else ""
+    told = f"encoders x {width} B{why}"
+    return [vae, Item("text encoders", sizes.encoders * width, told, counts=not gone)]
+
+
+def optimizers(recipe: Recipe) -> tuple[OptimizerRecipe, OptimizerRecipe]:
+    """The student's and the fake teacher's."""
+    return recipe.student.optimizer, recipe.fake_teacher.optimizer
+
+
+def shards(recipe: Recipe, gpus: int) -> int:
+    """Devices that one copy of the networks is split over."""
+    parallel = recipe.parallel
+    if parallel.shard == "none":
+        return 1
+    return max(gpus // parallel.replicate, 1)
+
+
+def exchanged(recipe: Recipe, backbone: Backbone, sizes: Parameters, parts: int) -> Item:
+    """What the devices tell each other and each has to hold for a while."""
+    if parts == 1:
+        size = min(2 * BUCKET, 2 * sizes.trained * MASTER)
+        return Item("exchange", size, "gradients that are averaged at once, twice")
+    widths = [_size(block) for block in backbone.blocks(backbone.net)]
+    lora = recipe.student.mode == "lora"
+    each = WIDTHS[recipe.model.dtype] if lora else MASTER
+    root = sizes.network - sum(widths)
+    return Item(
+        "exchange", (2 * max(widths) + root) * each, f"two blocks and the rest, whole, {each} B"
+    )
+
+
+def base_size(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> tuple[int, str]:
+    """Bytes of the network that stays as it is, and how they come about."""
+    memory = recipe.memory
+    width = WIDTHS[memory.teacher_dtype or recipe.model.dtype]
+    if memory.base is None:
+        return sizes.network * width, f"network x {width} B"
+    few = sum(
+        layer.weight.numel()
+        for block in backbone.blocks(backbone.net)
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear)
+    )
+    size = round(few * BASES[memory.base]) + (sizes.network - few) * width
+    return size, f"blocks' layers in {memory.base}, the rest x {width} B"
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

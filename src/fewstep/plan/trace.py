@@ -1,0 +1,219 @@
+"""One call of a network on the meta device, forward and backward: its arithmetic and its memory.
+
+Nothing is computed: tensors have shapes and no values, so that a network of any size is walked
+through in seconds. What is counted is what its own module does: every family, adapter, attention
+and checkpoint as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.backbones.base import Backbone
+from fewstep.config import LoraRecipe, Recipe
+from fewstep.plan.asked import stand_in
+from fewstep.plan.live import LiveBytes, on_meta
+
+_LOW = {
+    F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm,
+    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm,
+}  # fmt: skip
+"""What autocast does in low precision."""
+_HIGH = {F.layer_norm, F.group_norm, F.softmax, torch.softmax, torch.Tensor.softmax, torch.rsqrt}
+"""What autocast does in float32 on CUDA; on a processor it does not."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a call of a network takes; bytes beyond those that are there anyway.
+
+    Attributes:
+        flops: Multiplications and additions of one forward pass of one sample.
+        graph: Bytes kept for a backward pass.
+        forward: Most bytes during a forward pass that keeps them.
+        backward: Most bytes during its backward pass, gradients included.
+        silent: Most bytes during a forward pass that keeps nothing.
+    """
+
+    flops: float
+    graph: int
+    forward: int
+    backward: int
+    silent: int
+
+
+class _Precision(TorchFunctionMode):
+    """Autocast, and an attention that keeps no matrix, for tensors without values.
+
+    Attributes:
+        flops: Arithmetic of attention so far, which flop counters do not know.
+        backward: Whether calls come from a backward pass, where no mode of this kind is in force.
+    """
+
+    def __init__(self, dtype: torch.dtype, *, cuda: bool) -> None:
+        super().__init__()
+        self.flops = 0
+        self.backward = False
+        self._low = None if dtype == torch.float32 else dtype
+        self._high = _HIGH if cuda else frozenset()
+        self._kept: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Runs a function as autocast would."""
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if func is torch.Tensor.__getitem__ and _is_mask(args[1]):
+            return args[0].view_as(args[0])  # a mask without values: all of it is kept
+        if self._low is not None and (func in _LOW or func in self._high):
+            wanted = self._low if func in _LOW else torch.float32
+            args = tuple(self._cast(each, wanted) for each in args)
+            kwargs = {name: self._cast(each, wanted) for name, each in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not isinstance(value, nn.Parameter) or not value.requires_grad or dtype != self._low:
+            return value.to(dtype)
+        if id(value) not in self._kept:
+            self._kept[id(value)] = value.to(dtype)
+        return self._kept[id(value)]
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any
+    ) -> Tensor:
+        if self._low is not None:
+            query, key, value = (self._cast(each, self._low) for each in (query, key, value))
+        if key.shape[1] != query.shape[1]:  # grouped: heads share keys
+            times = query.shape[1] // key.shape[1]
+            key, value = (each.repeat_interleave(times, dim=1) for each in (key, value))
+        sizes = math.prod(query.shape[:-1]) * key.shape[-2]
+        self.flops += 2 * sizes * (query.shape[-1] + value.shape[-1])
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        with torch._C.DisableTorchFunction():
+            return flash(query, key, value)[0]
+
+    def again(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that runs in this precision also where a backward pass calls it."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.backward:
+                return function(*args, **kwargs)
+            try:
+                with self:
+                    return function(*args, **kwargs)
+            finally:
+                self.forget()
+
+        return run
+
+    def forget(self) -> None:
+        """Drop the weights' copies, as autocast does at the end of a call."""
+        self._kept.clear()
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and on_meta(index)
+
+
+def trace(
+    recipe: Recipe, backbone: Backbone, *, batch: int, questions: int, cuda: bool = True
+) -> Trace:
+    """Walk through one call of a recipe's student.
+
+    Args:
+        recipe: What is trained, how, and in which precision.
+        backbone: An outline.
+        batch: Samples of the call with a graph.
+        questions: How many such batches a call without a graph answers at once.
+        cuda: Follow CUDA's autocast, which does more in float32 than a processor's.
+
+    Raises:
+        FewstepError: The model's configuration does not say what it takes.
+    """
+    dtype = getattr(torch, recipe.model.dtype)
+    net = trained_network(recipe, backbone, dtype)
+    low, live = _Precision(dtype, cuda=cuda), LiveBytes()
+    live.watch([*net.parameters(), *net.buffers()])
+    _watch_recomputing(net, low)
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    if recipe.data.accumulate > 1:
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+            live.watch([parameter.grad])
+
+    def ask(count: int) -> Tensor:
+        size = recipe.resolution.height, recipe.resolution.width
+        xt = torch.empty(count, *backbone.latent_shape(*size), device="meta")
+        cond = stand_in(backbone, count, dtype)
+        answer = backbone.velocity(net, xt, torch.empty(count, device="meta"), cond)
+        low.forget()
+        return answer
+
+    with low, live:
+        start = live.now
+        with torch.no_grad(), ExitStack() as stack:
+            counter = stack.enter_context(FlopCounterMode(display=False))
+            ask(batch * questions)
+        flops = (counter.get_total_flops() + low.flops) / (batch * questions)
+        silent = live.peak - start
+        live.reset_peak()
+        answer = ask(batch)
+        graph, forward = live.now - start, live.peak - start
+        live.reset_peak()
+        loss = answer.square().mean()
+        del answer
+        low.backward = True
+        # Not Tensor.backward, inside which precision would not be watched over.
+        torch.autograd.backward(loss)
+        backward = live.peak - start
+    return Trace(flops, graph, forward, backward, silent)
+
+
+def trained_network(recipe: Recipe, backbone: Backbone, dtype: torch.dtype) -> nn.Module:
+    """A copy of an outline's network as a role that is trained has it."""
+    from fewstep.train.activations import checkpoint_activations
+    from fewstep.train.roles import STUDENT, add_adapters
+
+    student, net = recipe.student, copy.deepcopy(backbone.net)
+    if student.mode == "lora":
+        net = net.to(dtype).requires_grad_(False)
+        add_adapters(backbone, net, student.lora or LoraRecipe(), [STUDENT], seed=0)
+    else:
+        net = net.to(getattr(torch, recipe.memory.trained_dtype or "float32")).requires_grad_(True)
+    if student.gradient_checkpointing:
+        checkpoint_activations(backbone, net, int(student.gradient_checkpointing))
+    return net
+
+
+def _watch_recomputing(net: nn.Module, low: _Precision) -> None:
+    """Let parts that are recomputed run in the precision they had before."""
+    for module in net.modules():
+        inner: Any = getattr(module, "_gradient_checkpointing_func", None)
+        if inner is not None:
+            module._gradient_checkpointing_func = partial(_recomputed, inner, low)  # type: ignore[assignment]
+
+
+def _recomputed(inner: Any, low: _Precision, part: Any, *args: Any) -> Any:
+    if isinstance(part, nn.Module) and "forward" not in vars(part):
+        part.forward = low.again(part.forward)
+    return inner(part, *args)
