@@ -31,6 +31,7 @@ ClickError: type[Exception] = next(
 )
 MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 USER, INTERRUPTED = 2, 130
+_BUSY = 0.8  # load average from which others are at work
 PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
 app = typer.Typer(
@@ -324,11 +325,12 @@ def _prepare() -> None:
     """Settings that libraries read from the environment when they are imported; yours win.
 
     Their hints are kept off stderr, and their progress bars where nobody looks. Threads that wait
-    for each other sleep instead of spinning: with another program on the same cores, spinning makes
-    torch several times slower.
+    for each other spin, as torch has it, unless other programs are busy here already: then spinning
+    makes torch several times slower, and on idle cores sleeping does.
     """
     settings = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    settings["OMP_WAIT_POLICY"] = "passive"
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY:
+        settings["OMP_WAIT_POLICY"] = "passive"
     if not sys.stderr.isatty():
         settings["TQDM_DISABLE"] = "1"
     for name, value in settings.items():
