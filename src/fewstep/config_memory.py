@@ -11,8 +11,8 @@ class MemoryRecipe(Section):
     """Ways to fit a smaller device; none is on by itself. docs/memory.md tells what each costs.
 
     Attributes:
-        base: How the frozen network of mode ``lora`` is held: ``int8``, ``fp8`` or ``nf4``;
-            ``bnb-nf4`` lets bitsandbytes do it, on CUDA. None leaves it in `model.dtype`.
+        base: How the frozen network of mode ``lora`` is held: ``int8``, ``fp8`` or ``nf4``.
+            None leaves it in `model.dtype`.
         teacher_dtype: Precision of the teacher in mode ``full``, if another than `model.dtype`.
         trained_dtype: Precision of trained weights in mode ``full``: bfloat16 is rounded at random,
             so that small updates are not lost. None is float32.
@@ -21,7 +21,7 @@ class MemoryRecipe(Section):
         offload_vae: The VAE is on the device only while it decodes previews.
     """
 
-    base: Literal["int8", "fp8", "nf4", "bnb-nf4"] | None = None
+    base: Literal["int8", "fp8", "nf4"] | None = None
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
     trained_dtype: Literal["bfloat16"] | None = None
     offload_optimizer: bool = False

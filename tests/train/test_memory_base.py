@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -148,22 +146,3 @@ def test_what_cannot_be_is_refused_in_one_line(make_recipe, overrides, told):
     with pytest.raises(FewstepError, match=told) as caught:
         make_recipe(*overrides)
     assert "\n" not in str(caught.value)
-
-
-def test_bitsandbytes_is_asked_for_by_name(make_run):
-    if importlib.util.find_spec("bitsandbytes") and torch.cuda.is_available():
-        pytest.skip("it can be used here")
-    with pytest.raises(FewstepError, match=r"memory\.base: bnb-nf4 needs"):
-        make_run(*LORA, "memory.base=bnb-nf4")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs CUDA")
-def test_bitsandbytes_holds_the_base(make_run):
-    pytest.importorskip("bitsandbytes")
-    plain = ask(make_run(*LORA, "train.device=cpu"), TEACHER)
-    run = make_run(*LORA, "memory.base=bnb-nf4", "train.device=cuda")
-    xt = Draws(3, 0, "cuda").normal("xt", range(2), (16, 8, 8))
-    cond = run.encoder.encode(["a ring", "a star"])
-    found = run.trainees.roles.teacher(xt, torch.tensor([0.8, 0.3], device="cuda"), cond)
-    assert error(found.cpu(), plain) < 0.25
-    advance(run)

@@ -15,7 +15,7 @@ from fewstep.plan.memory import MASTER, WIDTHS, Item
 from fewstep.plan.parameters import Parameters
 from fewstep.plan.trace import Trace
 
-BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 4.5 / 8, "bnb-nf4": 4.5 / 8}
+BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 4.5 / 8}
 """Bytes of a weight of the frozen base, scales included."""
 MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256, "adamw4bit": 0.5 + 4 / 256}
 MOMENTS["adamwfp8"] = MOMENTS["adamw8bit"]

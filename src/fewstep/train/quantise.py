@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.backbones.base import Backbone
-from fewstep.errors import FewstepError
 
 _GROUP = 64  # weights of one scale in NF4, QLoRA's choice (arXiv 2305.14314)
 _TINY = 1e-12  # a row of zeros has a scale, too
@@ -149,25 +148,7 @@ def _pairs(device: torch.device) -> Tensor:
     return _PAIRS[device]
 
 
-def _bitsandbytes(linear: nn.Linear) -> nn.Module:
-    """The layer as bitsandbytes holds it; it is encoded when it is moved to the GPU."""
-    import bitsandbytes
-
-    found = bitsandbytes.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        compute_dtype=linear.weight.dtype,
-        quant_type="nf4",
-        device="meta",
-    )
-    weight = linear.weight.detach()
-    found.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-    found.bias = linear.bias
-    return found.requires_grad_(False)
-
-
-_FORMATS: dict[str, Any] = {"int8": Int8, "fp8": Fp8, "nf4": Nf4, "bnb-nf4": _bitsandbytes}
+_FORMATS: dict[str, type[Quantised]] = {"int8": Int8, "fp8": Fp8, "nf4": Nf4}
 
 
 @torch.no_grad()
@@ -180,12 +161,7 @@ def quantise(backbone: Backbone, base: str) -> None:
     Args:
         backbone: The model; all of its network is frozen.
         base: Key of the format, as in `config_memory`.
-
-    Raises:
-        FewstepError: bitsandbytes is wanted and cannot be used.
     """
-    if base == "bnb-nf4":
-        _need_bitsandbytes()
     make = _FORMATS[base]
     backbone.net.requires_grad_(False)
     for block in backbone.blocks(backbone.net):
@@ -194,14 +170,3 @@ def quantise(backbone: Backbone, base: str) -> None:
             if type(module) is nn.Linear:
                 parent, _, last = name.rpartition(".")
                 setattr(block.get_submodule(parent), last, make(module))
-
-
-def _need_bitsandbytes() -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise FewstepError(
-            "memory.base: bnb-nf4 needs bitsandbytes; pip install 'fewstep[bnb]', or use nf4"
-        ) from error
-    if not torch.cuda.is_available():
-        raise FewstepError("memory.base: bnb-nf4 needs a CUDA device; use nf4")
