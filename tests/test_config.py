@@ -77,7 +77,7 @@ def test_overrides_reach_every_depth(recipe_file: Path) -> None:
     ("override", "message"),
     [
         ("trian.steps=4", "trian: unknown key; did you mean 'train'?"),
-        ("train.stesp=3", "train.stesp: unknown key; did you mean 'steps'?"),
+        ("train.stepss=3", "train.stepss: unknown key; did you mean 'steps'?"),
         ("student.optimizer.lrr=3", "student.optimizer.lrr: unknown key; did you mean 'lr'?"),
         ("preview.teacher.guidence=3", "preview.teacher.guidence: unknown key"),
         ("grid.max_step=3", "grid.max_step: unknown key; did you mean 'max_steps'?"),

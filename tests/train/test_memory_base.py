@@ -23,6 +23,7 @@ def error(found, wanted) -> float:
 
 
 def advance(run):
+    run.folder.mkdir(parents=True, exist_ok=True)
     with run.log.opened(0):
         step(run)
 

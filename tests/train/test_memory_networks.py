@@ -14,6 +14,7 @@ LORA = ["student.mode=lora", "student.lora.rank=4"]
 
 
 def advance(run):
+    run.folder.mkdir(parents=True, exist_ok=True)
     with run.log.opened(0):
         step(run)
 

@@ -212,7 +212,7 @@ def run_of(make_recipe, folder, *overrides, steps=4, resume=False):
 def test_a_run_is_resumed_bitwise(overrides, make_recipe, tmp_path, same_end):
     whole = run_of(make_recipe, tmp_path / "whole", *overrides)
     halves = tmp_path / "halves"
-    run_of(make_recipe, halves, *overrides, "preview.every=2", steps=2)
+    run_of(make_recipe, halves, *overrides, steps=2)
     run_of(make_recipe, halves, *overrides, steps=4, resume=True)
     same_weights(whole, halves)
 
