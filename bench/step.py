@@ -199,13 +199,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "work": round(side.work, 3),
             "process_seconds": round(sum(side.process) / args.updates, 4),
             "wall_seconds": round(sum(side.wall) / args.updates, 4),
-            "peak_memory_gb": round(side.peak, 3),
+            "peak_memory_gb": round(side.peak, 3) or None,
         }
     return found
 
 
 def peak_of(kind: str, args: argparse.Namespace, folder: Path) -> float:
     """Largest resident memory of a process that does one student update of one kind."""
+    torch.set_num_threads(args.threads)
     make_side(kind, args, folder).update(0, (2, 1))
     return peak_memory_gb()
 
@@ -213,6 +214,7 @@ def peak_of(kind: str, args: argparse.Namespace, folder: Path) -> float:
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """The whole measurement."""
     torch.set_flush_denormal(True)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = measure(args, folder)
@@ -244,9 +246,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--backbone", help="a pipeline of tests/tiny; default: the embedded one")
     parser.add_argument("--mode", choices=("full", "lora"), default="full")
-    parser.add_argument("--updates", type=int, default=MOST, help="student updates of each side")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=MOST // 4, help="student updates")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="waiting threads cost time, too")
     parser.add_argument("--quick", action="store_true", help="no memory: it takes two processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--save", action="store_true", help="write bench/results/step-*.json too")
