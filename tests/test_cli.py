@@ -89,7 +89,7 @@ def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
         (["sample", "./nowhere", "--prompt", "a"], "nowhere"),
         (["distill"], "RECIPE"),
         (["distill", "demoo"], "'demo'"),
-        (["distill", "demo", "--set", "train.step=3"], "did you mean 'steps'"),
+        (["distill", "demo", "--set", "train.stepss=3"], "did you mean 'steps'"),
         (["distill", "demo", "--set", "model.pth=x"], "did you mean 'path'"),
         (["distill", "demo", "--set", "train.steps=many"], "train.steps"),
         (["distill", "demo", "--set", "train"], "section.key=value"),

@@ -14,6 +14,7 @@ from rich.console import Console
 from fewstep.config import Recipe, dump_recipe
 from fewstep.errors import FewstepError
 from fewstep.files import write_text
+from fewstep.hardware import denormals_flushed
 from fewstep.randomness import Draws
 from fewstep.train import checkpoint
 from fewstep.train.checkpoint import Checkpoint
@@ -48,8 +49,8 @@ def distill(
         NonFiniteError: A loss or gradient became non-finite; the last checkpoint is good.
         Stopped: SIGTERM or SIGINT came and the state was saved (a SystemExit with code 0).
     """
-    folder = Path(run_folder)
-    with joined(recipe.parallel, recipe.data, recipe.train.device) as together:
+    folder, place = Path(run_folder), recipe.train.device
+    with denormals_flushed(), joined(recipe.parallel, recipe.data, place) as together:
         console = console or Console(stderr=True, quiet=not together.first)
         run = _begin(recipe, folder, console, together=together, resume=resume)
         with (

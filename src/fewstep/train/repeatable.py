@@ -13,11 +13,8 @@ import torch
 def repeatable(wanted: bool) -> Iterator[None]:
     """Context with deterministic algorithms, if wanted; where there is none, torch warns.
 
-    It changes torch's global settings and puts them back at the end, but for one: numbers below
-    1e-38, of which young optimizer moments are full, stay flushed to zero. CPUs are many times
-    slower with them.
+    It changes torch's global settings and puts them back at the end.
     """
-    torch.set_flush_denormal(True)
     if not wanted:
         yield
         return

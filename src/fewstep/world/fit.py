@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fewstep.hardware import denormals_flushed
+
 Loss = Callable[[int], dict[str, Tensor]]  # step -> named losses; "loss" is the one minimised
 
 
@@ -39,6 +41,7 @@ def learning_rate(step: int, settings: FitSettings) -> float:
     return settings.lr * min(1.0, left)
 
 
+@denormals_flushed()
 def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.Module:
     """Trains `net` in place and returns it with averaged weights; continues `folder` if it can.
 
@@ -48,7 +51,6 @@ def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.M
         FloatingPointError: at the first loss that is not finite, before the weights move.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_flush_denormal(True)  # denormal moments are very slow on a CPU
     optimizer = torch.optim.AdamW(
         net.parameters(),
         lr=settings.lr,
