@@ -43,7 +43,7 @@ from fewstep.schedules import RandomGrid
 from fewstep.train.parallel import ALONE
 from fewstep.train.quantise import quantise
 from fewstep.train.repeatable import repeatable
-from fewstep.train.roles import STUDENT
+from fewstep.train.roles import STUDENT, cast
 from fewstep.train.run import _algorithm, _trainees
 from fewstep.train.step import Algorithm, Batch, Trainees, iteration
 
@@ -159,7 +159,7 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     torch.manual_seed(0)
     dtype, empty = getattr(torch, recipe.model.dtype), backbone.net
     with default_dtype(dtype), size.device:
-        net = type(empty).from_config(empty.config).to(dtype).eval()
+        net = cast(type(empty).from_config(empty.config), dtype).eval()
     setattr(backbone.pipe, backbone.net_name, net)
     if recipe.memory.base is not None:
         quantise(backbone, recipe.memory.base)

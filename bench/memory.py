@@ -24,7 +24,7 @@ SETTINGS: dict[str, list[str]] = {
     "full, checkpointing every 2nd": ["student.gradient_checkpointing=2"],
     "full, teacher bf16": ["memory.teacher_dtype=bfloat16"],
     "full, 8-bit moments": [f"{r}.optimizer.name=adamw8bit" for r in ("student", "fake_teacher")],
-    "full, 4-bit moments": [f"{r}.optimizer.name=adamw4bit" for r in ("student", "fake_teacher")],
+    "full, fp8 moments": [f"{r}.optimizer.name=adamwfp8" for r in ("student", "fake_teacher")],
     "full, bf16": LOW,
     "full, bf16 weights": [*LOW, "memory.trained_dtype=bfloat16"],
     "lora": LORA,

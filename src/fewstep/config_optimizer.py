@@ -17,7 +17,7 @@ class OptimizerRecipe(Section):
         clip: Bound on the gradient norm before each step.
     """
 
-    name: Literal["adamw", "adamw8bit", "adamw4bit", "adamwfp8"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "adamwfp8"] = "adamw"
     lr: Positive
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Positive = 1e-8

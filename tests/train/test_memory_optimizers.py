@@ -92,15 +92,13 @@ def test_it_goes_where_adamw_goes(name):
         ends[each] = params
     for key, wanted in ends["adamw"].items():
         way = float((wanted - start[key]).norm())
-        tolerance = {"adamw8bit": 0.03, "adamwfp8": 0.08, "adamw4bit": 0.3}[name]
+        tolerance = {"adamw8bit": 0.03, "adamwfp8": 0.08}[name]
         assert float((ends[name][key] - wanted).norm()) < tolerance * way, key
     for key in ("small", "odd"):  # of odd sizes moments are float32
         torch.testing.assert_close(ends[name][key], ends["adamw"][key])
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("adamw8bit", 2.1), ("adamwfp8", 2.1), ("adamw4bit", 1.1)]
-)
+@pytest.mark.parametrize(("name", "most"), [("adamw8bit", 2.1), ("adamwfp8", 2.1)])
 def test_moments_are_small(name, most):
     params = {"large": parameters()["large"]}
     updater = Updater("student", params, StudentOptimizerRecipe(name=name), warmup=0)
@@ -204,7 +202,7 @@ def run_of(make_recipe, folder, *overrides, steps=4, resume=False):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["student.optimizer.name=adamw8bit", "fake_teacher.optimizer.name=adamw4bit"],
+        ["student.optimizer.name=adamw8bit", "fake_teacher.optimizer.name=adamwfp8"],
         ["student.optimizer.name=adamwfp8", *LOW],
     ],
     ids=["few bits", "low weights"],

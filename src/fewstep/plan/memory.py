@@ -17,7 +17,7 @@ MASTER = 4  # bytes of a trained weight, a gradient, a moment, an averaged weigh
 WIDTHS = {"float32": 4, "bfloat16": 2}
 BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5625}
 """Bytes of a weight of the blocks, scales included; what is outside of them is little."""
-MOMENTS = {"adamw": 4.0, "adamw8bit": 1.02, "adamwfp8": 1.02, "adamw4bit": 0.52}
+MOMENTS = {"adamw": 4.0, "adamw8bit": 1.02, "adamwfp8": 1.02}
 _ON_HOST = "; in the computer's memory"
 _MODULATION = re.compile(r"norm|adaln|modulation|_mod\b|time_emb|temb", re.IGNORECASE)
 _LEVEL = re.compile(r"(down|up)_blocks\.(\d+)\.")

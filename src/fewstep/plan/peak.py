@@ -17,7 +17,7 @@ from fewstep.plan.trace import Trace
 
 BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 4.5 / 8}
 """Bytes of a weight of the frozen base, scales included."""
-MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256, "adamw4bit": 0.5 + 4 / 256}
+MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256}
 MOMENTS["adamwfp8"] = MOMENTS["adamw8bit"]
 """Bytes of a number of an optimizer's moments, scales included."""
 BUCKET = 64 * 2**20 * MASTER  # gradients that are averaged at once, where each process has all

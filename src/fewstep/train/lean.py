@@ -36,11 +36,9 @@ class Format:
     the first moment, fourth powers for the second, which is never rounded down to 0.
 
     Attributes:
-        bits: Of one number: 8 or 4.
         floating: Floats of 8 bits in place of a grid; of the second moment, its square root.
     """
 
-    bits: int
     floating: bool = False
 
     def fits(self, size: int) -> bool:
@@ -63,7 +61,7 @@ class Format:
             codes = level * share.sign() + most
         else:
             codes = torch.where(share > 0, level.clamp_min(1), level)
-        return _packed(codes.to(torch.uint8).flatten(), self.bits), scales
+        return codes.to(torch.uint8).flatten(), scales
 
     def decode(self, codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
         """The numbers that the codes stand for, flat, float32."""
@@ -71,14 +69,14 @@ class Format:
             share = codes.view(torch.float8_e4m3fn).float().view(-1, BLOCK) / _FP8
             return (share if signed else share.square()).mul_(scales).flatten()
         most, power = self._grid(signed)
-        level = _unpacked(codes, self.bits).float().view(-1, BLOCK)
+        level = codes.float().view(-1, BLOCK)
         if signed:
             level -= most
         return ((level.abs() / most) ** power * level.sign()).mul_(scales).flatten()
 
     def _grid(self, signed: bool) -> tuple[int, int]:
         """Steps above zero, and the power that spreads them."""
-        return (2 ** (self.bits - 1) - 1, 2) if signed else (2**self.bits - 1, 4)
+        return (127, 2) if signed else (255, 4)
 
 
 def _floats(share: Tensor, generator: torch.Generator, *, signed: bool) -> Tensor:
@@ -89,19 +87,10 @@ def _floats(share: Tensor, generator: torch.Generator, *, signed: bool) -> Tenso
     return values.to(torch.float8_e4m3fn).view(torch.uint8).flatten()
 
 
-def _packed(codes: Tensor, bits: int) -> Tensor:
-    return codes if bits == 8 else codes[0::2] | codes[1::2] << 4
-
-
-def _unpacked(codes: Tensor, bits: int) -> Tensor:
-    return codes if bits == 8 else torch.stack([codes & 15, codes >> 4], 1).flatten()
-
-
 FORMATS: Mapping[str, Format | None] = {
     "adamw": None,
-    "adamw8bit": Format(8),
-    "adamw4bit": Format(4),
-    "adamwfp8": Format(8, floating=True),
+    "adamw8bit": Format(),
+    "adamwfp8": Format(floating=True),
 }
 """Moments by name of the optimizer; None is float32."""
 
