@@ -19,186 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from gpu_subjects import FLUX, LATE, REAL, SD3, SIDES, TINY, UNCOMPILED, Size, Subject, build
 from step import EVERY, Counted, Side, grids_of, hardware_name
 from torch import Tensor
 
-from fewstep import backbones
-from fewstep.backbones import Backbone
-from fewstep.config import Recipe, load_recipe
 from fewstep.config_memory import MemoryRecipe
 from fewstep.hardware import describe, peak_memory_gb
-from fewstep.plan.asked import stand_in
-from fewstep.plan.dry_run import build_objectives
-from fewstep.plan.estimate import Estimate
 from fewstep.randomness import Draws
-from fewstep.records import Conditioning
 from fewstep.schedules import RandomGrid
-from fewstep.train.parallel import ALONE
-from fewstep.train.quantise import quantise
 from fewstep.train.repeatable import repeatable
-from fewstep.train.roles import STUDENT, cast
-from fewstep.train.run import _algorithm, _trainees
-from fewstep.train.step import Algorithm, Batch, Trainees, iteration
-
-LATE = 1000  # a step at which the recipes' weights have warmed up
-SIDES = {"plain": ("plain", False), "fused": ("fused", False), "compiled": ("fused", True)}
-"""What is compared: `train.step` and `student.compile`."""
-UNCOMPILED = ["plain", "fused"]
-NOT_HERE = ("VAE", "text encoders")
-
-
-_HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
-_WIDTHS = {"joint_attention_dim": 32, "pooled_projection_dim": 16}
-SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-FLUX = "black-forest-labs/FLUX.1-dev"
-TOYS: dict[str, dict[str, Any]] = {
-    SD3: {**_HEADS, **_WIDTHS, "num_layers": 2, "caption_projection_dim": 32,
-        "sample_size": 16, "pos_embed_max_size": 16},
-    FLUX: {**_HEADS, **_WIDTHS, "num_layers": 1, "num_single_layers": 2,
-        "axes_dims_rope": [4, 6, 6]},
-}  # fmt: skip
-"""How a toy of a model differs from its published sizes."""
-
-
-def write_configs(model: str, folder: Path, *, tiny: bool) -> None:
-    """A published model's folder: its network and scheduler, of which only configurations."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from published import MODELS
-
-    known = MODELS[model]
-    cls, settings = known.net
-    parts = {"transformer": (cls, settings | (TOYS[model] if tiny else {}))}
-    parts["scheduler"] = known.scheduler
-    index: dict[str, Any] = {"_class_name": known.pipeline}
-    for name, (cls, settings) in parts.items():
-        index[name] = ["diffusers", cls]
-        file = "config.json" if name == "transformer" else "scheduler_config.json"
-        (folder / name).mkdir()
-        content = json.dumps({"_class_name": cls, **settings})
-        (folder / name / file).write_text(content, encoding="utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is asked: of a GPU, or of anything at all.
-
-    Attributes:
-        tiny: Toy networks on a processor, uncompiled.
-        batches: Samples of a student update, the first that there is memory for.
-        updates: Student updates of each side.
-        squares: Sides of the matrices whose product shows the peak.
-        seconds: When an unfinished comparison of steps takes its last turn.
-    """
-
-    tiny: bool
-    batches: tuple[int, ...]
-    updates: int
-    squares: tuple[int, ...]
-    seconds: float
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return torch.device("cpu" if self.tiny else "cuda")
-
-    @property
-    def overrides(self) -> list[str]:
-        """What the shipped recipes are told at this size."""
-        return ["resolution.height=64", "resolution.width=64"] if self.tiny else []
-
-
-REAL = Size(False, batches=(4, 2, 1), updates=6, squares=(4096, 8192, 16384), seconds=200)
-TINY = Size(True, batches=(2,), updates=1, squares=(64,), seconds=5)
-
-
-# ----------------------------------------------------------------------------- what is measured
-
-
-@dataclass(eq=False)
-class Subject:
-    """A model in training: random weights, and all else as a run has it.
-
-    Attributes:
-        recipe: The shipped one with its overrides.
-        backbone: Its model.
-        trainees: Networks and optimizers.
-        algorithm: What one iteration does.
-        batch: Random prompts.
-        tflop: Arithmetic of one forward pass of one sample, in 1e12.
-        planned: Bytes that `fewstep plan` expects, without text encoders and VAE.
-    """
-
-    recipe: Recipe
-    backbone: Backbone
-    trainees: Trainees
-    algorithm: Algorithm
-    batch: Batch
-    tflop: float
-    planned: int
-
-
-def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
-    """What a shipped recipe trains, of a model's sizes; it is planned before it has values."""
-    settings = [*size.overrides, "data.accumulate=1", *overrides]
-    recipe = load_recipe(f"package://fewstep.recipes/{name}.yaml", settings, files=False)
-    objectives, count = build_objectives(recipe), recipe.data.batch_size
-    with tempfile.TemporaryDirectory() as folder:
-        write_configs(model, Path(folder), tiny=size.tiny)
-        backbone = backbones.outline(folder, **recipe.model.options)
-    estimate = Estimate(backbone, objectives, 1, not size.tiny)
-    items = [each for each in estimate.memory(recipe) if each.counts and each.name not in NOT_HERE]
-    flops = estimate.trace(recipe).flops
-    torch.manual_seed(0)
-    dtype, empty = getattr(torch, recipe.model.dtype), backbone.net
-    with default_dtype(dtype), size.device:
-        net = cast(type(empty).from_config(empty.config), dtype).eval()
-    setattr(backbone.pipe, backbone.net_name, net)
-    if recipe.memory.base is not None:
-        quantise(backbone, recipe.memory.base)
-    pixels = recipe.resolution.height, recipe.resolution.width
-    shape, shift = backbone.latent_shape(*pixels), backbone.shift(*pixels)
-    return Subject(
-        recipe,
-        backbone,
-        _trainees(recipe, backbone, ALONE),
-        _algorithm(recipe, objectives, shape, shift),
-        Batch(texts(backbone, count), texts(backbone, count), torch.arange(count)),
-        tflop=flops / 1e12,
-        planned=sum(each.size for each in items),
-    )
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Context in which new parameters are of a precision, so that none is made larger first."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def texts(backbone: Backbone, batch: int) -> Conditioning:
-    """Random encoded prompts, of the shapes that the family's real ones have."""
-    shapes = stand_in(backbone, batch, next(backbone.net.parameters()).dtype).tensors
-
-    def filled(blank: Tensor) -> Tensor:
-        return torch.randn(blank.shape, dtype=blank.dtype, device=backbone.device)
-
-    found = {name: filled(each) for name, each in shapes.items() if each.is_floating_point()}
-    if "guidance" in found:
-        found["guidance"] = torch.full_like(found["guidance"], backbone.default_guidance)
-    return Conditioning(found)
-
+from fewstep.train.roles import STUDENT
+from fewstep.train.step import iteration
 
 # ---------------------------------------------------------------------------------------- parts
 
