@@ -153,11 +153,12 @@ def test_a_signal_finishes_the_step_and_saves(make_recipe, tmp_path, monkeypatch
         return real(trainees, parts, draws, algorithm)
 
     monkeypatch.setattr(loop, "iteration", iteration)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped) as stopped:
         distill(make_recipe(), tmp_path / "run", console=quiet())
     assert (stopped.value.code, stopped.value.step) == (0, 3)
     assert checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].name == "step-00000003"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_non_finite_gradient_leaves_the_last_checkpoint(
