@@ -14,7 +14,8 @@ SRC = ROOT / "src" / "fewstep"
 MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = {
     0: "flow schedules records randomness config config_data config_parallel strict yaml12 errors"
-    " resources files hardware reductions noising config_memory config_optimizer rounding ranks",
+    " resources files hardware reductions noising config_memory config_optimizer rounding ranks"
+    " quiet",
     1: "simulate fake_teacher objectives backbones world",
     2: "train",
     3: "runs export sample evaluate report plan",

@@ -320,7 +320,9 @@ class Recipe(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"objectives lists {twice[0]!r} twice")
-        if misfit := self.memory.misfit(self.student.mode, self.model.dtype):
+        optimizers = [each.optimizer.name for each in (self.student, self.fake_teacher)]
+        again = self.student.gradient_checkpointing
+        if misfit := self.memory.misfit(self.student.mode, self.model.dtype, again, optimizers):
             raise ValueError(misfit)
         if self.train.steps < self.student.every:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from fewstep.strict import Section
@@ -11,12 +12,12 @@ class MemoryRecipe(Section):
     """Ways to fit a smaller device; none is on by itself. docs/memory.md tells what each costs.
 
     Attributes:
-        base: How the frozen network of mode ``lora`` is held: ``int8``, ``fp8`` or ``nf4``.
+        base: How torchao holds the frozen network of mode ``lora``: ``int8``, ``fp8`` or ``nf4``.
             None leaves it in `model.dtype`.
         teacher_dtype: Precision of the teacher in mode ``full``, if another than `model.dtype`.
         trained_dtype: Precision of trained weights in mode ``full``: bfloat16 is rounded at random,
             so that small updates are not lost. None is float32.
-        offload_optimizer: The optimizers' moments live in the computer's memory.
+        offload_optimizer: The optimizers' moments, float32, live in the computer's memory.
         offload_ema: So does the running mean.
         offload_vae: The VAE is on the device only while it decodes previews.
     """
@@ -28,10 +29,30 @@ class MemoryRecipe(Section):
     offload_ema: bool = False
     offload_vae: bool = False
 
-    def misfit(self, mode: str, dtype: str) -> str | None:
-        """What is wrong with it for a student of some mode, computed in some precision."""
+    def misfit(
+        self, mode: str, dtype: str, recomputes: bool | int, optimizers: Iterable[str]
+    ) -> str | None:
+        """What is wrong with it, if anything.
+
+        Args:
+            mode: The student's.
+            dtype: The model's precision.
+            recomputes: The student's `gradient_checkpointing`.
+            optimizers: Their names.
+        """
         if self.base is not None and mode != "lora":
             return f"memory.base: mode {mode} trains every network whole; set student.mode=lora"
+        if self.base in ("int8", "fp8") and recomputes != 1:
+            return (
+                f"memory.base: in {self.base} a backward pass would keep all weights decoded; set "
+                "student.gradient_checkpointing=true, or take nf4"
+            )
+        plain = set(optimizers) == {"adamw"} and self.trained_dtype is None
+        if self.offload_optimizer and not plain:
+            return (
+                "memory.offload_optimizer: moves float32 moments only; take optimizer.name=adamw "
+                "and no memory.trained_dtype"
+            )
         for key in ("teacher_dtype", "trained_dtype"):
             if getattr(self, key) is not None and mode != "full":
                 return f"memory.{key}: in mode {mode} all share a network; set model.dtype instead"

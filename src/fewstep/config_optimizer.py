@@ -13,7 +13,7 @@ class OptimizerRecipe(Section):
     """AdamW.
 
     Attributes:
-        name: ``adamw``: float32 moments. The others hold them in 8 or 4 bits, or in float8.
+        name: ``adamw``: float32 moments. The others, of torchao, in 8 bits or float8.
         clip: Bound on the gradient norm before each step.
     """
 

@@ -14,10 +14,10 @@ from fewstep.fake_teacher import pull_towards
 from fewstep.rounding import round_at_random
 from fewstep.train import distill
 from fewstep.train.ema import Ema
-from fewstep.train.lean import BLOCK, FORMATS
+from fewstep.train.lean import KINDS
 from fewstep.train.updater import Updater
 
-LEAN = {name: each for name, each in FORMATS.items() if each is not None}
+LEAN = [name for name in KINDS if name != "adamw"]
 LOSS = {"dm": torch.tensor(1.0)}
 
 
@@ -56,29 +56,6 @@ def test_rounding_at_random_is_right_on_average():
     assert torch.equal(round_at_random(exact, rng()), exact)
 
 
-@pytest.mark.parametrize("name", LEAN)
-@pytest.mark.parametrize("signed", [True, False])
-def test_moments_are_right_on_average(name, signed):
-    x = torch.randn(2 * BLOCK, generator=rng())
-    x = x if signed else x.square() * torch.logspace(-6, 0, len(x))
-    generator, total = rng(1), torch.zeros_like(x)
-    for _ in range(400):
-        codes, scales = LEAN[name].encode(x, generator, signed=signed)
-        assert codes.dtype == torch.uint8 and codes.numel() == x.numel()
-        found = LEAN[name].decode(codes, scales, signed=signed)
-        assert signed or bool((found > 0).all()), "no second moment may vanish"
-        total += found
-    error = (total / 400 - x).abs() / scales.expand(-1, BLOCK).flatten()
-    assert float(error.max()) < 0.01
-
-
-def test_zero_stays_zero():
-    for each in LEAN.values():
-        for signed in (True, False):
-            codes, scales = each.encode(torch.zeros(BLOCK), rng(), signed=signed)
-            assert not each.decode(codes, scales, signed=signed).any()
-
-
 # ----------------------------------------------------------------------------------- optimizers
 
 
@@ -91,7 +68,7 @@ def test_it_goes_where_adamw_goes(name):
         train(params, updater, range(30))
         ends[each] = params
     for key, wanted in ends["adamw"].items():
-        way = float((wanted - start[key]).norm())
+        way = float((wanted - start[key]).detach().norm())
         tolerance = {"adamw8bit": 0.03, "adamwfp8": 0.08}[name]
         assert float((ends[name][key] - wanted).norm()) < tolerance * way, key
     for key in ("small", "odd"):  # of odd sizes moments are float32
@@ -106,9 +83,14 @@ def test_moments_are_small(name, most):
     assert sum(each.nbytes for each in updater.tensors().values()) < most * 64 * 128
 
 
-@pytest.mark.parametrize("on_host", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "dtype", "on_host"),
+    [
+        ("adamw", torch.float32, True),
+        *((name, torch.float32, False) for name in KINDS),
+        *((name, torch.bfloat16, False) for name in KINDS),
+    ],
+)
 def test_a_loaded_optimizer_goes_on_bitwise(name, dtype, on_host):
     ways = []
     for interrupted in (False, True):

@@ -1,172 +1,94 @@
 """A frozen network in fewer bits: what three roles share when only adapters are trained.
 
-Weights of linear layers are stored as codes with scales and become numbers again for one layer at a
-time, forwards and backwards, so that no graph keeps them. The layers look like `nn.Linear` to all
-who ask, adapters included; they cannot be trained.
+torchao holds the weights of linear layers as codes with scales, and decodes one layer's at a time.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fewstep.backbones.base import Backbone
+from fewstep.errors import FewstepError
 
 _GROUP = 64  # weights of one scale in NF4, QLoRA's choice (arXiv 2305.14314)
-_TINY = 1e-12  # a row of zeros has a scale, too
-
-
-class Quantised(nn.Linear):
-    """A frozen linear layer whose weight is codes and scales: float32 only while it is used."""
-
-    codes: Tensor
-    scales: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Takes over a layer's weight and bias."""
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        codes, scales = self.encode(linear.weight.detach().float())
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-        bias = linear.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._dtype = linear.weight.dtype
-
-    @classmethod
-    def encode(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes, uint8 or int8, and scales, float32, of a weight [out, in], float32."""
-        raise NotImplementedError
-
-    def decode(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] that the codes stand for."""
-        raise NotImplementedError
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight, decoded, in the precision that it had."""
-        return self.decode(self._dtype)
-
-    @torch.compiler.disable
-    def forward(self, x: Tensor) -> Tensor:
-        """X W^T + b, computed in autocast's precision, else in that of x."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return _Product.apply(x.to(dtype), self, bias)
-
-
-class _Product(torch.autograd.Function):
-    """A product with a decoded weight that is decoded once more for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Quantised, bias: Tensor | None) -> Tensor:
-        ctx.layer = layer
-        return functional.linear(x, layer.decode(x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return grad @ ctx.layer.decode(grad.dtype), None, None
-
-
-class Int8(Quantised):
-    """One scale a row, 255 even steps: 1 byte a weight."""
-
-    @classmethod
-    def encode(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Rounds to the nearest step."""
-        scales = weight.abs().amax(1, keepdim=True).clamp_min(_TINY) / 127
-        return (weight / scales).round().to(torch.int8), scales
-
-    def decode(self, dtype: torch.dtype) -> Tensor:
-        """Steps times their size."""
-        return (self.codes * self.scales).to(dtype)
-
-
-class Fp8(Quantised):
-    """One scale a row, float8_e4m3: 1 byte a weight, finer near zero."""
-
-    LARGEST: ClassVar[float] = 448.0
-
-    @classmethod
-    def encode(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Rounds to the nearest float; kept as bytes, which no cast of the network can touch."""
-        scales = weight.abs().amax(1, keepdim=True).clamp_min(_TINY) / cls.LARGEST
-        return (weight / scales).to(torch.float8_e4m3fn).view(torch.uint8), scales
-
-    def decode(self, dtype: torch.dtype) -> Tensor:
-        """Floats times the scale."""
-        return (self.codes.view(torch.float8_e4m3fn).float() * self.scales).to(dtype)
-
-
-def nf4_levels() -> Tensor:
-    """The 16 numbers of NormalFloat4: quantiles of the normal distribution, 0 and +-1 among them.
-
-    QLoRA (arXiv 2305.14314), section 3; ascending, [16], float32.
-    """
-    edge = (1 - 1 / 32 + 1 - 1 / 30) / 2
-    upper = torch.special.ndtri(torch.linspace(edge, 0.5, 9, dtype=torch.float64)[:-1])
-    lower = -torch.special.ndtri(torch.linspace(edge, 0.5, 8, dtype=torch.float64)[:-1])
-    levels = torch.cat([lower, torch.zeros(1, dtype=torch.float64), upper.flip(0)])
-    return (levels / levels.max()).float()
-
-
-class Nf4(Quantised):
-    """One scale for 64 weights, NormalFloat4: 4.5 bits a weight."""
-
-    @classmethod
-    def encode(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the nearest level; two codes share a byte."""
-        padding = -weight.numel() % _GROUP
-        groups = functional.pad(weight.flatten(), (0, padding)).view(-1, _GROUP)
-        scales = groups.abs().amax(1, keepdim=True).clamp_min(_TINY)
-        levels = nf4_levels().to(weight.device)
-        between = (levels[1:] + levels[:-1]) / 2
-        codes = torch.bucketize(groups / scales, between).to(torch.uint8).view(-1, 2)
-        return codes[:, 0] | codes[:, 1] << 4, scales
-
-    def decode(self, dtype: torch.dtype) -> Tensor:
-        """Levels times their group's scale."""
-        # Two levels for every byte there is: one look-up instead of two and their interleaving.
-        pairs = _pairs(self.codes.device)[self.codes.int()]
-        weight = (pairs.view(-1, _GROUP) * self.scales).flatten()
-        size = self.out_features * self.in_features
-        return weight[:size].view(self.out_features, self.in_features).to(dtype)
-
-
-_PAIRS: dict[torch.device, Tensor] = {}
-
-
-def _pairs(device: torch.device) -> Tensor:
-    if device not in _PAIRS:
-        levels = nf4_levels()
-        byte = torch.arange(256)
-        _PAIRS[device] = torch.stack([levels[byte % 16], levels[byte // 16]], 1).to(device)
-    return _PAIRS[device]
-
-
-_FORMATS: dict[str, type[Quantised]] = {"int8": Int8, "fp8": Fp8, "nf4": Nf4}
+_SCALES = 256  # scales that are themselves encoded together, its choice too
 
 
 @torch.no_grad()
 def quantise(backbone: Backbone, base: str) -> None:
-    """Replace the linear layers of the blocks of a backbone's own network, in place.
+    """Replace the weights of the linear layers in a backbone's blocks, in place.
 
     A layer at a time: there is never a second network. Best before the network is moved to its
-    device, and needed before adapters are added.
+    device, and needed before adapters are added. In int8 and fp8 a backward pass keeps every
+    decoded weight of what it goes through, so it should be one block at a time.
 
     Args:
         backbone: The model; all of its network is frozen.
         base: Key of the format, as in `config_memory`.
+
+    Raises:
+        FewstepError: There is no torchao.
     """
-    make = _FORMATS[base]
+    encode = _encoder(base)
     backbone.net.requires_grad_(False)
     for block in backbone.blocks(backbone.net):
-        inside = list(block.named_modules())
-        for name, module in inside:
-            if type(module) is nn.Linear:
-                parent, _, last = name.rpartition(".")
-                setattr(block.get_submodule(parent), last, make(module))
+        for layer in [each for each in block.modules() if type(each) is nn.Linear]:
+            encode(layer)
+            if is_quantised(layer):
+                layer.register_forward_pre_hook(_as_autocast)
+                layer.register_forward_hook(_as_input)
+
+
+def _encoder(base: str) -> Callable[[nn.Linear], None]:
+    """What encodes a layer's weight in place."""
+    try:
+        from torchao import quantization
+    except ImportError as error:
+        raise FewstepError(
+            f"memory.base: {base} needs torchao; pip install 'fewstep[quant]', or remove it"
+        ) from error
+    int8, fp8 = quantization.Int8WeightOnlyConfig(), quantization.Float8WeightOnlyConfig()
+    encoders: dict[str, Callable[[nn.Linear], None]] = {
+        "int8": lambda layer: quantization.quantize_(layer, int8),
+        # A row of zeros would be divided by its scale, 0, and become NaN: left as it is.
+        "fp8": lambda layer: layer.weight.any(1).all() and quantization.quantize_(layer, fp8),
+        "nf4": _nf4,
+    }
+    return encoders[base]
+
+
+def _nf4(layer: nn.Linear) -> None:
+    """Encode in NormalFloat4, unless the size is no multiple of a group's: then leave as it is."""
+    from torchao.quantization import to_nf4
+
+    weight = layer.weight.detach()
+    groups, rest = divmod(weight.numel(), _GROUP)
+    if not rest:
+        found = to_nf4(weight.contiguous(), _GROUP, math.gcd(groups, _SCALES))
+        layer.weight = nn.Parameter(found, requires_grad=False)
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is codes."""
+    from torchao.quantization import NF4Tensor
+    from torchao.utils import TorchAOBaseTensor
+
+    return isinstance(layer, nn.Linear) and isinstance(layer.weight, TorchAOBaseTensor | NF4Tensor)
+
+
+def _as_autocast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """Inputs in the precision that autocast gives to other layers, and torchao's miss."""
+    kind = inputs[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return None
+    return tuple(each.to(torch.get_autocast_dtype(kind)) for each in inputs)
+
+
+def _as_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The output in its input's precision, which a bias of another may have changed."""
+    return output.to(inputs[0].dtype)

@@ -241,6 +241,7 @@ def add_adapters(
         config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=list(targets))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
             inject_adapter_in_model(config, net, adapter_name=name)
         generator = torch.Generator().manual_seed(seed)
         for key, parameter in adapter_parameters(net, name).items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.config import OptimizerRecipe
 from fewstep.errors import FewstepError
-from fewstep.train.lean import FORMATS, LeanAdamW
+from fewstep.train.lean import HostAdamW, Lean, lean
 
 _FUSED = frozenset({"cpu", "cuda"})
 """Kinds of devices with an AdamW that does all of an update in one pass over memory."""
@@ -69,11 +69,11 @@ class Updater:
             "eps": recipe.eps,
             "weight_decay": recipe.weight_decay,
         }
-        moments = FORMATS[recipe.name]
-        if moments is None and not on_host and all(p.dtype == torch.float32 for p in parameters):
-            return torch.optim.AdamW(parameters, **settings, **_in_one_pass(parameters))
-        draws = (seed, f"optimizer/{self.role}")
-        return LeanAdamW(parameters, moments=moments, on_host=on_host, draws=draws, **settings)
+        if recipe.name != "adamw" or any(p.dtype != torch.float32 for p in parameters):
+            return lean(recipe.name, parameters, (seed, f"optimizer/{self.role}"), settings)
+        if on_host:
+            return HostAdamW(parameters, settings)
+        return torch.optim.AdamW(parameters, **settings, **_in_one_pass(parameters))
 
     @property
     def lr(self) -> float:
@@ -99,7 +99,11 @@ class Updater:
             raise NonFiniteError(self._diagnosis(losses, with_grad, step))
         nn.utils.clip_grads_with_norm_(with_grad.values(), self._recipe.clip, norm, foreach=True)
         for group in self._adamw.param_groups:
-            group |= {"lr": self.lr, "update": self.updates}
+            group["update"] = self.updates
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.lr)
+            else:
+                group["lr"] = self.lr
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         self.updates += 1
@@ -110,7 +114,7 @@ class Updater:
         return {
             f"{self.role}/{moment}/{name}": value
             for name, parameter in self._parameters.items()
-            for moment, value in self._adamw.state.get(parameter, {}).items()
+            for moment, value in self._moments(parameter).items()
         }
 
     def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
@@ -121,9 +125,19 @@ class Updater:
             role, moment, name = key.split("/", 2)
             if role == self.role:
                 state.setdefault(numbers[name], {})[moment] = value
-        groups = self._adamw.state_dict()["param_groups"]
-        self._adamw.load_state_dict({"state": state, "param_groups": groups})
+        if isinstance(self._adamw, Lean):
+            order = list(self._parameters.values())
+            for number, stored in state.items():
+                self._adamw.restore(order[number], stored)
+        else:
+            groups = self._adamw.state_dict()["param_groups"]
+            self._adamw.load_state_dict({"state": state, "param_groups": groups})
         self.updates = updates
+
+    def _moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
+        if isinstance(self._adamw, Lean):
+            return self._adamw.stored(parameter)
+        return self._adamw.state.get(parameter, {})
 
     def _diagnosis(
         self, losses: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], step: int
