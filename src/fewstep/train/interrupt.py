@@ -1,10 +1,15 @@
-"""SIGTERM and SIGINT: finish the step, save, exit with code 0; the second one stops at once."""
+"""SIGTERM and SIGINT: finish the step, save, exit with code 0; the second one stops at once.
+
+A process of a job may hear one request twice: Slurm signals every process of a job, torchrun among
+them, and torchrun passes on what it hears.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -28,10 +33,17 @@ class Interrupts:
         requested: Whether a signal has come.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """Takes what tells the person that the signal was heard."""
+    def __init__(self, say: Callable[[str], None], *, echo: float = 0.0) -> None:
+        """Nothing was heard yet.
+
+        Args:
+            say: Tells the person that the signal was heard.
+            echo: Seconds in which another signal is the same request.
+        """
         self.requested = False
         self._say = say
+        self._echo = echo
+        self._heard_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -49,10 +61,12 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and time.monotonic() - self._heard_at < self._echo:
+            return
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.requested = True
+        self.requested, self._heard_at = True, time.monotonic()
         name = signal.Signals(number).name
         self._say(f"{name}: finishing this step, then saving; send it again to stop at once")

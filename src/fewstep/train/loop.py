@@ -27,6 +27,7 @@ from fewstep.train.step import Batch, iteration
 from fewstep.train.updater import NonFiniteError
 
 CONFIG = "config.yaml"
+_ECHO = 10.0  # seconds in which Slurm's signal and the same one by way of torchrun have come
 
 
 def distill(
@@ -56,7 +57,7 @@ def distill(
         with (
             repeatable(recipe.train.deterministic),
             run.log.opened(run.step),
-            Interrupts(run.log.note) as interrupts,
+            Interrupts(run.log.note, echo=_ECHO if together.size > 1 else 0.0) as interrupts,
         ):
             _go_on(run, interrupts)
     return folder

@@ -45,12 +45,15 @@ class Together:
         rank: Number of this process.
         size: How many there are.
         mesh: Devices that the networks are sharded over; None where each holds them whole.
-        background: Group for what happens beside the training: saving.
+        words: Group for what they tell each other between two network calls.
+        background: Group for what happens beside the training: saving. Messages of one group must
+            come in one order everywhere, and nothing orders a thread's among the training's.
     """
 
     rank: int = 0
     size: int = 1
     mesh: Any = None
+    words: Any = None
     background: Any = None
 
     @property
@@ -96,13 +99,13 @@ class Together:
         if self.size == 1:
             return decide()
         box = [decide() if self.first else None]
-        dist.broadcast_object_list(box, src=0, group=self.background)
+        dist.broadcast_object_list(box, src=0, group=self.words)
         return box[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Until all processes are here; not while something is being saved."""
+        """Until all processes are here."""
         if self.size > 1:
-            dist.barrier(group=self.background)
+            dist.barrier(group=self.words)
 
     def gather(self, value: T) -> list[T]:
         """Everyone's value, in order; for the thread that saves."""
@@ -139,17 +142,18 @@ def joined(recipe: ParallelRecipe, data: DataRecipe, device: str) -> Iterator[To
     limit = timedelta(seconds=recipe.timeout)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
     mesh = _mesh(recipe, size, "cuda" if cuda else "cpu")
-    background = dist.new_group(backend="gloo", timeout=limit)
+    words, background = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
+    together = Together(dist.get_rank(), size, mesh, words, background)
     try:
-        yield Together(dist.get_rank(), size, mesh, background)
+        yield together
     except SystemExit:  # all were asked to stop, and have saved
-        _leave(background)
+        _leave(together)
         raise
-    _leave(background)  # not after an error: others may be gone, and torchrun ends what is left
+    _leave(together)  # not after an error: others may be gone, and torchrun ends what is left
 
 
-def _leave(background: Any) -> None:
-    dist.barrier(group=background)
+def _leave(together: Together) -> None:
+    together.wait()
     dist.destroy_process_group()
 
 

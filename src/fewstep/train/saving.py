@@ -32,16 +32,20 @@ class Saving:
         self._recipe = recipe
         self._together = together
         self._beside = several if recipe.asynchronous is None else recipe.asynchronous
+        self._step: int | None = None
         self._thread = ThreadPoolExecutor(1)
         self._going: Future[None] | None = None
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
-        """Save a step's state as it is now; returns at once where that is wanted.
+        """Save a step's state as it is now, if it was not; returns at once where that is wanted.
 
         Raises:
             OSError: The one before could not be written.
         """
+        if step == self._step:
+            return
         self.wait()
+        self._step = step
         if self._together.size > 1:
             self._going = self._start_shards(step, groups, dict(state))
         elif self._beside:
@@ -92,7 +96,7 @@ class Saving:
         if together.first:
             checkpoint.seal(temporary, content | {"files": sums})
             self._prune()
-        together.wait()
+        together.gather(None)  # it is there: nobody goes on before
 
     def _prune(self) -> None:
         keep = self._recipe
