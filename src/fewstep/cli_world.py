@@ -30,6 +30,9 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of every network, to try whether it works.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Let torch compile the transformer: 1.4x as fast.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
@@ -41,7 +44,16 @@ def train(
     if begin and not (begin / "model_index.json").is_file():
         raise FewstepError(f"--start: {begin} is not a pipeline folder (no model_index.json)")
     place = str(pick_device(device))
-    make(work, out, seed=seed, start=begin, device=place, steps=steps, say=note)
+    make(
+        work,
+        out,
+        seed=seed,
+        start=begin,
+        device=place,
+        steps=steps,
+        compiled=compiled,
+        say=note,
+    )
     if as_json:
         say_json({"folder": str(out), "seed": seed})
     else:

@@ -87,6 +87,7 @@ def train(
     seed: int = 0,
     settings: FitSettings = SETTINGS,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
     """Trains the pipeline's transformer on what its text encoders say; it ends on the CPU.
 
@@ -97,6 +98,7 @@ def train(
         seed: Of every draw.
         settings: How long and how fast.
         device: Where to train; random values are drawn on the CPU, whatever it is.
+        compiled: Whether torch compiles the transformer: a minute or two once, then 1.4x as fast.
     """
     captions = sorted({*pairs.captions, ""})
     place = {caption: number for number, caption in enumerate(captions)}
@@ -104,6 +106,8 @@ def train(
     known = read(pipe, captions)
     tokens, pooled = known.tokens.to(device), known.pooled.to(device)
     net = pipe.transformer.train().requires_grad_(True).to(device)
+    forward = torch.compile(net) if compiled else net
+    matrices = [p for p in net.transformer_blocks.parameters() if p.ndim == 2]
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -112,7 +116,7 @@ def train(
         dropped = torch.rand(BATCH, generator=generator) < _UNCONDITIONAL
         asked = torch.where(dropped, place[""], words[rows]).to(device)
         sigma, eps = draw_sigmas(BATCH, generator), torch.randn(x0.shape, generator=generator)
-        velocity = net(
+        velocity = forward(
             hidden_states=add_noise(x0, eps, sigma).to(device),
             timestep=sigma.to(device) * 1000,
             encoder_hidden_states=tokens[asked],
@@ -121,5 +125,5 @@ def train(
         )[0]
         return {"loss": (velocity - (eps - x0).to(device)).square().mean()}
 
-    fit(net, loss, settings, folder)
+    fit(net, loss, settings, folder, orthogonal=matrices)
     net.cpu().eval()

@@ -30,6 +30,7 @@ def make(
     start: Path | None = None,
     device: str = "cpu",
     steps: int | None = None,
+    compiled: bool = False,
     say: Say,
 ) -> None:
     """Trains every network in `work`, continuing what is there, and writes the world to `out`.
@@ -43,6 +44,7 @@ def make(
         start: A pipeline folder to begin with: only its transformer is trained on.
         device: Where to train.
         steps: Of every network, to try whether it works; None for as many as it takes.
+        compiled: Whether torch compiles the transformer for training.
         say: Told in one line what begins.
     """
     began = time.monotonic()
@@ -62,7 +64,15 @@ def make(
         text.train(pipe, work / "text", seed=seed, settings=plans[2], device=device)
     say(f"teacher: scenes, then {plans[3].steps} steps")
     pairs = _pairs(vae, work, seed, min(denoiser.SCENES, plans[3].steps * denoiser.BATCH))
-    denoiser.train(pipe, pairs, work / "teacher", seed=seed, settings=plans[3], device=device)
+    denoiser.train(
+        pipe,
+        pairs,
+        work / "teacher",
+        seed=seed,
+        settings=plans[3],
+        device=device,
+        compiled=compiled,
+    )
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     save_pipeline(pipe, fresh / "pipeline")
