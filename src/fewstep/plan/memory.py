@@ -15,7 +15,7 @@ from fewstep.plan.parameters import Parameters
 
 MASTER = 4  # bytes of a trained weight, a gradient, a moment, an averaged weight: float32
 WIDTHS = {"float32": 4, "bfloat16": 2}
-BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5625}
+BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.52}
 """Bytes of a weight of the blocks, scales included; what is outside of them is little."""
 MOMENTS = {"adamw": 4.0, "adamw8bit": 1.02, "adamwfp8": 1.02}
 _ON_HOST = "; in the computer's memory"

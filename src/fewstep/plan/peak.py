@@ -15,8 +15,8 @@ from fewstep.plan.memory import MASTER, WIDTHS, Item
 from fewstep.plan.parameters import Parameters
 from fewstep.plan.trace import Trace
 
-BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 4.5 / 8}
-"""Bytes of a weight of the frozen base, scales included."""
+BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 1 / 2 + 1 / 64}
+"""Bytes of a weight of the frozen base, scales included, but for those that rows share."""
 MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256}
 MOMENTS["adamwfp8"] = MOMENTS["adamw8bit"]
 """Bytes of a number of an optimizer's moments, scales included."""
@@ -88,6 +88,8 @@ def held(
             counts=not memory.offload_optimizer,
         ),
     ]
+    if memory.base is not None:
+        items.append(decoded(backbone, memory.base, width))
     if recipe.ema:
         home = "; on the host" if memory.offload_ema else ""
         told = f"trained x {MASTER} B{also}{home}"
@@ -147,14 +149,28 @@ def base_size(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> tuple[in
     width = WIDTHS[memory.teacher_dtype or recipe.model.dtype]
     if memory.base is None:
         return sizes.network * width, f"network x {width} B"
-    few = sum(
-        layer.weight.numel()
-        for block in backbone.blocks(backbone.net)
-        for layer in block.modules()
-        if isinstance(layer, nn.Linear)
-    )
+    few = sum(sum(_linear(block)) for block in backbone.blocks(backbone.net))
     size = round(few * BASES[memory.base]) + (sizes.network - few) * width
     return size, f"blocks' layers in {memory.base}, the rest x {width} B"
+
+
+def decoded(backbone: Backbone, base: str, width: int) -> Item:
+    """Weights of a base in few bits while they are numbers, in a precision of some bytes.
+
+    In a backward pass torchao keeps those of a block that is computed again, but for NF4, which it
+    decodes once more: there a layer at a time has its codes in 8 bytes and three copies.
+    """
+    blocks = [_linear(block) for block in backbone.blocks(backbone.net)]
+    if base == "nf4":
+        most = max((max(sizes) for sizes in blocks if sizes), default=0)
+        return Item("decoded weights", most * (8 + 3 * width), "the largest layer, at work")
+    most = max((sum(sizes) for sizes in blocks), default=0)
+    return Item("decoded weights", most * width, f"the largest block x {width} B")
+
+
+def _linear(block: nn.Module) -> list[int]:
+    """Weights of each linear layer."""
+    return [each.weight.numel() for each in block.modules() if isinstance(each, nn.Linear)]
 
 
 def _size(module: nn.Module) -> int:
