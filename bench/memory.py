@@ -18,9 +18,10 @@ from pathlib import Path
 HIDDEN, LAYERS = 384, 6
 LORA = ["student.mode=lora", "student.lora.rank=8"]
 LOW = ["model.dtype=bfloat16"]
+AGAIN = "student.gradient_checkpointing=true"
 SETTINGS: dict[str, list[str]] = {
     "full": [],
-    "full, checkpointing": ["student.gradient_checkpointing=true"],
+    "full, checkpointing": [AGAIN],
     "full, checkpointing every 2nd": ["student.gradient_checkpointing=2"],
     "full, teacher bf16": ["memory.teacher_dtype=bfloat16"],
     "full, 8-bit moments": [f"{r}.optimizer.name=adamw8bit" for r in ("student", "fake_teacher")],
@@ -28,9 +29,11 @@ SETTINGS: dict[str, list[str]] = {
     "full, bf16": LOW,
     "full, bf16 weights": [*LOW, "memory.trained_dtype=bfloat16"],
     "lora": LORA,
-    "lora, int8 base": [*LORA, "memory.base=int8"],
-    "lora, fp8 base": [*LORA, "memory.base=fp8"],
     "lora, nf4 base": [*LORA, "memory.base=nf4"],
+    "lora, checkpointing": [*LORA, AGAIN],
+    "lora, checkpointing, int8 base": [*LORA, AGAIN, "memory.base=int8"],
+    "lora, checkpointing, fp8 base": [*LORA, AGAIN, "memory.base=fp8"],
+    "lora, checkpointing, nf4 base": [*LORA, AGAIN, "memory.base=nf4"],
 }
 ON_GPU = {
     "full, moments on the host": ["memory.offload_optimizer=true"],

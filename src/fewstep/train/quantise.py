@@ -55,11 +55,15 @@ def _encoder(base: str) -> Callable[[nn.Linear], None]:
     int8, fp8 = quantization.Int8WeightOnlyConfig(), quantization.Float8WeightOnlyConfig()
     encoders: dict[str, Callable[[nn.Linear], None]] = {
         "int8": lambda layer: quantization.quantize_(layer, int8),
-        # A row of zeros would be divided by its scale, 0, and become NaN: left as it is.
-        "fp8": lambda layer: layer.weight.any(1).all() and quantization.quantize_(layer, fp8),
+        "fp8": lambda layer: quantization.quantize_(layer, fp8, filter_fn=_no_row_is_zero),
         "nf4": _nf4,
     }
     return encoders[base]
+
+
+def _no_row_is_zero(layer: nn.Module, name: str) -> bool:
+    """Whether fp8 can hold a layer: torchao divides rows by their scales, and zeros become NaN."""
+    return isinstance(layer, nn.Linear) and bool(layer.weight.any(1).all())
 
 
 def _nf4(layer: nn.Linear) -> None:
