@@ -153,6 +153,22 @@ class Backbone(ABC):
             self._null = self._encode_null()
         return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
 
+    @property
+    def text_tokens(self) -> int:
+        """Length of every encoded prompt, as options and configurations tell it.
+
+        `max_sequence_length`, where the family has that option; else of the first tokenizer.
+        """
+        return int(getattr(self, "max_sequence_length", None) or self._first_tokens())
+
+    def _first_tokens(self) -> int:
+        """What the first tokenizer pads to, by its configuration; 77, as CLIP's, without one."""
+        file = self.source / (self.tokenizer_names or ("tokenizer",))[0] / "tokenizer_config.json"
+        try:
+            return int(json.loads(file.read_text(encoding="utf-8"))["model_max_length"])
+        except (OSError, ValueError, KeyError):
+            return 77
+
     def keep_null(self, cond: Conditioning) -> None:
         """Takes the encoded empty prompt, batch 1, from elsewhere: for use without encoders."""
         self._null = cond.to(self.device)
@@ -319,13 +335,25 @@ def shift_of(config: Mapping[str, Any], *, tokens: int) -> Shift:
     Args:
         config: The scheduler's configuration.
         tokens: Packed image tokens, which dynamic shifting depends on.
+
+    Raises:
+        FewstepError: if the scheduler then bends its sigmas in another way.
     """
+    for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        if config.get(name):
+            raise FewstepError(
+                f"scheduler/scheduler_config.json: {name} is on, which grids of few steps do not "
+                "survive; set it to false"
+            )
+    terminal = config.get("shift_terminal") or None
     if not config.get("use_dynamic_shifting", False):
-        return StaticShift(float(config.get("shift", 1.0)))
+        static = StaticShift(float(config.get("shift", 1.0)))
+        return static if terminal is None else ExponentialShift(math.log(static.shift), terminal)
     low, high = config["base_image_seq_len"], config["max_image_seq_len"]
     slope = (config["max_shift"] - config["base_shift"]) / (high - low)
-    mu = config["base_shift"] + slope * (tokens - low)
-    return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
+    mu = float(config["base_shift"] + slope * (tokens - low))
+    linear = config.get("time_shift_type") == "linear"  # then mu itself is the static shift
+    return ExponentialShift(math.log(mu) if linear else mu, terminal)
 
 
 def _name_scheduler(index: Path, name: str) -> None:
