@@ -25,6 +25,10 @@ real() { "$1" -c 'import sys; print(sys.executable)' </dev/null; }
 
 digest() { cat pyproject.toml constraints.txt | cksum | tr -d ' \n'; }
 
+fresh() { # is there a .venv made from these very files?
+    [ -x .venv/bin/python ] && [ "$(cat .venv/stamp 2>/dev/null)" = "$(digest)" ]
+}
+
 build() { # make .venv from the given Python
     say "creating .venv with $("$1" --version 2>&1) ($(real "$1")); the first time takes some minutes"
     rm -rf .venv
@@ -50,7 +54,20 @@ elif [ -n "${VIRTUAL_ENV:-}" ] && complete "$VIRTUAL_ENV/bin/python"; then
     exit 0
 fi
 
-if [ -x .venv/bin/python ] && [ "$(cat .venv/stamp 2>/dev/null)" = "$(digest)" ]; then
+if fresh; then
+    echo "$PWD/.venv/bin/python"
+    exit 0
+fi
+
+# Two at once must not build the same .venv; whoever comes second finds it made.
+until mkdir .venv.lock 2>/dev/null; do
+    [ -n "${told:-}" ] || say "another make is building .venv; waiting (if none is, remove $PWD/.venv.lock)"
+    told=1
+    sleep 1
+done
+trap 'rmdir .venv.lock' EXIT
+trap 'exit 130' INT TERM
+if fresh; then
     echo "$PWD/.venv/bin/python"
     exit 0
 fi
