@@ -39,9 +39,7 @@ def test_grids_are_those_of_the_scheduler(options):
     torch.testing.assert_close(found, scheduler.sigmas)
 
 
-@pytest.mark.parametrize(
-    "name", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"]
-)
+@pytest.mark.parametrize("name", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
 def test_other_bends_are_refused(name):
     config = FlowMatchEulerDiscreteScheduler(**{name: True}).config
     with pytest.raises(FewstepError, match=name):
