@@ -6,10 +6,6 @@ use them.
 
 from __future__ import annotations
 
-from fewstep.quiet import hush
-
 __version__ = "0.1.0"
 
 __all__ = ["__version__"]
-
-hush()

@@ -200,6 +200,6 @@ def test_a_missing_torchao_is_named_with_its_extra(make_run, monkeypatch, overri
 
 
 def test_it_is_loaded_without_a_word():
-    code = "import fewstep, torchao; from torchao import optim, quantization"
+    code = "import fewstep.backbones, torchao; from torchao import optim, quantization"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout + done.stderr == ""

@@ -19,6 +19,7 @@ from fewstep.backbones.outline import outlined
 from fewstep.backbones.parts import Configured, left_out
 from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError, did_you_mean
+from fewstep.quiet import hush
 
 __all__ = [
     "REFUSED",
@@ -31,6 +32,8 @@ __all__ = [
     "load",
     "outline",
 ]
+
+hush()  # diffusers and peft load torchao where it is installed
 
 
 @dataclass(frozen=True)
