@@ -1,6 +1,7 @@
 """Seconds an iteration takes with 1, 2 and 4 processes, at one global batch.
 
     python bench/scaling.py --processes 1 2 4 --shard none --repeats 3 --json
+    python bench/scaling.py --tiny        # only whether it works; nothing is kept
 
 Each measurement is a run of its own under torchrun on the random tiny Stable Diffusion 3. The
 numbers of processes take turns, so that what else the machine does falls on all alike. Told are the
@@ -27,6 +28,7 @@ from fewstep.hardware import describe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WARM = 1  # iterations that are not counted
+TINY = {"processes": [1, 2], "batch": 2, "steps": 3, "repeats": 1}
 
 
 def main() -> None:
@@ -41,8 +43,26 @@ def main() -> None:
     told.add_argument("--steps", type=int, default=10)
     told.add_argument("--repeats", type=int, default=3)
     told.add_argument("--note", default="", help="what else the machine was doing")
+    told.add_argument("--tiny", action="store_true", help="the least that runs; nothing is kept")
     told.add_argument("--json", action="store_true")
     wanted = told.parse_args()
+    if wanted.tiny:
+        told.set_defaults(**TINY)
+        wanted = told.parse_args()
+    if wanted.steps < WARM + 2:
+        told.error(f"--steps: at least {WARM + 2}, as the first and the last are not counted")
+    report = measure_all(wanted)
+    if not wanted.tiny:
+        keep(report)
+    if wanted.json:
+        print(json.dumps(report, indent=2))
+        return
+    for count, each in report["processes"].items():
+        print(f"{count} processes: {each['wall_s']:.3f} s wall, {each['cpu_s']:.3f} s processor")
+
+
+def measure_all(wanted: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, and where."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipe = prepare(folder, wanted)
@@ -50,8 +70,7 @@ def main() -> None:
         for repeat in range(wanted.repeats):
             for count in wanted.processes:
                 found[count].append(measure(count, recipe, folder / f"{repeat}-{count}"))
-    hardware = describe()
-    report = {
+    return {
         "global_batch": wanted.batch,
         "steps": wanted.steps - WARM - 1,
         "repeats": wanted.repeats,
@@ -59,17 +78,17 @@ def main() -> None:
         "load": list(os.getloadavg()),
         "note": wanted.note,
         "processes": {str(count): summary(each) for count, each in found.items()},
-        "hardware": hardware,
+        "hardware": describe(),
     }
+
+
+def keep(report: dict[str, Any]) -> None:
+    """Write it under the hardware's name."""
+    hardware = report["hardware"]
     RESULTS.mkdir(exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", str(hardware.get("accelerator", hardware["cpu"])).lower())
     file = RESULTS / f"scaling-{name.strip('-')}.json"
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if wanted.json:
-        print(json.dumps(report, indent=2))
-        return
-    for count, each in report["processes"].items():
-        print(f"{count} processes: {each['wall_s']:.3f} s wall, {each['cpu_s']:.3f} s processor")
 
 
 def prepare(folder: Path, wanted: argparse.Namespace) -> Path:

@@ -1,19 +1,39 @@
 """What torchrun starts in the tests of several processes: runs, one after the other, in one go.
 
-``parallel_worker.py JOBS``: a JSON list of {recipe, folder, resume, port}.
+``parallel_worker.py JOBS``: a JSON list of {recipe, folder, resume, port, die, dawdle}; the last
+process is killed while it writes the checkpoint of step `die`, and slow to write that of `dawdle`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 from fewstep.config import parse_recipe
-from fewstep.train import distill
+from fewstep.train import checkpoint, distill
+
+
+def trouble_writing(die: int, dawdle: int) -> None:
+    """What goes wrong with this process when its pieces of a step's checkpoint are half done."""
+    real = checkpoint.sums_of
+
+    def sums_of(files):
+        found = sorted(files)
+        place = found[0].parent
+        if place == checkpoint.unfinished(place.parent, die):
+            os.truncate(found[0], found[0].stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if place == checkpoint.unfinished(place.parent, dawdle):
+            time.sleep(20)
+        return real(found)
+
+    checkpoint.sums_of = sums_of
 
 
 def main() -> None:
@@ -21,6 +41,8 @@ def main() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # one store a run
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         os.environ["MASTER_PORT"] = str(job["port"])
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            trouble_writing(job["die"], job["dawdle"])
         distill(parse_recipe(job["recipe"]), Path(job["folder"]), resume=job["resume"])
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from fewstep.config_parallel import ParallelRecipe
 from fewstep.errors import FewstepError
 from fewstep.train import checkpoint, distill, parallel
 from fewstep.train.anchors import simulate_to
+from fewstep.train.interrupt import Interrupts
+from fewstep.train.log import METRICS, last_step
 from fewstep.train.parallel import Together
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
@@ -40,7 +43,7 @@ CASES = {
     "lora": LORA,
     "lora, sharded": (*LORA, FULL),
 }
-SMALL = ("data.batch_size=4", "grid.max_steps=3", "checkpoint.every=2", "preview.every=2")
+SMALL = ("data.batch_size=4", "grid.max_steps=3", "checkpoint.every=1", "preview.every=1")
 
 
 def free_port() -> int:
@@ -64,21 +67,27 @@ def torchrun(processes: int, *command: str) -> subprocess.Popen[str]:
     )
 
 
-def run_all(processes: int, jobs: list, folder: Path) -> str:
-    """Runs of (recipe, folder, resume), each with all the processes."""
+def run_all(processes: int, jobs: list, folder: Path, *, die: int = 0, dawdle: int = 0) -> str:
+    """Runs of (recipe, folder, resume), each with all the processes, to their end.
+
+    With `die`, that is when one of them is killed while it writes that step's checkpoint; it takes
+    long to write that of `dawdle`.
+    """
     content = [
         {
             "recipe": recipe.model_dump(mode="json"),
             "folder": str(where),
             "resume": resume,
             "port": free_port(),
+            "die": die,
+            "dawdle": dawdle,
         }
         for recipe, where, resume in jobs
     ]
     (folder / "jobs.json").write_text(json.dumps(content), encoding="utf-8")
     process = torchrun(processes, str(WORKER), str(folder / "jobs.json"))
     output, _ = process.communicate(timeout=1200)
-    assert process.returncode == 0, output
+    assert (process.returncode == 0) == (not die), output
     return output
 
 
@@ -93,7 +102,7 @@ def recipe_of(make_recipe, overrides, steps: int = STEPS):
 
 
 def assert_close(one: Path, other: Path, step: int = STEPS) -> None:
-    """Equal to float32 rounding: every tensor of the last checkpoint, every figure of every step.
+    """Equal to float32 rounding: every tensor of a checkpoint, every figure of every step.
 
     Adam divides by the gradient's size, so that rounding moves a weight whose gradient is nearly 0
     by some hundredths of the step of 1e-3; the gradients (first moments) agree to 1e-6.
@@ -150,10 +159,15 @@ def two(make_recipe, alone, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case, two, alone):
-    assert_close(alone(CASES[case]), two[case])
-    state = checkpoint.read_state(two[case] / "checkpoints" / f"step-{STEPS:08d}")
-    assert state["format"] == checkpoint.SHARDED
-    assert len(state["files"]) == (2 if case == "full, sharded" else len(state["files"]))
+    """Also in the first checkpoint, which is written while the second step moves the weights."""
+    for step in range(1, STEPS + 1):
+        assert_close(alone(CASES[case]), two[case], step)
+        path = two[case] / "checkpoints" / f"step-{step:08d}"
+        state = checkpoint.read_state(path)
+        assert state["format"] == checkpoint.SHARDED
+        if case == "full, sharded":
+            sizes = [(path / name).stat().st_size for name in state["files"]]
+            assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
 
 
 @pytest.mark.slow
@@ -203,24 +217,90 @@ def test_four_processes_and_then_two(make_recipe, alone, tmp_path):
         (recipe_of(make_recipe, (*mode, FULL), STEPS + 1), tmp_path / name, True)
         for name, mode in (("full", ()), ("lora", LORA))
     ]
+    for name, (recipe, folder, _) in zip(cases, jobs, strict=True):  # and one: the same end
+        shutil.copytree(folder, tmp_path / f"{name}-alone")
+        single = recipe.model_copy(update={"parallel": ParallelRecipe()})
+        distill(single, tmp_path / f"{name}-alone", resume=True, console=quiet())
     assert "resuming from step-00000002" in run_all(2, jobs, tmp_path)
-    for _, folder, _ in jobs:
-        assert checkpoint.find(folder, "last").name == f"step-{STEPS + 1:08d}"
+    for name in cases:
+        assert_close(tmp_path / f"{name}-alone", tmp_path / name, STEPS + 1)
+
+
+@pytest.fixture
+def endless(make_recipe, tmp_path):
+    """``endless("checkpoint.every=1", ...)``: torchrun with two, in step 2 or later; its folder."""
+    from fewstep.config import dump_recipe
+
+    def start(*overrides: str) -> tuple[subprocess.Popen[str], Path]:
+        long = recipe_of(make_recipe, overrides, 500)
+        file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+        file.write_text(dump_recipe(long), encoding="utf-8")
+        process = torchrun(2, "-m", "fewstep", "distill", str(file), "--out", str(folder))
+        deadline = time.monotonic() + 600  # a busy machine is slow, not wrong
+        while last_step(folder / METRICS) < 1:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return process, folder
+
+    return start
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job(make_recipe, tmp_path):
-    """kill -9 of one: the job ends within a minute and says why; --resume goes on, here alone."""
-    from fewstep.config import dump_recipe
+@pytest.mark.parametrize("who", ["torchrun", "one process", "all, as Slurm does"])
+def test_a_signal_to_any_of_them_stops_all_at_one_step(who, endless, make_recipe):
+    """They finish the step, save and end; --resume goes on, here alone."""
+    seldom = ("checkpoint.every=1000", "preview.every=1000")
+    process, folder = endless(FULL, *seldom)
+    workers = psutil.Process(process.pid).children()
+    told = {"torchrun": [process], "one process": workers[-1:]}.get(who, [*workers, process])
+    for each in told:
+        each.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    (path,) = checkpoint.listed(folder / "checkpoints")
+    step = checkpoint.read_state(path)["step"]
+    assert last_step(folder / METRICS) == step < 500
+    assert f"stopped after step {step}; continue with --resume" in output
+    if who == "one process":  # else torchrun says that it was signalled
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+    again, console = recipe_of(make_recipe, seldom, max(step, 2) + 1), quiet()
+    distill(again, folder, resume=True, console=console)
+    assert f"resuming from {path.name}" in console.file.getvalue()
+    lines = (folder / METRICS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(again.train.steps + 1))
 
-    long = recipe_of(make_recipe, (FULL, "checkpoint.every=1"), 500)
-    file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
-    file.write_text(dump_recipe(long), encoding="utf-8")
-    process = torchrun(2, "-m", "fewstep", "distill", str(file), "--out", str(folder))
-    deadline = time.monotonic() + 600  # a busy machine is slow, not wrong
+
+@pytest.mark.slow
+def test_killed_while_writing(make_recipe, alone, tmp_path):
+    """A checkpoint is there when all have written their pieces of it, or not at all."""
+    recipe, folder = recipe_of(make_recipe, (FULL,)), tmp_path / "run"
+    run_all(2, [(recipe, folder, False)], tmp_path, die=STEPS)
+    kept = checkpoint.listed(folder / "checkpoints")
+    assert [path.name for path in kept] == [f"step-{step:08d}" for step in range(1, STEPS)]
+    assert [*checkpoint.unfinished(folder / "checkpoints", STEPS).iterdir()]
+    run_all(2, [(recipe, folder, True)], tmp_path, dawdle=STEPS)  # which is waited for at the end
+    assert_close(alone(()), folder)
+    assert not [*(folder / "checkpoints").glob(".unfinished-*")]
+
+
+@pytest.mark.slow
+def test_a_slow_disk_holds_nobody_up(make_recipe, alone, tmp_path):
+    """A step with its preview goes by while one process still writes its pieces of the last one."""
+    folder = tmp_path / "run"
+    run_all(2, [(recipe_of(make_recipe, (FULL,)), folder, False)], tmp_path, dawdle=1)
+    first = folder / "checkpoints" / "step-00000001" / "state.json"
+    assert (folder / METRICS).stat().st_mtime < first.stat().st_mtime
+    for step in range(1, STEPS + 1):
+        assert_close(alone(()), folder, step)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job(make_recipe, endless):
+    """kill -9 of one: the job ends within a minute and says why; --resume goes on, here alone."""
+    process, folder = endless(FULL)
     while not checkpoint.listed(folder / "checkpoints"):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
         time.sleep(0.1)
     psutil.Process(process.pid).children()[-1].kill()
     killed = time.monotonic()
@@ -234,7 +314,7 @@ def test_a_killed_process_ends_the_job(make_recipe, tmp_path):
     newest = checkpoint.listed(folder / "checkpoints")[-1]
     step = checkpoint.read_state(newest)["step"]
     console, steps = quiet(), max(step, 2) + 1
-    again = recipe_of(make_recipe, ("checkpoint.every=1",), steps)
+    again = recipe_of(make_recipe, (), steps)
     distill(again, folder, resume=True, console=console)
     assert f"resuming from {newest.name}" in console.file.getvalue()
 
@@ -266,6 +346,15 @@ def test_a_recipe_must_fit_the_processes(section, data, said, monkeypatch):
 def test_hybrid_says_how_many_copies():
     with pytest.raises(ValueError, match="replicate above 1"):
         ParallelRecipe(shard="hybrid")
+
+
+def test_one_request_may_come_twice():
+    """Of Slurm and of torchrun, which Slurm told too: stopping at once would lose the step."""
+    said: list[str] = []
+    with Interrupts(said.append, echo=60.0) as interrupts:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+    assert interrupts.requested and len(said) == 1
 
 
 def test_nobody_stays_behind(cond):
