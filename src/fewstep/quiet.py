@@ -1,4 +1,7 @@
-"""Silence on what libraries say about themselves while they load, and no user can act on."""
+"""Silence on what libraries say about themselves while they load, and no user can act on.
+
+Imported before whatever loads diffusers, which loads torchao where that is installed.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,6 @@ _SAID = {
 """Logger -> part of the message that is dropped; all others are passed on."""
 
 
-def hush() -> None:
-    """Drop these messages from now on; loads nothing."""
-    for name, part in _SAID.items():
-        logging.getLogger(name).addFilter(_Without(part))
-
-
 class _Without(logging.Filter):
     def __init__(self, part: str) -> None:
         super().__init__()
@@ -25,3 +22,7 @@ class _Without(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return self._part not in record.getMessage()
+
+
+for _name, _part in _SAID.items():
+    logging.getLogger(_name).addFilter(_Without(_part))

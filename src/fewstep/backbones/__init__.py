@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fewstep import quiet  # noqa: F401 - first, before diffusers
 from fewstep.backbones import distilled, places
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.distilled import REFUSED, Refused
@@ -19,7 +20,6 @@ from fewstep.backbones.outline import outlined
 from fewstep.backbones.parts import Configured, left_out
 from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError, did_you_mean
-from fewstep.quiet import hush
 
 __all__ = [
     "REFUSED",
@@ -32,8 +32,6 @@ __all__ = [
     "load",
     "outline",
 ]
-
-hush()  # diffusers and peft load torchao where it is installed
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,3 @@
 """The embedded tiny world: captioned scenes, an oracle that reads them, a tiny pipeline."""
 
-from fewstep.quiet import hush
-
-hush()  # before diffusers
+from fewstep import quiet  # noqa: F401 - first, before diffusers
