@@ -64,26 +64,16 @@ def make(
         text.train(pipe, work / "text", seed=seed, settings=plans[2], device=device)
     say(f"teacher: scenes, then {plans[3].steps} steps")
     pairs = _pairs(vae, work, seed, min(denoiser.SCENES, plans[3].steps * denoiser.BATCH))
-    denoiser.train(
-        pipe,
-        pairs,
-        work / "teacher",
-        seed=seed,
-        settings=plans[3],
-        device=device,
-        compiled=compiled,
-    )
+    how = {"seed": seed, "settings": plans[3], "device": device, "compiled": compiled}
+    denoiser.train(pipe, pairs, work / "teacher", **how)
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     save_pipeline(pipe, fresh / "pipeline")
     save_file(judge.state_dict(), fresh / "features.safetensors")
     write_prompts(fresh / "prompts")
     facts = {"seed": seed, "torch": torch.__version__, "machine": platform.machine()}
-    facts |= {
-        "seconds": round(time.monotonic() - began),
-        "continued": start is not None,
-        "device": device,
-    }
+    facts |= {"seconds": round(time.monotonic() - began)}
+    facts |= {"continued": start is not None, "device": device}
     (fresh / "made.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
