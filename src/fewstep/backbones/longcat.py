@@ -65,6 +65,11 @@ class LongCat(Packed):
         embeds, _ = self.pipe.encode_prompt(prompts)
         return Conditioning({"prompt_embeds": embeds})
 
+    @property
+    def text_tokens(self) -> int:
+        """See `Backbone.text_tokens`; a constant of the pipeline."""
+        return int(self.pipe.tokenizer_max_length)
+
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         """Guided velocity [B, N, C], patch by patch no longer than the conditional one."""
         guided = super().guide(cond, null, scale)

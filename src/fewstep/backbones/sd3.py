@@ -69,6 +69,11 @@ class SD3(Backbone):
         )
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
 
+    @property
+    def text_tokens(self) -> int:
+        """See `Backbone.text_tokens`; CLIP's tokens stand before T5's."""
+        return self._first_tokens() + self.max_sequence_length
+
     def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the T5 length is 256 in the stock pipeline unless told."""
         call = super().stock_call(steps, height, width)

@@ -3,7 +3,7 @@
 from fewstep.plan.dry_run import DryRun, dry_run
 from fewstep.plan.evaluations import Evaluations, count_evaluations
 from fewstep.plan.files import File, files_of
-from fewstep.plan.memory import Item, activations, memory_of
+from fewstep.plan.memory import Item
 from fewstep.plan.parameters import Parameters, count_parameters
 
 __all__ = [
@@ -12,10 +12,8 @@ __all__ = [
     "File",
     "Item",
     "Parameters",
-    "activations",
     "count_evaluations",
     "count_parameters",
     "dry_run",
     "files_of",
-    "memory_of",
 ]

@@ -15,8 +15,9 @@ from fewstep.errors import FewstepError
 from fewstep.objectives import Objective
 from fewstep.plan.evaluations import Evaluations, count_evaluations
 from fewstep.plan.files import File, files_of
-from fewstep.plan.memory import Item, memory_of
+from fewstep.plan.memory import Item
 from fewstep.plan.parameters import Parameters, count_parameters
+from fewstep.plan.variants import Estimate, peak
 from fewstep.schedules import RandomGrid, few_step_sigmas, with_shift
 
 STEPS = 4
@@ -59,7 +60,7 @@ class DryRun:
     @property
     def training_bytes(self) -> int:
         """Memory while training."""
-        return sum(item.size for item in self.memory if item.counts)
+        return peak(self.memory)
 
     @property
     def disk_bytes(self) -> int:
@@ -124,8 +125,13 @@ class DryRun:
         ]
 
 
-def dry_run(recipe: Recipe) -> DryRun:
-    """Walk through a recipe with the model's configurations alone; writes nothing.
+def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
+    """Work through a recipe with the model's configurations alone; writes nothing.
+
+    Args:
+        recipe: What would be run.
+        walk: Walk through the network for its memory, as `fewstep plan` does, which takes seconds
+            for a small model and a minute for a large one; else `memory` is empty.
 
     Raises:
         FewstepError: The run would be refused for the same reason.
@@ -138,6 +144,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     evaluations = count_evaluations(recipe, found)
     few, anchors, steps = grids(recipe, backbone)
     samples = recipe.train.steps * recipe.data.batch_size
+    memory = Estimate(backbone, found, 1, cuda=True).memory(recipe) if walk else []
     return DryRun(
         model=wanted.path,
         family=backbone.name,
@@ -148,7 +155,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         steps=steps,
         evaluations=evaluations,
         run_evaluations=round(samples * evaluations.total),
-        memory=tuple(memory_of(recipe, backbone, sizes)),
+        memory=tuple(memory),
         files=tuple(files_of(recipe, sizes)),
         missing=missing_files(recipe),
     )

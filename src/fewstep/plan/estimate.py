@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep import backbones, objectives
-from fewstep.backbones.base import Backbone
-from fewstep.config import ConfigError, Recipe, parse_recipe
+from fewstep.config import Recipe
 from fewstep.errors import FewstepError
-from fewstep.objectives import Objective
 from fewstep.plan.dry_run import Table, build_objectives, gb, millions
 from fewstep.plan.evaluations import Evaluations, count_evaluations
 from fewstep.plan.gpus import Gpu, find_gpu
 from fewstep.plan.memory import Item
 from fewstep.plan.parameters import Parameters, count_parameters
-from fewstep.plan.peak import held, micro_batch, questions, working
-from fewstep.plan.trace import Trace, trace
+from fewstep.plan.variants import Change, Estimate, peak
 
 UTILISATION = 0.4
 """Share of an accelerator's matrix peak that training is assumed to reach, unless told."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting that takes less memory, on top of those before it.
-
-    Attributes:
-        settings: As ``--set`` takes them.
-        price: What it costs.
-        bytes: Peak on one device with it.
-        fits: Whether that is within the device's room.
-    """
-
-    settings: tuple[str, ...]
-    price: str
-    bytes: int
-    fits: bool
 
 
 @dataclass(frozen=True)
@@ -192,99 +171,8 @@ def plan(
     )
 
 
-def peak(items: tuple[Item, ...] | list[Item]) -> int:
-    """Bytes of all that is there while training."""
-    return sum(item.size for item in items if item.counts)
-
-
-class Estimate:
-    """Memory of variants of a recipe; what needs no new walk through the network takes none."""
-
-    def __init__(
-        self, backbone: Backbone, objectives: list[Objective], gpus: int, cuda: bool
-    ) -> None:
-        self._backbone, self._objectives = backbone, objectives
-        self._gpus, self._cuda = gpus, cuda
-        self._traces: dict[tuple[Any, ...], Trace] = {}
-
-    def trace(self, recipe: Recipe) -> Trace:
-        """A call of the recipe's student."""
-        batch, asked = micro_batch(recipe, self._gpus), questions(recipe, self._objectives)
-        student = recipe.student.model_dump_json(exclude={"optimizer"})
-        dtypes = recipe.model.dtype, recipe.memory.trained_dtype
-        key = (batch, asked, student, dtypes, recipe.data.accumulate > 1)
-        if key not in self._traces:
-            self._traces[key] = trace(
-                recipe, self._backbone, batch=batch, questions=asked, cuda=self._cuda
-            )
-        return self._traces[key]
-
-    def memory(self, recipe: Recipe) -> list[Item]:
-        """Item by item, at the fullest moment, on one device."""
-        seen = self.trace(recipe)
-        work = working(recipe, self._objectives, seen)
-        sizes = count_parameters(self._backbone, recipe.student)
-        return held(recipe, self._backbone, sizes, seen, gpus=self._gpus, work=work)
-
-    def changes(self, recipe: Recipe, gpu: Gpu) -> Iterator[Change]:
-        """Settings in the order of what they cost, each with those before, until it fits."""
-        for settings, price in remedies(recipe, self._gpus):
-            try:
-                recipe = changed(recipe, settings)
-            except ConfigError:  # it does not go with what the recipe says already
-                continue
-            size = peak(self.memory(recipe))
-            told = tuple(f"{key}={_text(value)}" for key, value in settings.items())
-            yield Change(told, price, size, size <= gpu.room)
-            if size <= gpu.room:
-                return
-
-
-def remedies(recipe: Recipe, gpus: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """Settings that a recipe does not have yet and that take less memory, cheapest first."""
-    student, data = recipe.student, recipe.data
-    if int(student.gradient_checkpointing) != 1:
-        yield {"student.gradient_checkpointing": True}, "one more forward pass for each backward"
-    share = data.batch_size // gpus
-    if data.accumulate < share:
-        yield {"data.accumulate": share}, "one sample at a time"
-    if not data.encode_ahead and data.cache is None:
-        yield {"data.encode_ahead": True}, "minutes at the start"
-    if gpus > 1 and recipe.parallel.shard == "none" and recipe.memory.base is None:
-        yield {"parallel.shard": "full"}, "weights travel for every call"
-    if student.mode == "full":
-        lora = {"student.mode": "lora", "student.optimizer.lr": 1e-4}
-        lora |= {"memory.trained_dtype": None, "memory.teacher_dtype": None}
-        yield {**lora, "fake_teacher.optimizer.lr": 2e-5}, "adapters in place of all weights"
-    if any(each.name == "adamw" for each in (student.optimizer, recipe.fake_teacher.optimizer)):
-        names = {f"{role}.optimizer.name": "adamw8bit" for role in ("student", "fake_teacher")}
-        yield names, "rounded moments"
-    if recipe.memory.base != "nf4":
-        yield {"memory.base": "nf4", "parallel.shard": "none"}, "a rounded base, slower layers"
-
-
-def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """A recipe with other values.
-
-    Raises:
-        ConfigError: They do not go with the rest of it.
-    """
-    data = recipe.model_dump(mode="json")
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[name] = value
-    return parse_recipe(data)
-
-
 def _recomputes(recipe: Recipe) -> bool:
     return bool(recipe.student.gradient_checkpointing)
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower()
 
 
 def _refuse_uneven(recipe: Recipe, gpus: int) -> None:

@@ -10,16 +10,11 @@ from fewstep.backbones.base import Backbone
 from fewstep.config import OptimizerRecipe, Recipe
 from fewstep.objectives import Objective, by_site
 from fewstep.objectives.sites import AtAnchor
-from fewstep.plan.evaluations import ask_once
-from fewstep.plan.memory import MASTER, WIDTHS, Item
+from fewstep.plan.evaluations import Asked, ask_once
+from fewstep.plan.memory import BASES, MASTER, MOMENTS, WIDTHS, Item
 from fewstep.plan.parameters import Parameters
 from fewstep.plan.trace import Trace
 
-BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 1 / 2 + 1 / 64}
-"""Bytes of a weight of the frozen base, scales included, but for those that rows share."""
-MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256}
-MOMENTS["adamwfp8"] = MOMENTS["adamw8bit"]
-"""Bytes of a number of an optimizer's moments, scales included."""
 BUCKET = 64 * 2**20 * MASTER  # gradients that are averaged at once, where each process has all
 
 
@@ -33,17 +28,34 @@ def together(recipe: Recipe) -> bool:
     return recipe.train.step == "fused" and recipe.train.batch_teachers
 
 
-def questions(recipe: Recipe, objectives: Sequence[Objective]) -> int:
-    """Batches that a call of a teacher answers at once."""
-    asked = ask_once(objectives)
-    return max(asked.teacher, asked.fake_teacher, 1) if together(recipe) else 1
+def questions(recipe: Recipe, objectives: Sequence[Objective]) -> Asked:
+    """Batches that a call of a teacher answers at once; at least one, as of the simulation."""
+    asked = ask_once(objectives) if together(recipe) else Asked()
+    return Asked(teacher=max(asked.teacher, 1), fake_teacher=max(asked.fake_teacher, 1))
 
 
-def working(recipe: Recipe, objectives: Sequence[Objective], trace: Trace) -> int:
-    """Most bytes of activations, casts and gradients at once, in an iteration.
+def growing(recipe: Recipe, gpus: int) -> bool:
+    """Whether gradients come about as activations go: not where parts of a batch share them.
+
+    Nor where they are split over devices, so that little of them stays on any.
+    """
+    split = recipe.student.mode == "full" and shards(recipe, gpus) > 1
+    return recipe.data.accumulate == 1 and not split
+
+
+def working(
+    recipe: Recipe, objectives: Sequence[Objective], trace: Trace, *, gradients: int
+) -> int:
+    """Most bytes of activations and casts at once in an iteration, beyond all of the gradients.
 
     Graphs add up where the student is asked at several sites before its one backward pass, and
     where its answer at the anchor is kept while the fake teacher learns.
+
+    Args:
+        recipe: What is trained.
+        objectives: Its objectives.
+        trace: A call of its network.
+        gradients: Bytes of all gradients of a role.
     """
     fused = recipe.train.step == "fused"
     graphs = len(by_site(objectives)) if together(recipe) else 1
@@ -53,7 +65,8 @@ def working(recipe: Recipe, objectives: Sequence[Objective], trace: Trace) -> in
     one = max(trace.forward, trace.backward)
     fake_teacher = kept * trace.graph + one
     student = (graphs - 1) * trace.graph + max(one, trace.graph + trace.silent)
-    return max(fake_teacher, student, trace.silent)
+    most = max(fake_teacher, student, trace.silent)
+    return max(most - gradients, 0) if trace.growing else most
 
 
 def held(
@@ -96,11 +109,10 @@ def held(
         items.append(
             Item("running mean (EMA)", trained * MASTER, told, counts=not memory.offload_ema)
         )
-    gradients = sizes.trained * master
-    items.append(Item("gradients", gradients // trained_parts, f"trained x {master} B{also}"))
+    items.append(Item("gradients", trained * master, f"trained x {master} B{also}"))
     samples = micro_batch(recipe, gpus)
     told = f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment"
-    items.append(Item("activations and casts", max(work - gradients, 0), told))
+    items.append(Item("activations and casts", work, told))
     if gpus > 1:
         items.append(exchanged(recipe, backbone, sizes, parts))
     return [*items, *rest(recipe, sizes, width)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.backbones.base import Backbone
 from fewstep.config import LoraRecipe, Recipe
 from fewstep.plan.asked import stand_in
+from fewstep.plan.evaluations import Asked
 from fewstep.plan.live import LiveBytes, on_meta
 
 _LOW = {
@@ -43,8 +43,9 @@ class Trace:
         flops: Multiplications and additions of one forward pass of one sample.
         graph: Bytes kept for a backward pass.
         forward: Most bytes during a forward pass that keeps them.
-        backward: Most bytes during its backward pass, gradients included.
-        silent: Most bytes during a forward pass that keeps nothing.
+        backward: Most bytes during its backward pass; see `growing`.
+        silent: Most bytes while a teacher, or the student in simulation, answers without a graph.
+        growing: Whether `backward` has the gradients in it.
     """
 
     flops: float
@@ -52,6 +53,7 @@ class Trace:
     forward: int
     backward: int
     silent: int
+    growing: bool
 
 
 class _Precision(TorchFunctionMode):
@@ -136,15 +138,22 @@ def _is_mask(index: Any) -> bool:
 
 
 def trace(
-    recipe: Recipe, backbone: Backbone, *, batch: int, questions: int, cuda: bool = True
+    recipe: Recipe,
+    backbone: Backbone,
+    *,
+    batch: int,
+    asked: Asked,
+    growing: bool,
+    cuda: bool = True,
 ) -> Trace:
-    """Walk through one call of a recipe's student.
+    """Walk through one call of a recipe's student, and through its teachers' answers.
 
     Args:
         recipe: What is trained, how, and in which precision.
         backbone: An outline.
         batch: Samples of the call with a graph.
-        questions: How many such batches a call without a graph answers at once.
+        asked: How many such batches a teacher and a fake teacher answer at once.
+        growing: Count gradients as they come about; else none, as they are there already or go.
         cuda: Follow CUDA's autocast, which does more in float32 than a processor's.
 
     Raises:
@@ -155,29 +164,24 @@ def trace(
     low, live = _Precision(dtype, cuda=cuda), LiveBytes()
     live.watch([*net.parameters(), *net.buffers()])
     _watch_recomputing(net, low)
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    if recipe.data.accumulate > 1:
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-            live.watch([parameter.grad])
+    if not growing:
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_drop)
 
     def ask(count: int) -> Tensor:
-        size = recipe.resolution.height, recipe.resolution.width
-        xt = torch.empty(count, *backbone.latent_shape(*size), device="meta")
-        cond = stand_in(backbone, count, dtype)
-        answer = backbone.velocity(net, xt, torch.empty(count, device="meta"), cond)
-        low.forget()
-        return answer
+        return _call(recipe, backbone, net, count)
 
     with low, live:
         start = live.now
-        with torch.no_grad(), ExitStack() as stack:
-            counter = stack.enter_context(FlopCounterMode(display=False))
-            ask(batch * questions)
-        flops = (counter.get_total_flops() + low.flops) / (batch * questions)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            ask(batch * asked.fake_teacher)
+        flops = (counter.get_total_flops() + low.flops) / (batch * asked.fake_teacher)
         silent = live.peak - start
+        low.forget()
         live.reset_peak()
         answer = ask(batch)
+        low.forget()
         graph, forward = live.now - start, live.peak - start
         live.reset_peak()
         loss = answer.square().mean()
@@ -186,7 +190,42 @@ def trace(
         # Not Tensor.backward, inside which precision would not be watched over.
         torch.autograd.backward(loss)
         backward = live.peak - start
-    return Trace(flops, graph, forward, backward, silent)
+        low.backward = False
+    teacher = _of_teacher(recipe, backbone, net, count=batch * asked.teacher, cuda=cuda)
+    return Trace(flops, graph, forward, backward, max(silent, teacher), growing)
+
+
+def _of_teacher(
+    recipe: Recipe, backbone: Backbone, net: nn.Module, *, count: int, cuda: bool
+) -> int:
+    """Most bytes while the teacher answers, which has no adapters and may be of lower precision."""
+    dtype = getattr(torch, recipe.memory.teacher_dtype or recipe.model.dtype)
+    if recipe.student.mode == "lora":
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for layer in net.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.enable_adapters(False)
+    else:
+        net = copy.deepcopy(backbone.net).to(dtype).requires_grad_(False)
+    low, live = _Precision(dtype, cuda=cuda), LiveBytes()
+    live.watch([*net.parameters(), *net.buffers()])
+    with low, live, torch.no_grad():
+        start = live.now
+        _call(recipe, backbone, net, count)
+    return live.peak - start
+
+
+def _call(recipe: Recipe, backbone: Backbone, net: nn.Module, count: int) -> Tensor:
+    """A network's velocity of so many samples."""
+    size = recipe.resolution.height, recipe.resolution.width
+    xt = torch.empty(count, *backbone.latent_shape(*size), device="meta")
+    cond = stand_in(backbone, count, getattr(torch, recipe.model.dtype))
+    return backbone.velocity(net, xt, torch.empty(count, device="meta"), cond)
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def trained_network(recipe: Recipe, backbone: Backbone, dtype: torch.dtype) -> nn.Module:
