@@ -23,7 +23,8 @@ class DataRecipe(Section):
         column: Which column or key holds the prompt; None takes prompt, caption or text.
         split: Which part of a folder or data set; None takes ``train`` where it is there, else all.
         batch_size: Samples of one iteration.
-        accumulate: Parts a batch is worked through in, to save memory; the gradient is the same.
+        accumulate: Parts the batch of all processes is worked through in, to save memory; the
+            gradient is the same. Several processes share the parts, see `parts`.
         cache_gb: Bound on the encoded prompts kept in memory.
         encode_ahead: Encode all prompts first, without bound, and free the text encoders' memory.
         cache: Folder that ``fewstep encode`` made: text encoders are not even loaded; None encodes.
@@ -45,6 +46,14 @@ class DataRecipe(Section):
                 f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})"
             )
         return self
+
+    def parts(self, processes: int) -> int:
+        """Parts that each of several processes works its own samples through in.
+
+        As many samples are at work at a time as with one process, or fewer. Processes that share
+        the batch evenly have a sample for each part.
+        """
+        return -(-self.accumulate // processes)
 
 
 def is_repo_id(text: str) -> bool:

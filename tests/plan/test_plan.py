@@ -16,6 +16,7 @@ from fewstep.errors import FewstepError
 from fewstep.plan.estimate import plan
 from fewstep.plan.gpus import GPUS, Gpu, find_gpu
 from fewstep.plan.live import LiveBytes
+from fewstep.plan.peak import micro_batch
 from fewstep.plan.variants import changed
 from fewstep.world.pipeline import Sizes, build
 
@@ -112,6 +113,14 @@ def assert_told_is_found(recipe, folder):
     told = plan(recipe, "h100-80", cuda=False).peak_bytes
     found = measured(recipe, folder)
     assert told == pytest.approx(found, rel=0.1)
+
+
+def test_as_many_samples_at_a_time_on_any_number_of_devices(tmp_path):
+    data = {"prompts": "x.txt", "batch_size": 128}
+    for accumulate, samples in ((128, 1), (64, 2), (16, 8), (4, 16), (1, 16)):
+        recipe = make_recipe(tmp_path / "x", data=data | {"accumulate": accumulate})
+        assert micro_batch(recipe, 8) == samples
+        assert micro_batch(recipe, 1) == 128 // accumulate
 
 
 def test_an_accelerator_that_is_not_known_is_refused():

@@ -39,7 +39,7 @@ FULL = "parallel.shard=full"
 HYBRID = ("parallel.shard=hybrid", "parallel.replicate=2")
 CASES = {
     "full": (),
-    "full, sharded": (FULL, "data.accumulate=2", "student.gradient_checkpointing=true"),
+    "full, sharded": (FULL, "data.accumulate=4", "student.gradient_checkpointing=true"),
     "lora": LORA,
     "lora, sharded": (*LORA, FULL),
 }
@@ -327,11 +327,23 @@ def test_every_sample_belongs_to_one_process():
     assert [each for part in parts for each in range(12)[part]] == list(range(12))
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_processes_share_the_parts_of_a_batch(processes):
+    """As many samples at a time as one process has, or fewer; each part has one at least."""
+    for size in range(processes, 49, processes):
+        own = size // processes
+        for accumulate in range(1, size + 1):
+            parts = DataRecipe(prompts="x", batch_size=size, accumulate=accumulate).parts(processes)
+            assert 1 <= parts <= own
+            assert -(-own // parts) <= -(-size // accumulate)
+            if accumulate % processes == 0:
+                assert parts * processes == accumulate
+
+
 @pytest.mark.parametrize(
     ("section", "data", "said"),
     [
         ({}, {"batch_size": 3}, "a multiple of 2"),
-        ({}, {"batch_size": 4, "accumulate": 4}, "data.accumulate: 4 parts of 2 samples"),
         ({"shard": "hybrid", "replicate": 2}, {"batch_size": 4}, "proper divisor of 2"),
     ],
 )

@@ -146,7 +146,7 @@ def plan(
     _refuse_uneven(recipe, gpus)
     estimate = Estimate(backbone, found, gpus, cuda)
     seen, items = estimate.trace(recipe), tuple(estimate.memory(recipe))
-    evaluations = count_evaluations(recipe, found)
+    evaluations = count_evaluations(recipe, found, gpus)
     again = 1 / int(recipe.student.gradient_checkpointing or 0) if _recomputes(recipe) else 0
     passes = evaluations.total + evaluations.backward * (2 + again)
     iteration = passes * seen.flops * recipe.data.batch_size
@@ -176,14 +176,9 @@ def _recomputes(recipe: Recipe) -> bool:
 
 
 def _refuse_uneven(recipe: Recipe, gpus: int) -> None:
-    size, parts = recipe.data.batch_size, recipe.data.accumulate
+    size = recipe.data.batch_size
     if size % gpus:
         raise FewstepError(
             f"data.batch_size: {size} samples cannot be shared evenly by {gpus} devices; "
             f"take a multiple of {gpus}, or other --gpus"
-        )
-    if size // gpus < parts:
-        raise FewstepError(
-            f"data.accumulate: {parts} parts of {size // gpus} samples a device; take fewer: "
-            f"--set data.accumulate={size // gpus}"
         )

@@ -41,13 +41,15 @@ class Evaluations:
         return self.simulation + self.fake_teacher + self.student + self.teachers
 
 
-def count_evaluations(recipe: Recipe, objectives: Sequence[Objective]) -> Evaluations:
+def count_evaluations(
+    recipe: Recipe, objectives: Sequence[Objective], processes: int = 1
+) -> Evaluations:
     """Average evaluations of an iteration of a recipe, per sample; previews and health aside."""
     every, updates = recipe.student.every, recipe.fake_teacher.updates
     if recipe.train.step == "plain":
         walked, asked = mean_steps(recipe.grid), _ask_each(objectives)
     else:
-        walked, asked = mean_walk(recipe, objectives), ask_once(objectives)
+        walked, asked = mean_walk(recipe, objectives, processes), ask_once(objectives)
     return Evaluations(
         simulation=walked,
         fake_teacher=float(updates),
@@ -57,12 +59,13 @@ def count_evaluations(recipe: Recipe, objectives: Sequence[Objective]) -> Evalua
     )
 
 
-def mean_walk(recipe: Recipe, objectives: Sequence[Objective]) -> float:
+def mean_walk(recipe: Recipe, objectives: Sequence[Objective], processes: int) -> float:
     """Average evaluations of the fused step's simulation that serve no other purpose."""
     steps = mean_steps(recipe.grid)
     if recipe.fake_teacher.target == "final":
         return steps
-    known = recipe.data.accumulate == 1 and any(each.site == AtAnchor() for each in objectives)
+    whole = recipe.data.parts(processes) == 1
+    known = whole and any(each.site == AtAnchor() for each in objectives)
     return (steps + 1) / 2 - (1 / recipe.student.every if known else 0)
 
 

@@ -20,7 +20,8 @@ BUCKET = 64 * 2**20 * MASTER  # gradients that are averaged at once, where each 
 
 def micro_batch(recipe: Recipe, gpus: int) -> int:
     """Samples that one device works on at a time."""
-    return -(-recipe.data.batch_size // gpus // recipe.data.accumulate)
+    data = recipe.data
+    return -(-(data.batch_size // gpus) // data.parts(gpus))
 
 
 def together(recipe: Recipe) -> bool:
@@ -40,33 +41,45 @@ def growing(recipe: Recipe, gpus: int) -> bool:
     Nor where they are split over devices, so that little of them stays on any.
     """
     split = recipe.student.mode == "full" and shards(recipe, gpus) > 1
-    return recipe.data.accumulate == 1 and not split
+    return recipe.data.parts(gpus) == 1 and not split
+
+
+def keeps(recipe: Recipe, objectives: Sequence[Objective], gpus: int) -> bool:
+    """Whether the student's answer at the anchor is kept while the fake teacher learns."""
+    known = recipe.train.step == "fused" and recipe.fake_teacher.target != "final"
+    at_anchor = any(each.site == AtAnchor() for each in objectives)
+    return recipe.data.parts(gpus) == 1 and known and at_anchor
 
 
 def working(
-    recipe: Recipe, objectives: Sequence[Objective], trace: Trace, *, gradients: int
+    recipe: Recipe, objectives: Sequence[Objective], trace: Trace, *, gradients: int, gpus: int
 ) -> int:
     """Most bytes of activations and casts at once in an iteration, beyond all of the gradients.
 
     Graphs add up where the student is asked at several sites before its one backward pass, and
-    where its answer at the anchor is kept while the fake teacher learns.
+    where its answer at the anchor is kept while the fake teacher learns. Devices that average
+    gradients do so when a role's other activations are gone.
 
     Args:
         recipe: What is trained.
         objectives: Its objectives.
         trace: A call of its network.
         gradients: Bytes of all gradients of a role.
+        gpus: Devices that work together.
     """
-    fused = recipe.train.step == "fused"
     graphs = len(by_site(objectives)) if together(recipe) else 1
-    at_anchor = any(each.site == AtAnchor() for each in objectives)
-    kept = recipe.data.accumulate == 1 and recipe.fake_teacher.target != "final"
-    kept = kept and fused and at_anchor
+    kept = keeps(recipe, objectives, gpus) * trace.graph
     one = max(trace.forward, trace.backward)
-    fake_teacher = kept * trace.graph + one
     student = (graphs - 1) * trace.graph + max(one, trace.graph + trace.silent)
-    most = max(fake_teacher, student, trace.silent)
-    return max(most - gradients, 0) if trace.growing else most
+    most = max(kept + one, student, trace.silent)
+    beyond = max(most - gradients, 0) if trace.growing else most
+    averaging = gpus > 1 and shards(recipe, gpus) == 1
+    return max(beyond, kept + averaged(gradients)) if averaging else beyond
+
+
+def averaged(gradients: int) -> int:
+    """Bytes on top of all gradients while a bucket of them is averaged: sent, summed, divided."""
+    return 3 * min(BUCKET, gradients)
 
 
 def held(
@@ -144,15 +157,15 @@ def shards(recipe: Recipe, gpus: int) -> int:
 def exchanged(recipe: Recipe, backbone: Backbone, sizes: Parameters, parts: int) -> Item:
     """What the devices tell each other and each has to hold for a while."""
     if parts == 1:
-        size = min(2 * BUCKET, 2 * sizes.trained * MASTER)
-        return Item("exchange", size, "gradients that are averaged at once, twice")
+        size = averaged(sizes.trained * WIDTHS[recipe.memory.trained_dtype or "float32"])
+        return Item("exchange", size, "averaged gradients; activations are gone then", counts=False)
     widths = [_size(block) for block in backbone.blocks(backbone.net)]
-    lora = recipe.student.mode == "lora"
-    each = WIDTHS[recipe.model.dtype] if lora else MASTER
-    root = sizes.network - sum(widths)
-    return Item(
-        "exchange", (2 * max(widths) + root) * each, f"two blocks and the rest, whole, {each} B"
-    )
+    whole = 2 * max(widths) + sizes.network - sum(widths)
+    if recipe.student.mode == "lora":
+        each = WIDTHS[recipe.model.dtype]
+        return Item("exchange", whole * each, f"two blocks and the rest, whole x {each} B")
+    told = f"two blocks and the rest, whole, with gradients x {MASTER} B"
+    return Item("exchange", 2 * whole * MASTER, told)
 
 
 def base_size(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> tuple[int, str]:

@@ -66,7 +66,7 @@ class Estimate:
         seen = self.trace(recipe)
         sizes = count_parameters(self._backbone, recipe.student)
         gradients = sizes.trained * WIDTHS[recipe.memory.trained_dtype or "float32"]
-        work = working(recipe, self._objectives, seen, gradients=gradients)
+        work = working(recipe, self._objectives, seen, gradients=gradients, gpus=self._gpus)
         return held(recipe, self._backbone, sizes, seen, gpus=self._gpus, work=work)
 
     def changes(self, recipe: Recipe, gpu: Gpu) -> Iterator[Change]:
@@ -88,9 +88,8 @@ def remedies(recipe: Recipe, gpus: int) -> Iterator[tuple[dict[str, Any], str]]:
     student, data = recipe.student, recipe.data
     if int(student.gradient_checkpointing) != 1:
         yield {"student.gradient_checkpointing": True}, "one more forward pass for each backward"
-    share = data.batch_size // gpus
-    if data.accumulate < share:
-        yield {"data.accumulate": share}, "one sample at a time"
+    if data.parts(gpus) < data.batch_size // gpus:
+        yield {"data.accumulate": data.batch_size}, "one sample at a time"
     if not data.encode_ahead and data.cache is None:
         yield {"data.encode_ahead": True}, "minutes at the start"
     if gpus > 1 and recipe.parallel.shard == "none" and recipe.memory.base is None:

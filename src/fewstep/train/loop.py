@@ -187,7 +187,8 @@ def _batch(run: Run) -> list[Batch]:
     prompts = run.order.take(run.step * size, size)[own]
     cond, null = run.encoder.encode(prompts), run.encoder.null(len(prompts))
     lockstep = everyone if run.together.sharded else None
-    return Batch(cond, null, everyone[own], lockstep).split(run.recipe.data.accumulate)
+    parts = run.recipe.data.parts(run.together.size)
+    return Batch(cond, null, everyone[own], lockstep).split(parts)
 
 
 def _is_best(run: Run) -> bool:

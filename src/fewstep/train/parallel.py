@@ -163,11 +163,6 @@ def _check(recipe: ParallelRecipe, data: DataRecipe, size: int) -> None:
             f"data.batch_size: {data.batch_size} samples cannot be shared evenly by {size} "
             f"processes; take a multiple of {size}"
         )
-    if data.batch_size // size < data.accumulate:
-        raise ConfigError(
-            f"data.accumulate: {data.accumulate} parts of {data.batch_size // size} samples a "
-            "process; take fewer"
-        )
     if recipe.shard == "hybrid" and (size % recipe.replicate or size == recipe.replicate):
         raise ConfigError(
             f"parallel.replicate: {size} processes cannot be {recipe.replicate} copies of several; "
