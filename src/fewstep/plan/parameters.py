@@ -57,10 +57,10 @@ def adapter_sizes(backbone: Backbone, net: nn.Module, recipe: LoraRecipe) -> lis
     for target in targets:
         if not any(name.endswith(f".{target}") for name in modules):
             raise FewstepError(f"student.lora.targets: no layer of the model ends with {target!r}")
-    sizes = []
+    sizes, ends = [], tuple(f".{target}" for target in targets)
     for name, module in modules.items():
         weight = getattr(module, "weight", None)
-        if weight is None or not any(name.endswith(f".{target}") for target in targets):
+        if weight is None or not name.endswith(ends):
             continue
         out, *into = weight.shape
         inputs = 1

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones.base import Backbone
 from fewstep.config import LoraRecipe, Recipe
 from fewstep.plan.asked import stand_in
 from fewstep.plan.evaluations import Asked
-from fewstep.plan.live import LiveBytes, on_meta
+from fewstep.plan.live import on_meta
+from fewstep.plan.walk import Known, Walk
 
 _LOW = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm,
@@ -145,6 +145,7 @@ def trace(
     asked: Asked,
     growing: bool,
     cuda: bool = True,
+    known: Known | None = None,
 ) -> Trace:
     """Walk through one call of a recipe's student, and through its teachers' answers.
 
@@ -155,13 +156,14 @@ def trace(
         asked: How many such batches a teacher and a fake teacher answer at once.
         growing: Count gradients as they come about; else none, as they are there already or go.
         cuda: Follow CUDA's autocast, which does more in float32 than a processor's.
+        known: What operations answered before, which makes it faster; None works all of them out.
 
     Raises:
         FewstepError: The model's configuration does not say what it takes.
     """
     dtype = getattr(torch, recipe.model.dtype)
     net = trained_network(recipe, backbone, dtype)
-    low, live = _Precision(dtype, cuda=cuda), LiveBytes()
+    low, live = _Precision(dtype, cuda=cuda), Walk(known)
     live.watch([*net.parameters(), *net.buffers()])
     _watch_recomputing(net, low)
     if not growing:
@@ -174,9 +176,9 @@ def trace(
 
     with low, live:
         start = live.now
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
             ask(batch * asked.fake_teacher)
-        flops = (counter.get_total_flops() + low.flops) / (batch * asked.fake_teacher)
+        flops = (live.flops + low.flops) / (batch * asked.fake_teacher)
         silent = live.peak - start
         low.forget()
         live.reset_peak()
@@ -191,15 +193,25 @@ def trace(
         torch.autograd.backward(loss)
         backward = live.peak - start
         low.backward = False
-    teacher = _of_teacher(recipe, backbone, net, count=batch * asked.teacher, cuda=cuda)
+    quiet = _Precision(_of_teachers(recipe), cuda=cuda), Walk(known)
+    teacher = _of_teacher(recipe, backbone, net, count=batch * asked.teacher, modes=quiet)
     return Trace(flops, graph, forward, backward, max(silent, teacher), growing)
 
 
+def _of_teachers(recipe: Recipe) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, recipe.memory.teacher_dtype or recipe.model.dtype)
+    return dtype
+
+
 def _of_teacher(
-    recipe: Recipe, backbone: Backbone, net: nn.Module, *, count: int, cuda: bool
+    recipe: Recipe,
+    backbone: Backbone,
+    net: nn.Module,
+    *,
+    count: int,
+    modes: tuple[_Precision, Walk],
 ) -> int:
     """Most bytes while the teacher answers, which has no adapters and may be of lower precision."""
-    dtype = getattr(torch, recipe.memory.teacher_dtype or recipe.model.dtype)
     if recipe.student.mode == "lora":
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -207,8 +219,8 @@ def _of_teacher(
             if isinstance(layer, BaseTunerLayer):
                 layer.enable_adapters(False)
     else:
-        net = copy.deepcopy(backbone.net).to(dtype).requires_grad_(False)
-    low, live = _Precision(dtype, cuda=cuda), LiveBytes()
+        net = copy.deepcopy(backbone.net).to(_of_teachers(recipe)).requires_grad_(False)
+    low, live = modes
     live.watch([*net.parameters(), *net.buffers()])
     with low, live, torch.no_grad():
         start = live.now

@@ -14,6 +14,7 @@ from fewstep.plan.memory import WIDTHS, Item
 from fewstep.plan.parameters import count_parameters
 from fewstep.plan.peak import growing, held, micro_batch, questions, working
 from fewstep.plan.trace import Trace, trace
+from fewstep.plan.walk import Known
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Estimate:
         self._backbone, self._objectives = backbone, objectives
         self._gpus, self._cuda = gpus, cuda
         self._traces: dict[tuple[Any, ...], Trace] = {}
+        self._known = Known()
 
     def trace(self, recipe: Recipe) -> Trace:
         """A call of the recipe's student."""
@@ -57,7 +59,13 @@ class Estimate:
         key = (batch, asked, student, dtypes, grow)
         if key not in self._traces:
             self._traces[key] = trace(
-                recipe, self._backbone, batch=batch, asked=asked, growing=grow, cuda=self._cuda
+                recipe,
+                self._backbone,
+                batch=batch,
+                asked=asked,
+                growing=grow,
+                cuda=self._cuda,
+                known=self._known,
             )
         return self._traces[key]
 
