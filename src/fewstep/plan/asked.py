@@ -13,10 +13,10 @@ from fewstep.records import Conditioning
 
 _TEXT_WIDTHS = (
     "joint_attention_dim",
-    "cross_attention_dim",
     "caption_channels",
     "cap_feat_dim",
     "text_dim",
+    "cross_attention_dim",  # last: in some families that of what texts are projected to
 )
 _TIME_IDS = 6 * 256  # of SDXL: six numbers, embedded; the rest of that input is the pooled text
 

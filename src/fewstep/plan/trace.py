@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,13 +65,20 @@ class _Precision(TorchFunctionMode):
         backward: Whether calls come from a backward pass, where no mode of this kind is in force.
     """
 
-    def __init__(self, dtype: torch.dtype, *, cuda: bool) -> None:
+    def __init__(self, dtype: torch.dtype, *, cuda: bool, texts: int) -> None:
+        """Precision of a call.
+
+        Args:
+            dtype: What matrix products are done in.
+            cuda: Follow CUDA's autocast.
+            texts: Tokens of each text: what a network learns that counts a mask of ours.
+        """
         super().__init__()
+        self._texts = texts
         self.flops = 0
         self.backward = False
         self._low = None if dtype == torch.float32 else dtype
         self._high = _HIGH if cuda else frozenset()
-        self._kept: dict[int, Tensor] = {}
 
     def __torch_function__(
         self,
@@ -85,6 +93,8 @@ class _Precision(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         if func is torch.Tensor.__getitem__ and _is_mask(args[1]):
             return args[0].view_as(args[0])  # a mask without values: all of it is kept
+        if func is torch.Tensor.tolist and on_meta(args[0]):
+            return [self._texts] * len(args[0])
         if self._low is not None and (func in _LOW or func in self._high):
             wanted = self._low if func in _LOW else torch.float32
             args = tuple(self._cast(each, wanted) for each in args)
@@ -94,11 +104,7 @@ class _Precision(TorchFunctionMode):
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return value
-        if not isinstance(value, nn.Parameter) or not value.requires_grad or dtype != self._low:
-            return value.to(dtype)
-        if id(value) not in self._kept:
-            self._kept[id(value)] = value.to(dtype)
-        return self._kept[id(value)]
+        return value.to(dtype)
 
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any
@@ -118,19 +124,10 @@ class _Precision(TorchFunctionMode):
         """A function that runs in this precision also where a backward pass calls it."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            if not self.backward:
+            with self if self.backward else nullcontext():
                 return function(*args, **kwargs)
-            try:
-                with self:
-                    return function(*args, **kwargs)
-            finally:
-                self.forget()
 
         return run
-
-    def forget(self) -> None:
-        """Drop the weights' copies, as autocast does at the end of a call."""
-        self._kept.clear()
 
 
 def _is_mask(index: Any) -> bool:
@@ -163,7 +160,7 @@ def trace(
     """
     dtype = getattr(torch, recipe.model.dtype)
     net = trained_network(recipe, backbone, dtype)
-    low, live = _Precision(dtype, cuda=cuda), Walk(known)
+    low, live = _Precision(dtype, cuda=cuda, texts=backbone.text_tokens), Walk(known)
     live.watch([*net.parameters(), *net.buffers()])
     _watch_recomputing(net, low)
     if not growing:
@@ -180,10 +177,8 @@ def trace(
             ask(batch * asked.fake_teacher)
         flops = (live.flops + low.flops) / (batch * asked.fake_teacher)
         silent = live.peak - start
-        low.forget()
         live.reset_peak()
         answer = ask(batch)
-        low.forget()
         graph, forward = live.now - start, live.peak - start
         live.reset_peak()
         loss = answer.square().mean()
@@ -193,7 +188,7 @@ def trace(
         torch.autograd.backward(loss)
         backward = live.peak - start
         low.backward = False
-    quiet = _Precision(_of_teachers(recipe), cuda=cuda), Walk(known)
+    quiet = _Precision(_of_teachers(recipe), cuda=cuda, texts=backbone.text_tokens), Walk(known)
     teacher = _of_teacher(recipe, backbone, net, count=batch * asked.teacher, modes=quiet)
     return Trace(flops, graph, forward, backward, max(silent, teacher), growing)
 

@@ -94,9 +94,11 @@ class Roles(ABC):
     def _ask(self, role: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.evaluations += len(xt)
         # Trained weights are float32 masters: autocast computes with them in the chosen precision.
+        # A call uses each once: keeping all low copies to its end would save no time.
         dtype = self._dtypes[role]
         low = dtype != torch.float32
-        with self.active(role), torch.autocast(xt.device.type, dtype, enabled=low):
+        scope = torch.autocast(xt.device.type, dtype, enabled=low, cache_enabled=False)
+        with self.active(role), scope:
             return self.backbone.velocity(self.net(role), xt, sigma, cond)
 
 
