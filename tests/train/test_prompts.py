@@ -117,6 +117,7 @@ def test_the_empty_prompt_outlives_the_encoders(make_run):
     run = make_run("data.encode_ahead=true")
     pipe = run.backbone.pipe
     assert pipe.text_encoder is None and pipe.text_encoder_3 is None
+    assert pipe.transformer is run.backbone.net and pipe.config["transformer"][1] is not None
     null = run.encoder.null(3)
     assert null.batch == 3
     assert all(torch.equal(t[0], t[2]) for t in null.tensors.values())

@@ -15,9 +15,9 @@ from fewstep.errors import FewstepError
 from fewstep.objectives import Objective
 from fewstep.plan.evaluations import Evaluations, count_evaluations
 from fewstep.plan.files import File, files_of
-from fewstep.plan.memory import Item
+from fewstep.plan.memory import Item, peak
 from fewstep.plan.parameters import Parameters, count_parameters
-from fewstep.plan.variants import Estimate, peak
+from fewstep.plan.variants import Estimate
 from fewstep.schedules import RandomGrid, few_step_sigmas, with_shift
 
 STEPS = 4
@@ -59,7 +59,7 @@ class DryRun:
 
     @property
     def training_bytes(self) -> int:
-        """Memory while training."""
+        """Memory at the fullest moment, while training or while prompts are encoded ahead."""
         return peak(self.memory)
 
     @property

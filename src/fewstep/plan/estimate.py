@@ -11,9 +11,9 @@ from fewstep.errors import FewstepError
 from fewstep.plan.dry_run import Table, build_objectives, gb, millions
 from fewstep.plan.evaluations import Evaluations, count_evaluations
 from fewstep.plan.gpus import Gpu, find_gpu
-from fewstep.plan.memory import Item
+from fewstep.plan.memory import Item, peak
 from fewstep.plan.parameters import Parameters, count_parameters
-from fewstep.plan.variants import Change, Estimate, peak
+from fewstep.plan.variants import Change, Estimate
 
 UTILISATION = 0.4
 """Share of an accelerator's matrix peak that training is assumed to reach, unless told."""

@@ -22,9 +22,17 @@ class Item:
         size: In bytes.
         made_of: How the size comes about.
         counts: Whether it is there while training.
+        before: Whether it is there while prompts are encoded ahead; the networks come later.
     """
 
     name: str
     size: int
     made_of: str
     counts: bool = True
+    before: bool = False
+
+
+def peak(items: tuple[Item, ...] | list[Item]) -> int:
+    """Bytes of all that is there at the fullest moment, while training or before."""
+    training = sum(item.size for item in items if item.counts)
+    return max(training, sum(item.size for item in items if item.before))

@@ -133,12 +133,13 @@ def held(
 
 def rest(recipe: Recipe, sizes: Parameters, width: int) -> list[Item]:
     """What does not take part in training."""
-    away = recipe.memory.offload_vae
-    vae = Item("VAE", sizes.vae * width, f"VAE x {width} B{'; on the host' * away}", not away)
-    gone = recipe.data.encode_ahead or recipe.data.cache is not None
-    why = "; never loaded" if recipe.data.cache else "; left before training" if gone else ""
-    told = f"encoders x {width} B{why}"
-    return [vae, Item("text encoders", sizes.encoders * width, told, counts=not gone)]
+    away, stored = recipe.memory.offload_vae, recipe.data.cache is not None
+    ahead = recipe.data.encode_ahead and not stored
+    told = f"VAE x {width} B{'; on the host' * away}"
+    vae = Item("VAE", sizes.vae * width, told, counts=not away, before=ahead)
+    why = "; never loaded" if stored else "; gone before the networks come" if ahead else ""
+    size, told = sizes.encoders * width, f"encoders x {width} B{why}"
+    return [vae, Item("text encoders", size, told, counts=not (stored or ahead), before=ahead)]
 
 
 def optimizers(recipe: Recipe) -> tuple[OptimizerRecipe, OptimizerRecipe]:

@@ -10,7 +10,7 @@ from fewstep.backbones.base import Backbone
 from fewstep.config import ConfigError, Recipe, parse_recipe
 from fewstep.objectives import Objective
 from fewstep.plan.gpus import Gpu
-from fewstep.plan.memory import WIDTHS, Item
+from fewstep.plan.memory import WIDTHS, Item, peak
 from fewstep.plan.parameters import count_parameters
 from fewstep.plan.peak import growing, held, micro_batch, questions, working
 from fewstep.plan.trace import Trace, trace
@@ -32,11 +32,6 @@ class Change:
     price: str
     bytes: int
     fits: bool
-
-
-def peak(items: tuple[Item, ...] | list[Item]) -> int:
-    """Bytes of all that is there while training."""
-    return sum(item.size for item in items if item.counts)
 
 
 class Estimate:

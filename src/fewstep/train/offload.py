@@ -53,6 +53,18 @@ def leave_vae(backbone: Backbone) -> None:
 
 
 @contextmanager
+def encoders_alone(backbone: Backbone) -> Iterator[None]:
+    """Context in which a backbone has no network: what is moved then leaves it where it is."""
+    parts = vars(backbone.pipe)  # an assignment would be noted in the pipeline's configuration
+    net = parts[backbone.net_name]
+    parts[backbone.net_name] = None
+    try:
+        yield
+    finally:
+        parts[backbone.net_name] = net
+
+
+@contextmanager
 def vae_here(backbone: Backbone) -> Iterator[None]:
     """Context in which the VAE is where the network is; one that was left goes back."""
     vae = getattr(backbone.pipe, "vae", None)

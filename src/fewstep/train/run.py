@@ -24,7 +24,7 @@ from fewstep.train.embeddings import Embeddings, StoredEncoder
 from fewstep.train.encode import stored
 from fewstep.train.health import Health
 from fewstep.train.log import Log, NoLog
-from fewstep.train.offload import leave_vae, refuse_sharded
+from fewstep.train.offload import encoders_alone, leave_vae, refuse_sharded
 from fewstep.train.parallel import ALONE, SharedUpdater, Together, shard
 from fewstep.train.preview import Preview, preview_score
 from fewstep.train.prompts import Encoder, Order, Prompts, read_prompts
@@ -150,10 +150,10 @@ def build(
     )
     if recipe.memory.base is not None:
         quantise(backbone, recipe.memory.base)  # first: the whole may not fit the device
+    encoder = _encoder(recipe, backbone, checked)
     backbone.to(checked.device)
     if recipe.memory.offload_vae:
         leave_vae(backbone)
-    encoder = _encoder(recipe, backbone, checked)
     told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
     objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
     size = recipe.resolution.height, recipe.resolution.width
@@ -194,7 +194,9 @@ def _encoder(recipe: Recipe, backbone: Backbone, checked: Checked) -> Encoder | 
         return StoredEncoder(checked.embeddings, backbone)
     encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
     if recipe.data.encode_ahead:
-        encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
+        with encoders_alone(backbone):  # both at once need not fit the device
+            backbone.to(checked.device)
+            encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
     return encoder
 
 
