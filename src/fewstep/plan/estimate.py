@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,8 +104,9 @@ class Plan:
         ]
         if self.changes:
             rows = [
-                (" ".join(each.settings), gb(each.bytes), each.fits, each.price)
+                (setting, *((gb(each.bytes), each.fits, each.price) if last else ("", "", "")))
                 for each in self.changes
+                for setting, last in _marked(each.settings)
             ]
             tables.append(
                 ("settings that take less, each on top of those above it",
@@ -118,11 +120,16 @@ class Plan:
 
     def _time(self) -> list[tuple[object, ...]]:
         share = f"{self.utilisation:g} of {self.gpu.tflops:g} TFLOP/s"
-        told = f"{share}{', assumed' * self.assumed}; without previews, evaluation, encoding"
+        told = f"{share}{', assumed' * self.assumed}; no previews, no evaluation"
         cost = ("cost", "-", "give --price, of one device and hour")
         if self.cost is not None:
             cost = ("cost", f"{self.cost:.0f}", f"{self.price:g} x {self.gpus} x hours")
         return [("hours", f"{self.hours:.3g}", told), cost]
+
+
+def _marked(settings: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """Settings, a line each, and whether it is the last one."""
+    return ((each, each is settings[-1]) for each in settings)
 
 
 def plan(

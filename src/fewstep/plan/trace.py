@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ def trace(
     def ask(count: int) -> Tensor:
         return _call(recipe, backbone, net, count)
 
-    with low, live:
+    with low, live, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         start = live.now
         with torch.no_grad():
             ask(batch * asked.fake_teacher)
@@ -217,7 +219,8 @@ def _of_teacher(
         net = copy.deepcopy(backbone.net).to(_of_teachers(recipe)).requires_grad_(False)
     low, live = modes
     live.watch([*net.parameters(), *net.buffers()])
-    with low, live, torch.no_grad():
+    with low, live, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         start = live.now
         _call(recipe, backbone, net, count)
     return live.peak - start

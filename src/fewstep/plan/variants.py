@@ -12,9 +12,12 @@ from fewstep.objectives import Objective
 from fewstep.plan.gpus import Gpu
 from fewstep.plan.memory import WIDTHS, Item, peak
 from fewstep.plan.parameters import count_parameters
-from fewstep.plan.peak import growing, held, micro_batch, questions, working
+from fewstep.plan.peak import growing, held, micro_batch, optimizers, questions, working
 from fewstep.plan.trace import Trace, trace
 from fewstep.plan.walk import Known
+
+Remedy = tuple[dict[str, Any], str]
+"""Settings by key, and what they cost."""
 
 
 @dataclass(frozen=True)
@@ -73,39 +76,83 @@ class Estimate:
         return held(recipe, self._backbone, sizes, seen, gpus=self._gpus, work=work)
 
     def changes(self, recipe: Recipe, gpu: Gpu) -> Iterator[Change]:
-        """Settings in the order of what they cost, each with those before, until it fits."""
-        for settings, price in remedies(recipe, self._gpus):
-            try:
-                recipe = changed(recipe, settings)
-            except ConfigError:  # it does not go with what the recipe says already
+        """Settings in the order of what they cost, each on top of those before, until it fits.
+
+        Then those that are not needed beside the others are left out.
+        """
+        tried: list[Remedy] = []
+        for remedy in remedies(recipe, self._gpus):
+            size = self._with(recipe, [*tried, remedy])
+            if size is None:  # it does not go with what the recipe says already
                 continue
-            size = peak(self.memory(recipe))
+            tried.append(remedy)
+            if size <= gpu.room:
+                tried = self._needed(recipe, tried, gpu)
+                break
+        for number, (settings, price) in enumerate(tried, start=1):
+            size = self._with(recipe, tried[:number]) or 0
             told = tuple(f"{key}={_text(value)}" for key, value in settings.items())
             yield Change(told, price, size, size <= gpu.room)
-            if size <= gpu.room:
-                return
+
+    def _needed(self, recipe: Recipe, tried: list[Remedy], gpu: Gpu) -> list[Remedy]:
+        """Without those that it fits without, the costliest first."""
+        for remedy in reversed(tried[:-1]):
+            others = [each for each in tried if each is not remedy]
+            size = self._with(recipe, others)
+            if size is not None and size <= gpu.room:
+                tried = others
+        return tried
+
+    def _with(self, recipe: Recipe, tried: list[Remedy]) -> int | None:
+        """Peak of a recipe with some settings; None where they do not go together."""
+        settings = {key: value for each, _ in tried for key, value in each.items()}
+        try:
+            return peak(self.memory(changed(recipe, settings)))
+        except ConfigError:
+            return None
 
 
-def remedies(recipe: Recipe, gpus: int) -> Iterator[tuple[dict[str, Any], str]]:
+def remedies(recipe: Recipe, gpus: int) -> Iterator[Remedy]:
     """Settings that a recipe does not have yet and that take less memory, cheapest first."""
-    student, data = recipe.student, recipe.data
+    student, data, memory = recipe.student, recipe.data, recipe.memory
     if int(student.gradient_checkpointing) != 1:
         yield {"student.gradient_checkpointing": True}, "one more forward pass for each backward"
     if data.parts(gpus) < data.batch_size // gpus:
         yield {"data.accumulate": data.batch_size}, "one sample at a time"
+    if recipe.train.step == "fused" and recipe.train.batch_teachers:
+        yield {"train.batch_teachers": False}, "more and smaller calls"
     if not data.encode_ahead and data.cache is None:
         yield {"data.encode_ahead": True}, "minutes at the start"
-    if gpus > 1 and recipe.parallel.shard == "none" and recipe.memory.base is None:
+    if gpus > 1 and recipe.parallel.shard == "none" and _can_shard(recipe):
         yield {"parallel.shard": "full"}, "weights travel for every call"
     if student.mode == "full":
+        if gpus == 1:
+            yield from _offloads(recipe)
         lora = {"student.mode": "lora", "student.optimizer.lr": 1e-4}
-        lora |= {"memory.trained_dtype": None, "memory.teacher_dtype": None}
+        keys = ("trained_dtype", "teacher_dtype")
+        lora |= {f"memory.{key}": None for key in keys if getattr(memory, key)}
         yield {**lora, "fake_teacher.optimizer.lr": 2e-5}, "adapters in place of all weights"
-    if any(each.name == "adamw" for each in (student.optimizer, recipe.fake_teacher.optimizer)):
+    whole = {"parallel.shard": "none"} if gpus > 1 else {}  # what follows cannot be split
+    if memory.base != "nf4":
+        yield {"memory.base": "nf4", **whole}, "a rounded base, slower layers"
+    if any(each.name == "adamw" for each in optimizers(recipe)):
         names = {f"{role}.optimizer.name": "adamw8bit" for role in ("student", "fake_teacher")}
-        yield names, "rounded moments"
-    if recipe.memory.base != "nf4":
-        yield {"memory.base": "nf4", "parallel.shard": "none"}, "a rounded base, slower layers"
+        yield {**names, **whole}, "rounded moments"
+
+
+def _offloads(recipe: Recipe) -> Iterator[Remedy]:
+    memory = recipe.memory
+    if recipe.ema and not memory.offload_ema:
+        yield {"memory.offload_ema": True}, "the mean travels for every update"
+    plain = all(each.name == "adamw" for each in optimizers(recipe))
+    if plain and memory.trained_dtype is None and not memory.offload_optimizer:
+        yield {"memory.offload_optimizer": True}, "moments travel for every update"
+
+
+def _can_shard(recipe: Recipe) -> bool:
+    memory = recipe.memory
+    others = memory.base, memory.trained_dtype, memory.offload_optimizer, memory.offload_ema
+    return not any(others) and all(each.name == "adamw" for each in optimizers(recipe))
 
 
 def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
