@@ -288,7 +288,9 @@ def _sha256(file: Path) -> str:
 
 
 def _sha256_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    # As it will be read: numbers that are keys become text, which sorts otherwise.
+    read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
