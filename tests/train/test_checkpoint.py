@@ -53,6 +53,14 @@ def test_what_is_saved_comes_back(run):
     assert torch.equal(saved.groups["student"]["w"], torch.full((2,), 5.0))
 
 
+def test_steps_of_unlike_length_are_keys_like_any_others(tmp_path):
+    """As text, 100 comes before 25: the sum must not depend on which way the keys were sorted."""
+    scores = {25: 0.1, 75: 0.2, 100: 0.3}
+    checkpoint.save(tmp_path, 100, {"student": {"w": torch.ones(1)}}, {"scores": scores})
+    saved = checkpoint.load(tmp_path / "step-00000100")
+    assert saved.state["scores"] == {str(step): score for step, score in scores.items()}
+
+
 def test_the_student_is_its_mean_where_there_is_one(run):
     assert checkpoint.student_weights(checkpoint.find(run, 5))["w"][0] == -5
     path = checkpoint.find(run, 2)
