@@ -1,8 +1,8 @@
 """What each memory setting saves, measured: ``python bench/memory.py [--json] [--only NAME]``.
 
 Each setting runs two iterations in a process of its own, on a random Stable Diffusion 3 of a size
-where weights outweigh what the libraries take: on a GPU the most that torch allocated counts, else
-the process's resident memory beyond what it held before anything was built.
+where weights outweigh everything else. On a GPU the most that torch allocated counts, else the most
+bytes of tensors that were alive at once: resident memory would tell of libraries and mapped files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 HIDDEN, LAYERS = 384, 6
 LORA = ["student.mode=lora", "student.lora.rank=8"]
+ROLES = ("student", "fake_teacher", "teacher")
 LOW = ["model.dtype=bfloat16"]
 AGAIN = "student.gradient_checkpointing=true"
 SETTINGS: dict[str, list[str]] = {
@@ -58,7 +61,7 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     from rich.console import Console
 
     from fewstep.config import Recipe, parse_recipe
-    from fewstep.hardware import peak_memory_gb
+    from fewstep.plan.live import LiveBytes
     from fewstep.randomness import Draws
     from fewstep.strict import apply_override
     from fewstep.train.loop import _batch
@@ -78,13 +81,29 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     }
     for override in overrides:
         apply_override(data, override, Recipe)
-    before, recipe = peak_memory_gb(), parse_recipe(data)
+    recipe = parse_recipe(data)
     run = build(recipe, folder / "run", check(recipe), Console(file=io.StringIO()))
-    for step in range(2):
-        iteration(run.trainees, _batch(run), Draws(0, step, run.backbone.device), run.algorithm)
+    with LiveBytes() as live:
+        nets = {id(net): net for net in map(run.trainees.roles.net, ROLES)}
+        for net in (*nets.values(), run.backbone.pipe.vae):
+            live.watch(each for tensor in net.state_dict().values() for each in inner(tensor))
+        if run.trainees.ema is not None:
+            live.watch(run.trainees.ema.weights.values())
+        for step in range(2):
+            draws = Draws(0, step, run.backbone.device)
+            iteration(run.trainees, _batch(run), draws, run.algorithm)
     if torch.cuda.is_available():
         return {"mb": torch.cuda.max_memory_allocated() / 1e6}
-    return {"mb": 1e3 * (peak_memory_gb() - before), "process_mb": 1e3 * peak_memory_gb()}
+    return {"mb": live.peak / 1e6}
+
+
+def inner(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold what a quantised one stands for; the tensor itself if it is plain."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [
+        each for name in tensor.__tensor_flatten__()[0] for each in inner(getattr(tensor, name))
+    ]
 
 
 def hardware() -> str:

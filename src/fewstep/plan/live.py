@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -58,6 +58,8 @@ class LiveBytes(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _note(self, tensor: Tensor) -> None:
+        if is_traceable_wrapper_subclass(tensor):
+            return  # it holds nothing: the tensors inside it are seen by themselves
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # sparse, or a wrapper without any
