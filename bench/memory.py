@@ -1,8 +1,9 @@
 """What each memory setting saves, measured: ``python bench/memory.py [--json] [--only NAME]``.
 
-Each setting runs two iterations in a process of its own, on a random Stable Diffusion 3 of a size
-where weights outweigh everything else. On a GPU the most that torch allocated counts, else the most
-bytes of tensors that were alive at once: resident memory would tell of libraries and mapped files.
+Each setting runs two iterations in a process of its own, on a random Stable Diffusion 3: of a size
+where weights outweigh everything else, or, "on 4 pictures", where activations do. On a GPU the most
+that torch allocated counts, else the most bytes of tensors that were alive at once: resident memory
+would tell of libraries and mapped files.
 """
 
 from __future__ import annotations
@@ -15,29 +16,50 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+from step import hardware_name
 from torch import Tensor
+
+from fewstep.hardware import describe
 
 HIDDEN, LAYERS = 384, 6
 LORA = ["student.mode=lora", "student.lora.rank=8"]
 ROLES = ("student", "fake_teacher", "teacher")
 LOW = ["model.dtype=bfloat16"]
 AGAIN = "student.gradient_checkpointing=true"
+SMALL = [*LORA, *LOW]
+MANY = [
+    *SMALL,
+    "data.batch_size=4",
+    "resolution={height: 128, width: 128}",
+    "objectives=[{name: ca}, {name: dm}, {name: cdm}]",
+]
 SETTINGS: dict[str, list[str]] = {
     "full": [],
     "full, checkpointing": [AGAIN],
-    "full, checkpointing every 2nd": ["student.gradient_checkpointing=2"],
-    "full, teacher bf16": ["memory.teacher_dtype=bfloat16"],
+    "full, bf16 teacher": ["memory.teacher_dtype=bfloat16"],
     "full, 8-bit moments": [f"{r}.optimizer.name=adamw8bit" for r in ("student", "fake_teacher")],
     "full, fp8 moments": [f"{r}.optimizer.name=adamwfp8" for r in ("student", "fake_teacher")],
+    "full, no mean": ["ema=null"],
     "full, bf16": LOW,
-    "full, bf16 weights": [*LOW, "memory.trained_dtype=bfloat16"],
+    "full, bf16, checkpointing": [*LOW, AGAIN],
+    "full, bf16, bf16 weights": [*LOW, "memory.trained_dtype=bfloat16"],
     "lora": LORA,
-    "lora, nf4 base": [*LORA, "memory.base=nf4"],
-    "lora, checkpointing": [*LORA, AGAIN],
-    "lora, checkpointing, int8 base": [*LORA, AGAIN, "memory.base=int8"],
-    "lora, checkpointing, fp8 base": [*LORA, AGAIN, "memory.base=fp8"],
-    "lora, checkpointing, nf4 base": [*LORA, AGAIN, "memory.base=nf4"],
+    "lora, bf16": SMALL,
+    "lora, bf16, nf4 base": [*SMALL, "memory.base=nf4"],
+    "lora, bf16, checkpointing": [*SMALL, AGAIN],
+    "lora, bf16, checkpointing, int8 base": [*SMALL, AGAIN, "memory.base=int8"],
+    "lora, bf16, checkpointing, fp8 base": [*SMALL, AGAIN, "memory.base=fp8"],
+    "lora, bf16, checkpointing, nf4 base": [*SMALL, AGAIN, "memory.base=nf4"],
+    "on 4 pictures": MANY,
+    "on 4 pictures, checkpointing": [*MANY, AGAIN],
+    "on 4 pictures, checkpointing every 2nd": [*MANY, "student.gradient_checkpointing=2"],
+    "on 4 pictures, accumulate 2": [*MANY, "data.accumulate=2"],
+    "on 4 pictures, accumulate 4": [*MANY, "data.accumulate=4"],
+    "on 4 pictures, one graph": [*MANY, "train.batch_teachers=false"],
+    "on 4 pictures, one graph, checkpointing": [*MANY, "train.batch_teachers=false", AGAIN],
 }
+"""Each is compared with the first of its kind, and with what it is without its last part."""
 ON_GPU = {
     "full, moments on the host": ["memory.offload_optimizer=true"],
     "full, mean on the host": ["memory.offload_ema=true"],
@@ -57,7 +79,6 @@ def build_model(folder: Path) -> None:
 
 def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     """Two iterations in this process; its memory in 1e6 bytes."""
-    import torch
     from rich.console import Console
 
     from fewstep.config import Recipe, parse_recipe
@@ -106,14 +127,6 @@ def inner(tensor: Tensor) -> list[Tensor]:
     ]
 
 
-def hardware() -> str:
-    """A short name of where this runs."""
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return name.lower().replace(" ", "-")
-
-
 def main() -> None:
     """Measures all settings and writes bench/results/memory-<hardware>.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -126,8 +139,7 @@ def main() -> None:
         folder, name = Path(arguments.child), arguments.only[0]
         print(json.dumps(measure(folder, settings[name])))
         return
-    place = hardware()
-    settings = SETTINGS if place == "cpu" else settings
+    settings = settings if torch.cuda.is_available() else SETTINGS
     names = [name for name in settings if not arguments.only or name in arguments.only]
     with tempfile.TemporaryDirectory() as folder:
         build_model(Path(folder))
@@ -137,20 +149,23 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
     for name, each in found.items():
-        plain = found.get("lora" if name.startswith("lora") else "full")
-        if plain is not None:
-            each["ratio"] = round(each["mb"] / plain["mb"], 3)
-    content = {"hardware": place, "hidden": HIDDEN, "layers": LAYERS, "settings": found}
+        *without, _ = name.split(", ")
+        for key, other in (("ratio", name.split(", ")[0]), ("last", ", ".join(without))):
+            if other in found:
+                each[key] = round(each["mb"] / found[other]["mb"], 3)
+    hardware = describe()
+    content = {"hardware": hardware, "hidden": HIDDEN, "layers": LAYERS, "settings": found}
     if not arguments.only:
         results = Path(__file__).parent / "results"
         results.mkdir(exist_ok=True)
         text = json.dumps(content, indent=1) + "\n"
-        (results / f"memory-{place}.json").write_text(text, encoding="utf-8")
+        (results / f"memory-{hardware_name(hardware)}.json").write_text(text, encoding="utf-8")
     if arguments.json:
         print(json.dumps(content))
     else:
         for name, each in found.items():
-            print(f"{name:32} {each['mb']:8.0f} MB  x {each.get('ratio', float('nan')):.2f}")
+            ratios = [f"{key} x {each[key]:.2f}" for key in ("ratio", "last") if key in each]
+            print(f"{name:40} {each['mb']:8.0f} MB", *ratios, sep="  ")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ def test_a_graph_is_kept_only_where_it_is_used(make_run, monkeypatch):
     assert not kept(number=0)
     assert not kept(parts=2)
     assert not kept("train.step=plain")
+    assert not kept("train.batch_teachers=false")
     assert not kept("fake_teacher.target=final")
     assert not kept("objectives=[{name: cdm}]")
 

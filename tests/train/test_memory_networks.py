@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -95,8 +97,19 @@ def test_the_vae_visits(make_run):
     assert moves == ["meta", "cpu"]
 
 
+def networks() -> set[int]:
+    """Text encoders that are in memory, whoever holds them."""
+    gc.collect()
+    kinds = ("CLIPTextModelWithProjection", "T5EncoderModel")
+    return {id(each) for each in gc.get_objects() if type(each).__name__ in kinds}
+
+
 def test_encoders_are_gone_once_all_is_encoded(make_run):
-    assert make_run().backbone.pipe.text_encoder is not None
+    before = networks()
+    plain = make_run()
+    assert plain.backbone.pipe.text_encoder is not None and len(networks() - before) == 3
+    del plain
     run = make_run("data.encode_ahead=true")
     assert all(getattr(run.backbone.pipe, n, None) is None for n in run.backbone.encoder_names)
+    assert not networks() - before, "somebody still holds them"
     advance(run)

@@ -64,7 +64,7 @@ def mean_walk(recipe: Recipe, objectives: Sequence[Objective], processes: int) -
     steps = mean_steps(recipe.grid)
     if recipe.fake_teacher.target == "final":
         return steps
-    whole = recipe.data.parts(processes) == 1
+    whole = recipe.data.parts(processes) == 1 and recipe.train.batch_teachers
     known = whole and any(each.site == AtAnchor() for each in objectives)
     return (steps + 1) / 2 - (1 / recipe.student.every if known else 0)
 

@@ -70,8 +70,11 @@ class Algorithm:
 
     @property
     def can_keep(self) -> bool:
-        """Whether the simulation's answer at the anchor, with a graph, is one objectives need."""
-        known = self.fused and self.target != "final"
+        """Whether the simulation's answer at the anchor, with a graph, is one objectives need.
+
+        It lives while the fake teacher learns: not where there is to be one graph at a time.
+        """
+        known = self.fused and self.batch_teachers and self.target != "final"
         return known and any(each.site == AtAnchor() for each in self.objectives)
 
 
