@@ -43,6 +43,7 @@ CASES = {
     "lora": LORA,
     "lora, sharded": (*LORA, FULL),
 }
+LOW = ("model.dtype=bfloat16", FULL, "student.gradient_checkpointing=true")
 SMALL = ("data.batch_size=4", "grid.max_steps=3", "checkpoint.every=1", "preview.every=1")
 
 
@@ -146,6 +147,8 @@ def two(make_recipe, alone, tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     folders = {case: root / case.replace(", ", "-") for case in CASES}
     jobs = [(recipe_of(make_recipe, CASES[case]), folders[case], False) for case in CASES]
+    folders["low"] = root / "low"
+    jobs.append((recipe_of(make_recipe, LOW), folders["low"], False))
     for case in ("full, sharded", "lora, sharded"):  # 1 -> 2: two steps alone, two together
         later = root / f"later-{case.partition(',')[0]}"
         shutil.copytree(alone(CASES[case]), later)
@@ -179,6 +182,20 @@ def test_another_number_of_processes_goes_on(case, two, make_recipe, tmp_path):
     recipe = recipe_of(make_recipe, CASES[case], STEPS + 2)
     distill(recipe, folder, resume=True, console=quiet())
     assert_close(folder, two[f"resumed {case}"], STEPS + 2)
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_over_float32_shards(two, alone):
+    """Losses as of one process to bfloat16's rounding; whatever is trained stays float32."""
+    saved = checkpoint.load(checkpoint.find(two["low"], "last"))
+    kinds = {tensor.dtype for group in saved.groups.values() for tensor in group.values()}
+    assert kinds == {torch.float32}
+    files = [(folder / METRICS).read_text().splitlines() for folder in (alone(LOW), two["low"])]
+    one, other = (json.loads(lines[-1]) for lines in files)
+    losses = [key for key in one if key.startswith(("loss/", "grad_norm/"))]
+    assert len(losses) == 6
+    for key in losses:
+        assert other[key] == pytest.approx(one[key], rel=0.02), key
 
 
 @pytest.mark.slow
