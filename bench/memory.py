@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from step import hardware_name
-from torch import Tensor
 
 from fewstep.hardware import describe
 
@@ -107,7 +106,7 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     with LiveBytes() as live:
         nets = {id(net): net for net in map(run.trainees.roles.net, ROLES)}
         for net in (*nets.values(), run.backbone.pipe.vae):
-            live.watch(each for tensor in net.state_dict().values() for each in inner(tensor))
+            live.watch(net.state_dict().values())
         if run.trainees.ema is not None:
             live.watch(run.trainees.ema.weights.values())
         for step in range(2):
@@ -116,15 +115,6 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     if torch.cuda.is_available():
         return {"mb": torch.cuda.max_memory_allocated() / 1e6}
     return {"mb": live.peak / 1e6}
-
-
-def inner(tensor: Tensor) -> list[Tensor]:
-    """The tensors that hold what a quantised one stands for; the tensor itself if it is plain."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    return [
-        each for name in tensor.__tensor_flatten__()[0] for each in inner(getattr(tensor, name))
-    ]
 
 
 def main() -> None:

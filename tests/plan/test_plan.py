@@ -109,6 +109,26 @@ def test_peak_memory_follows_what_a_recipe_says(mode, settings, folders, tmp_pat
     assert_told_is_found(changed(recipe, settings), tmp_path / "run")
 
 
+BITS = [f"{role}.optimizer.name" for role in ("student", "fake_teacher")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        *(("lora", {"memory.base": base}) for base in ("int8", "fp8", "nf4")),
+        ("full", dict.fromkeys(BITS, "adamw8bit")),
+        ("full", {"memory.trained_dtype": "bfloat16"}),
+        ("full", {"ema": None}),
+    ],
+    ids=str,
+)
+def test_peak_memory_is_that_of_a_run_in_fewer_bits(mode, settings, folders, tmp_path):
+    student = {"mode": mode, "gradient_checkpointing": True}
+    recipe = make_recipe(folders["large"], student=student)
+    assert_told_is_found(changed(recipe, {"model.dtype": "bfloat16", **settings}), tmp_path / "run")
+
+
 def assert_told_is_found(recipe, folder):
     told = plan(recipe, "h100-80", cuda=False).peak_bytes
     found = measured(recipe, folder)

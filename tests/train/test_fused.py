@@ -195,6 +195,23 @@ def test_one_sample_walks_on_to_keep_up_with_others(calls):
     assert len(sizes) == max(calls, 3)
 
 
+def test_nobody_stays_behind(cond):
+    """With `calls`, the network is asked as often as elsewhere, and the anchors are the same."""
+    noise, sigmas = torch.randn(5, 2, 3), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+    index, asked = torch.tensor([0, 1, 0, 1, 0]), []
+
+    def velocity(xt, sigma, cond):
+        asked.append(len(xt))
+        return xt * sigma[:, None, None] + cond.tensors["text"].sum(1)[:, None, None]
+
+    plain = simulate_to(velocity, noise, sigmas, cond, index=index)
+    assert len(asked) == 2
+    kept = simulate_to(velocity, noise, sigmas, cond, index=index, calls=4)
+    assert len(asked) == 2 + 4
+    for name in ("xt", "velocity", "x0", "sigma", "sigma_next"):
+        assert torch.equal(getattr(plain, name), getattr(kept, name))
+
+
 # --------------------------------------------------------------------------------------- compile
 
 

@@ -27,7 +27,6 @@ from fewstep.config_data import DataRecipe
 from fewstep.config_parallel import ParallelRecipe
 from fewstep.errors import FewstepError
 from fewstep.train import checkpoint, distill, parallel
-from fewstep.train.anchors import simulate_to
 from fewstep.train.interrupt import Interrupts
 from fewstep.train.log import METRICS, last_step
 from fewstep.train.parallel import Together
@@ -384,23 +383,6 @@ def test_one_request_may_come_twice():
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
     assert interrupts.requested and len(said) == 1
-
-
-def test_nobody_stays_behind(cond):
-    """With `calls`, the network is asked as often as elsewhere, and the anchors are the same."""
-    noise, sigmas = torch.randn(5, 2, 3), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
-    index, asked = torch.tensor([0, 1, 0, 1, 0]), []
-
-    def velocity(xt, sigma, cond):
-        asked.append(len(xt))
-        return xt * sigma[:, None, None] + cond.tensors["text"].sum(1)[:, None, None]
-
-    plain = simulate_to(velocity, noise, sigmas, cond, index=index)
-    assert len(asked) == 2
-    kept = simulate_to(velocity, noise, sigmas, cond, index=index, calls=4)
-    assert len(asked) == 2 + 4
-    for name in ("xt", "velocity", "x0", "sigma", "sigma_next"):
-        assert torch.equal(getattr(plain, name), getattr(kept, name))
 
 
 def test_saving_beside_the_training_keeps_the_moment(make_recipe, tmp_path, same_end):

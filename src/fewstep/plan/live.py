@@ -29,9 +29,10 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def watch(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that are there already."""
+        """Count tensors that are there already; of those that wrap others, the others."""
         for tensor in tensors:
-            self._note(tensor)
+            for each in _inner(tensor):
+                self._note(each)
 
     def reset_peak(self) -> None:
         """Forget the fullest moment so far."""
@@ -75,6 +76,14 @@ class LiveBytes(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _inner(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold what one that wraps others stands for; the tensor itself if plain."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names = tensor.__tensor_flatten__()[0]
+    return [each for name in names for each in _inner(getattr(tensor, name))]
 
 
 def on_meta(tensor: Tensor) -> bool:
