@@ -1,7 +1,12 @@
-"""The world's teacher: a transformer trained by flow matching on frozen text features."""
+"""The world's teacher: a transformer trained by flow matching on frozen text features.
+
+Its targets are posterior means (`posterior.py`), which have no noise that only averages out.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,37 +18,53 @@ from torch import Tensor
 from fewstep.flow import add_noise
 from fewstep.world import pipeline
 from fewstep.world.fit import FitSettings, fit
-from fewstep.world.scenes import draw_scene, prompts, render
+from fewstep.world.posterior import FACTS, SceneBank, describe, posterior_mean
+from fewstep.world.scenes import Prompt, draw_scene, parse, prompts, render
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 BATCH = 128
-SCENES = 40_960  # drawn and encoded once
+SCENES = 81_920  # drawn and encoded once
+_REPEATS = 3  # scenes a caption has at most: short captions would be most of all otherwise
+_CANDIDATES = 128  # scenes that a noisy latent is compared with
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Captions and their pictures' latents [n, 16, 8, 8] as the denoiser sees them."""
+    """Captions, latents [n, 16, 8, 8] as the denoiser sees them, and facts [n, FACTS] of scenes."""
 
     captions: list[str]
     latents: Tensor
+    facts: Tensor
+
+
+def draw_captions(seed: int) -> Iterator[Prompt]:
+    """Training prompts, none more than `_REPEATS` times."""
+    seen: Counter[Prompt] = Counter()
+    for prompt in prompts(seed, held_out=False):
+        if seen[prompt] < _REPEATS:
+            seen[prompt] += 1
+            yield prompt
 
 
 def draw_pairs(vae: AutoencoderKL, count: int, seed: int, *, chunk: int = 64) -> Pairs:
     """Freshly drawn training scenes, encoded: x0 = (latent - shift) * scale."""
-    rng, stream = np.random.default_rng([seed, 1]), prompts(seed + 1, held_out=False)
+    rng, stream = np.random.default_rng([seed, 1]), draw_captions(seed + 1)
     captions: list[str] = []
     latents = torch.empty(count, 16, 8, 8, dtype=torch.float16)
+    facts = torch.empty(count, FACTS, dtype=torch.int8)
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, chunk):
         batch = [next(stream) for _ in range(min(chunk, count - start))]
-        images = torch.from_numpy(render([draw_scene(prompt, rng) for prompt in batch]))
+        scenes = [draw_scene(prompt, rng) for prompt in batch]
         with torch.no_grad():
+            images = torch.from_numpy(render(scenes))
             found = vae.encode(images * 2 - 1).latent_dist.sample(generator)
         found = (found - vae.config.shift_factor) * vae.config.scaling_factor
-        latents[start : start + len(batch)] = found.half()
+        rows = slice(start, start + len(batch))
+        latents[rows], facts[rows] = found.half(), torch.tensor([describe(s) for s in scenes])
         captions += map(str, batch)
-    return Pairs(captions, latents)
+    return Pairs(captions, latents, facts)
 
 
 @dataclass(frozen=True)
@@ -107,23 +128,33 @@ def train(
     tokens, pooled = known.tokens.to(device), known.pooled.to(device)
     net = pipe.transformer.train().requires_grad_(True).to(device)
     forward = torch.compile(net) if compiled else net
+    bank, meant = SceneBank(pairs.facts), [parse(caption) for caption in pairs.captions]
     matrices = [p for p in net.transformer_blocks.parameters() if p.ndim == 2]
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(len(words), (BATCH,), generator=generator)
-        x0 = pairs.latents[rows].float()
         dropped = torch.rand(BATCH, generator=generator) < _UNCONDITIONAL
         asked = torch.where(dropped, place[""], words[rows]).to(device)
-        sigma, eps = draw_sigmas(BATCH, generator), torch.randn(x0.shape, generator=generator)
+        x0 = pairs.latents[rows].to(device).float()
+        sigma = draw_sigmas(BATCH, generator).clamp_min(1e-3).to(device)
+        xt = add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), sigma)
+        candidates = torch.stack(
+            [
+                bank.candidates(row, None if gone else meant[row], _CANDIDATES, generator)
+                for row, gone in zip(rows.tolist(), dropped.tolist(), strict=True)
+            ]
+        )
+        mean = posterior_mean(xt, sigma, pairs.latents[candidates].to(device).float())
         velocity = forward(
-            hidden_states=add_noise(x0, eps, sigma).to(device),
-            timestep=sigma.to(device) * 1000,
+            hidden_states=xt,
+            timestep=sigma * 1000,
             encoder_hidden_states=tokens[asked],
             pooled_projections=pooled[asked],
             return_dict=False,
         )[0]
-        return {"loss": (velocity - (eps - x0).to(device)).square().mean()}
+        target = (xt - mean) / sigma[:, None, None, None]
+        return {"loss": (velocity - target).square().mean()}
 
     fit(net, loss, settings, folder, orthogonal=matrices)
     net.cpu().eval()

@@ -95,7 +95,7 @@ def _pairs(vae: AutoencoderKL, work: Path, seed: int, count: int) -> denoiser.Pa
     file = work / "pairs.pt"
     if not file.exists():
         pairs = denoiser.draw_pairs(vae, count, seed)
-        torch.save({"captions": pairs.captions, "latents": pairs.latents}, work / "pairs.tmp")
+        torch.save(vars(pairs), work / "pairs.tmp")
         (work / "pairs.tmp").replace(file)
     return denoiser.Pairs(**torch.load(file, weights_only=True))
 

@@ -1,6 +1,6 @@
 """Captioned 64x64 scenes: one or two coloured shapes on a plain background, drawn from a seed.
 
-Things stand near the spots of a loose grid, sixteen for small ones and four for large ones.
+Things stand near one of four spots: small ones in the corners, large ones in the quarters.
 
 A `Prompt` fixes some attributes of a scene and leaves the rest free; `draw_scene` fills the free
 ones at random, so that one prompt has many pictures. `render` draws them, anti-aliased.
@@ -36,8 +36,8 @@ POSITIONS = ("left", "right", "top", "bottom")
 SHARE_HELD_OUT = 8  # one prompt in so many never enters training
 _JITTER = 0.05  # half-width of the uniform variation of every colour channel
 _GAP = 3.0  # pixels between the bounding boxes of two things
-_WANDER = 1.0  # pixels that a thing may stand off its spot on the grid, either way
-_SPOTS: dict[str, tuple[float, ...]] = {"small": (8, 24, 40, 56), "large": (16, 48)}
+_WANDER = 1.0  # pixels that a thing may stand off its spot, either way
+_SPOTS: dict[str, tuple[float, ...]] = {"small": (8, 56), "large": (16, 48)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _place(specs: Sequence[ThingSpec], rng: np.random.Generator) -> tuple[Thing,
 
 
 def _centre(size: str, position: str | None, rng: np.random.Generator) -> tuple[float, float]:
-    """A free spot of a loose grid, on the demanded side of the picture."""
+    """A spot on the demanded side of the picture, a little off its middle."""
     before = [spot for spot in _SPOTS[size] if spot < SIDE / 2]
     after = [spot for spot in _SPOTS[size] if spot > SIDE / 2]
     sides = {"left": before, "top": before, "right": after, "bottom": after}
