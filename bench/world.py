@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fewstep import backbones
+from fewstep.flow import velocity_from_x0
 from fewstep.resources import resolve
-from fewstep.world.autoencoder import LATENT_STD
+from fewstep.schedules import StaticShift, few_step_sigmas, with_shift
+from fewstep.simulate import euler
+from fewstep.world.autoencoder import LATENT_STD, encode
 from fewstep.world.oracle import judge, read
 from fewstep.world.pipeline import MAX_TOKENS, SHIFT
 from fewstep.world.posterior import posterior_mean
@@ -28,30 +31,30 @@ from fewstep.world.scenes import Prompt, distinct_prompts, draw_scene, render
 STDS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 5))
 
 
-def sigmas(steps: int, shift: float) -> list[float]:
-    """Noise levels of `steps` even steps under a shift, 0 at the end."""
-    base = torch.linspace(1, 0, steps + 1)
-    return (shift * base / (1 + (shift - 1) * base)).tolist()
+def walk(noise: Tensor, bank: Tensor, grid: Tensor) -> Tensor:
+    """Where Euler's method ends over a grid [N + 1] with the exact velocity of the scenes.
+
+    Args:
+        noise: Where it starts, [B, 16, 8, 8].
+        bank: Latents of the scenes, [n, 16, 8, 8].
+        grid: Noise levels, shifted, 0 at the end.
+    """
+    candidates = bank.expand(len(noise), *bank.shape)
+
+    def velocity(xt: Tensor, sigma: Tensor) -> Tensor:
+        return velocity_from_x0(xt, posterior_mean(xt, sigma, candidates), sigma)
+
+    *_, (_, _, x0) = euler(velocity, noise, grid)
+    return x0
 
 
-def walk(xt: Tensor, bank: Tensor, levels: list[float]) -> Tensor:
-    """Euler steps [K, ...] down the levels, with the exact velocity of the scenes [n, ...]."""
-    candidates = bank.expand(len(xt), *bank.shape)
-    for sigma, after in pairwise(levels):
-        x0 = posterior_mean(xt, torch.full((len(xt),), sigma), candidates)
-        xt = xt + (after - sigma) * (xt - x0) / sigma
-    return xt
-
-
-@torch.no_grad()
-def encoded(vae: torch.nn.Module, prompt: Prompt, count: int, rng: np.random.Generator) -> Tensor:
+def encoded(vae: AutoencoderKL, prompt: Prompt, count: int, rng: np.random.Generator) -> Tensor:
     """Latents of so many scenes of a prompt [count, 16, 8, 8], scaled to standard deviation 1."""
     found = []
     for start in range(0, count, 100):
         scenes = [draw_scene(prompt, rng) for _ in range(min(100, count - start))]
-        found.append(vae.encode(torch.from_numpy(render(scenes)) * 2 - 1).latent_dist.mode())
-    latents = torch.cat(found) - vae.config.shift_factor
-    return latents * (vae.config.scaling_factor / LATENT_STD)
+        found.append(encode(vae, torch.from_numpy(render(scenes))))
+    return torch.cat(found) / LATENT_STD
 
 
 def main() -> None:
@@ -70,7 +73,8 @@ def main() -> None:
         noise = torch.randn(asked.pictures, *bank.shape[1:], generator=generator)
         for std in STDS:
             for steps in (4, 50):
-                latents = walk(noise, bank, sigmas(steps, SHIFT / float(std)))
+                base, shift = torch.tensor(few_step_sigmas(steps)), StaticShift(SHIFT / float(std))
+                latents = walk(noise, bank, with_shift(base, shift))
                 with torch.no_grad():
                     images = backbone.decode(latents * LATENT_STD).numpy()
                 verdicts = [judge(prompt, read(image)).right for image in images]

@@ -51,6 +51,20 @@ def edges(images: Tensor) -> Tensor:
     return (widest - narrowest).amax(dim=1, keepdim=True)
 
 
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Latents as a denoiser sees them, (latent - shift) * scale: [B, 16, 8, 8].
+
+    Args:
+        vae: With its scale and shift, as `train` returns it.
+        images: [B, 3, 64, 64] in [0, 1].
+        generator: Draws from the posterior; without it, its mode is taken.
+    """
+    found = vae.encode(images * 2 - 1).latent_dist
+    latents = found.mode() if generator is None else found.sample(generator)
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
 def train(
     folder: Path, *, seed: int = 0, settings: FitSettings = SETTINGS, device: str = "cpu"
 ) -> AutoencoderKL:

@@ -15,8 +15,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor
 
-from fewstep.flow import add_noise
+from fewstep.flow import add_noise, velocity_from_x0
 from fewstep.world import pipeline
+from fewstep.world.autoencoder import encode
 from fewstep.world.fit import FitSettings, fit
 from fewstep.world.posterior import FACTS, SceneBank, describe, posterior_mean
 from fewstep.world.scenes import Prompt, draw_scene, parse, prompts, render
@@ -24,7 +25,7 @@ from fewstep.world.scenes import Prompt, draw_scene, parse, prompts, render
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 BATCH = 128
 SCENES = 81_920  # drawn and encoded once
-_REPEATS = 3  # scenes a caption has at most: short captions would be most of all otherwise
+_REPEATS = 3  # scenes a caption has at most; short captions would make up most of them otherwise
 _CANDIDATES = 128  # scenes that a noisy latent is compared with
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
@@ -57,12 +58,9 @@ def draw_pairs(vae: AutoencoderKL, count: int, seed: int, *, chunk: int = 64) ->
     for start in range(0, count, chunk):
         batch = [next(stream) for _ in range(min(chunk, count - start))]
         scenes = [draw_scene(prompt, rng) for prompt in batch]
-        with torch.no_grad():
-            images = torch.from_numpy(render(scenes))
-            found = vae.encode(images * 2 - 1).latent_dist.sample(generator)
-        found = (found - vae.config.shift_factor) * vae.config.scaling_factor
         rows = slice(start, start + len(batch))
-        latents[rows], facts[rows] = found.half(), torch.tensor([describe(s) for s in scenes])
+        latents[rows] = encode(vae, torch.from_numpy(render(scenes)), generator).half()
+        facts[rows] = torch.tensor([describe(scene) for scene in scenes])
         captions += map(str, batch)
     return Pairs(captions, latents, facts)
 
@@ -137,7 +135,7 @@ def train(
         dropped = torch.rand(BATCH, generator=generator) < _UNCONDITIONAL
         asked = torch.where(dropped, place[""], words[rows]).to(device)
         x0 = pairs.latents[rows].to(device).float()
-        sigma = draw_sigmas(BATCH, generator).clamp_min(1e-3).to(device)
+        sigma = draw_sigmas(BATCH, generator).clamp_min(1e-3).to(device)  # divided by below
         xt = add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), sigma)
         candidates = torch.stack(
             [
@@ -153,8 +151,7 @@ def train(
             pooled_projections=pooled[asked],
             return_dict=False,
         )[0]
-        target = (xt - mean) / sigma[:, None, None, None]
-        return {"loss": (velocity - target).square().mean()}
+        return {"loss": (velocity - velocity_from_x0(xt, mean, sigma)).square().mean()}
 
     fit(net, loss, settings, folder, orthogonal=matrices)
     net.cpu().eval()

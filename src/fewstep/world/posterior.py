@@ -83,11 +83,9 @@ class SceneBank:
                 mask = (first[:, 0] & second[:, 1]) | (first[:, 1] & second[:, 0])
             if prompt.background:
                 mask = mask & (self._grounds == list(BACKGROUNDS).index(prompt.background))
-            alone, paired = (
-                np.flatnonzero(mask & ~self._paired),
-                np.flatnonzero(mask & self._paired),
-            )
-            self._fitting[prompt] = torch.from_numpy(alone), torch.from_numpy(paired)
+            sides = (mask & ~self._paired, mask & self._paired)
+            alone, paired = (torch.from_numpy(np.flatnonzero(side)) for side in sides)
+            self._fitting[prompt] = alone, paired
         return self._fitting[prompt]
 
     def _shows(self, spec: ThingSpec) -> Mask:
