@@ -29,7 +29,7 @@ from gpu_subjects import FLUX, LATE, REAL, SD3, SIDES, TINY, UNCOMPILED, Size, S
 from step import EVERY, Counted, Side, grids_of, hardware_name
 from torch import Tensor
 
-from fewstep.config_memory import MemoryRecipe
+from fewstep.config.memory import MemoryRecipe
 from fewstep.hardware import describe, peak_memory_gb
 from fewstep.randomness import Draws
 from fewstep.schedules import RandomGrid

@@ -81,9 +81,9 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     from rich.console import Console
 
     from fewstep.config import Recipe, parse_recipe
+    from fewstep.config.strict import apply_override
     from fewstep.plan.live import LiveBytes
     from fewstep.randomness import Draws
-    from fewstep.strict import apply_override
     from fewstep.train.loop import _batch
     from fewstep.train.run import build, check
     from fewstep.train.step import iteration

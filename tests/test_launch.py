@@ -13,8 +13,8 @@ import typer
 from fewstep import yaml12
 from fewstep.cli import app
 from fewstep.config import Recipe
+from fewstep.config.strict import apply_override
 from fewstep.recipes import find
-from fewstep.strict import apply_override
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 SCRIPTS = [LAUNCH / "torchrun.sh", LAUNCH / "slurm.sbatch"]

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "fewstep"
 MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = {
-    0: "flow schedules records randomness config config_data config_parallel strict yaml12 errors"
-    " resources files hardware reductions noising config_memory config_optimizer rounding ranks"
+    0: "flow schedules records randomness config yaml12 errors"
+    " resources files hardware reductions noising rounding ranks"
     " quiet",
     1: "simulate fake_teacher objectives backbones world",
     2: "train",
     3: "runs export sample evaluate report plan",
-    4: "recipes models cli cli_world cli_encode cli_plan console doctor demo compare __main__",
+    4: "recipes models cli console doctor demo compare __main__",
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms.split()}
 MAX_LINES, MAX_FUNCTION = 400, 60
@@ -87,7 +87,7 @@ def test_rooms_of_one_level_form_no_circle():
 
 
 def test_the_method_knows_nothing_of_the_tiny_world():
-    allowed = {"world", "evaluate", "cli_world", "doctor"}
+    allowed = {"world", "evaluate", "cli", "doctor"}
     users = {short(p) for p in MODULES if "world" in rooms_used(p) and room_of(p) not in allowed}
     assert not users, f"only evaluation and the command line may import fewstep.world: {users}"
 

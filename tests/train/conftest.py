@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from fewstep.config import Recipe, parse_recipe
-from fewstep.strict import apply_override
+from fewstep.config.strict import apply_override
 from fewstep.train.checkpoint import load
 from fewstep.train.run import Run, build, check
 

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 
 from fewstep import runs
-from fewstep.config_data import DataRecipe
-from fewstep.config_parallel import ParallelRecipe
+from fewstep.config.data import DataRecipe
+from fewstep.config.parallel import ParallelRecipe
 from fewstep.errors import FewstepError
 from fewstep.train import checkpoint, distill, parallel
 from fewstep.train.interrupt import Interrupts

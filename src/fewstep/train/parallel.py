@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fewstep import ranks
 from fewstep.backbones.base import Backbone
 from fewstep.config import ConfigError
-from fewstep.config_data import DataRecipe
-from fewstep.config_parallel import ParallelRecipe
+from fewstep.config.data import DataRecipe
+from fewstep.config.parallel import ParallelRecipe
 from fewstep.errors import FewstepError
 from fewstep.train.roles import TEACHER, TRAINED, Roles
 from fewstep.train.updater import Updater

@@ -29,7 +29,7 @@ def quantise(backbone: Backbone, base: str) -> None:
 
     Args:
         backbone: The model; all of its network is frozen.
-        base: Key of the format, as in `config_memory`.
+        base: Key of the format, as in `config.memory`.
 
     Raises:
         FewstepError: There is no torchao.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
 from fewstep.config import LoraRecipe, StudentRecipe
-from fewstep.config_memory import MemoryRecipe
+from fewstep.config.memory import MemoryRecipe
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 from fewstep.train.activations import checkpoint_activations

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.config_data import is_repo_id
+from fewstep.config.data import is_repo_id
 from fewstep.errors import FewstepError, did_you_mean
 from fewstep.resources import resolve
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.strict import Beta, Positive, Section
+from fewstep.config.strict import Beta, Positive, Section
 
 
 class OptimizerRecipe(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from fewstep.strict import Section
+from fewstep.config.strict import Section
 
 
 class MemoryRecipe(Section):

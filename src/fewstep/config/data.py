@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from fewstep.strict import Count, Section
+from fewstep.config.strict import Count, Section
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml")

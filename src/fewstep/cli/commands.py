@@ -1,16 +1,11 @@
-"""The command line: each command parses, calls one function of the library, and says what came out.
+"""The commands: each parses, calls one function of the library, and says what came out.
 
-Results go to stdout, progress to stderr. Exit codes: 0 done; 2 something the user can mend, told in
-one line; 1 a bug (with its traceback) or a check that failed; 130 interrupted. Heavy imports happen
-inside the commands, so that ``fewstep --help`` is quick.
+Heavy imports happen inside them, so that ``fewstep --help`` is quick.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,21 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from fewstep import __version__
-from fewstep.cli_encode import encode
-from fewstep.cli_plan import plan
-from fewstep.cli_world import world
-from fewstep.console import complain, note, say, say_json, table
+from fewstep.cli.encode import encode
+from fewstep.cli.plan import plan
+from fewstep.cli.world import world
+from fewstep.console import note, say, say_json, table
 from fewstep.errors import FewstepError
-from fewstep.ranks import rank
-
-# typer carries its own click, whose classes it exports only in part.
-ClickError: type[Exception] = next(
-    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
-)
-MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-USER, INTERRUPTED = 2, 130
-_BUSY = 0.8  # load average from which others are at work
-PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
 app = typer.Typer(
     name="fewstep",
@@ -292,83 +277,3 @@ def _prompts(written: Sequence[str] | None, file: Path | None) -> list[str]:
     if not found:
         raise FewstepError("sample: no prompts; give --prompt TEXT or --prompts FILE")
     return found
-
-
-# ------------------------------------------------------------------------------------------ main
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code; unexpected exceptions pass through."""
-    _prepare()
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    command = typer.main.get_command(app)
-    try:
-        code = command.main(args=given, prog_name="fewstep", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except (typer.Abort, KeyboardInterrupt):
-        note("interrupted")
-        return INTERRUPTED
-    except ClickError as error:
-        return _refuse(_usage(error), error)
-    except FewstepError as error:
-        return _refuse(str(error), error)
-    except MENDABLE as error:
-        what, where = error.strerror or type(error).__name__, error.filename or "a file"
-        return _refuse(f"{where}: {what}; check the path and your rights to it", error)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _refuse(f"{error.filename or 'disk'}: the disk is full; make room", error)
-
-
-def _prepare() -> None:
-    """Settings that libraries read from the environment when they are imported; yours win.
-
-    Their hints are kept off stderr, and their progress bars where nobody looks. Threads that wait
-    for each other spin, as torch has it, unless other programs are busy here already: then spinning
-    makes torch several times slower, and on idle cores sleeping does.
-    """
-    settings = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY:
-        settings["OMP_WAIT_POLICY"] = "passive"
-    if not sys.stderr.isatty():
-        settings["TQDM_DISABLE"] = "1"
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-
-
-def _refuse(message: str, error: BaseException) -> int:
-    """One line on stderr; FEWSTEP_DEBUG=1 shows the traceback instead."""
-    if os.environ.get("FEWSTEP_DEBUG"):
-        raise error
-    line, number = " ".join(message.split()), rank()
-    _let_first_speak()
-    complain(f"process {number}: {line}" if number else line)
-    return USER
-
-
-def _let_first_speak() -> None:
-    """Of several processes the first one tells what is wrong with all, and that ends the others.
-
-    Whoever is left after a while has an error of its own.
-    """
-    if rank():
-        time.sleep(PATIENCE)
-
-
-def _usage(error: Any) -> str:
-    """A usage error as one line that says where help is; it names the nearest valid word itself."""
-    context = getattr(error, "ctx", None)
-    place = context.command_path if context else "fewstep"
-    return f"{place}: {error.format_message().rstrip('.?')}; see {place} --help"
-
-
-def main() -> None:
-    """Entry point of the ``fewstep`` script."""
-    try:
-        code = run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from fewstep.strict import Count, Positive, Section
+from fewstep.config.strict import Count, Positive, Section
 
 
 class ParallelRecipe(Section):
