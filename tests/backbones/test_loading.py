@@ -1,0 +1,31 @@
+"""What is refused when a model is opened: one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fewstep import backbones
+from fewstep.errors import FewstepError
+
+
+def test_sizes_that_do_not_fit_are_refused(pipeline_folder):
+    backbone = backbones.load(pipeline_folder, max_sequence_length=16)
+    with pytest.raises(FewstepError, match="multiples of 16"):
+        backbone.latent_shape(60, 64)
+
+
+def test_loading_mistakes_are_explained(tmp_path, pipeline_folder):
+    with pytest.raises(FewstepError, match="no such folder"):
+        backbones.load(tmp_path / "nowhere")
+    with pytest.raises(FewstepError, match="no model_index"):
+        backbones.load(tmp_path)
+    with pytest.raises(FewstepError, match="did you mean 'max_sequence_length'"):
+        backbones.load(pipeline_folder, max_sequence_lenght=3)
+    with pytest.raises(FewstepError, match="dtype"):
+        backbones.load(pipeline_folder, dtype="float31")
+    index = {"_class_name": "ShapEPipeline"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(FewstepError, match="ShapEPipeline is not supported"):
+        backbones.load(tmp_path)
