@@ -95,8 +95,8 @@ def test_it_shares_the_student_s_answer_at_the_anchor(roles, anchor, cond, null)
     assert torch.equal(terms[2].x0, terms[0].x0)
 
 
-def test_the_weight_warms_up(roles, anchor, cond, null):
-    (full,), (half,) = (ask(roles, anchor, cond, null, warmup_steps=n) for n in (0, 2))
+def test_the_weight_scales_the_loss_only(roles, anchor, cond, null):
+    (full,), (half,) = (ask(roles, anchor, cond, null, weight=w) for w in (1.0, 0.5))
     torch.testing.assert_close(half.loss, full.loss / 2)
     assert torch.equal(half.direction, full.direction)
 

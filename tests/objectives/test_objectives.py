@@ -95,16 +95,18 @@ def test_cdm_asks_the_student_at_the_moved_point(roles, anchor, cond, null):
     )
 
 
-def test_the_weight_warms_up():
-    objective = build("cdm", weight=2.0, warmup_steps=4)
-    assert [objective.weight_at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-    assert build("cdm", weight=2.0).weight_at(0) == 2.0
+def test_the_weight_follows_its_points():
+    warm = build("cdm", weight=[[0, 0.0], [4, 2.0]])
+    assert [warm.weight_at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    fading = build("ca", weight=[[2, 1.0], [4, 0.5]])
+    assert [fading.weight_at(step) for step in range(5)] == [1.0, 1.0, 0.75, 0.5, 0.5]
+    assert build("cdm", weight=2.0).weight_at(0) == build("cdm", weight=2).weight_at(9) == 2.0
 
 
 def test_the_weight_scales_the_loss_only(roles, anchor, cond, null):
     kwargs = {"cond": cond, "null": null, "draws": Draws(0, 1), "indices": INDICES}
     full = build("dm")(roles, anchor, **kwargs)
-    half = build("dm", warmup_steps=4)(roles, anchor, **kwargs)
+    half = build("dm", weight=[[0, 0.0], [4, 1.0]])(roles, anchor, **kwargs)
     torch.testing.assert_close(half.loss, 0.5 * full.loss)
     assert torch.equal(half.direction, full.direction)
     assert torch.equal(half.norm, full.norm)

@@ -16,7 +16,7 @@ def test_the_published_objectives_are_there():
 
 def test_published_settings_are_the_defaults():
     assert build("ca").alpha == 7.0
-    assert all(build(name).weight == 1.0 for name in available())
+    assert all(build(name).weight_at(0) == 1.0 for name in available())
     pulls = [each for each in map(build, available()) if isinstance(each, Pull)]
     assert [each.name for each in pulls] == ["ca", "ca_embedded", "cdm", "dm"]
     assert all(each.floor == 0.1 for each in pulls)
@@ -36,7 +36,11 @@ def test_choices_can_be_replaced_from_a_recipe():
         ({"name": "ca", "alpha": "3"}, "alpha"),
         ({"name": "ca", "alpha": float("nan")}, "alpha"),
         ({"name": "dm", "weight": 0.0}, "weight"),
-        ({"name": "dm", "warmup_steps": -1}, "warmup_steps"),
+        ({"name": "dm", "weight": -1}, "weight.0.1"),
+        ({"name": "dm", "weight": "1"}, "weight: must be a number or a list of [step, weight]"),
+        ({"name": "dm", "weight": [[10, 1.0], [10, 2.0]]}, "weight: the steps"),
+        ({"name": "dm", "weight": [[0, 1.0, 2.0]]}, "weight.0"),
+        ({"name": "dm", "weight": []}, "weight"),
         ({"name": "cdm", "site": {"name": "along_velocty"}}, "did you mean 'along_velocity'?"),
         ({"name": "cdm", "probe": {"name": "uniform", "hihg": 0.5}}, "did you mean 'high'?"),
         ({"name": "ca_embedded", "low": 8.0}, "low (8.0) must be below high (8.0)"),

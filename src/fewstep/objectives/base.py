@@ -29,6 +29,7 @@ from fewstep.objectives.directions import Direction
 from fewstep.objectives.pull import FLOOR, pull_loss, pull_norm
 from fewstep.objectives.questions import Ask, Question, Reply, reply_to
 from fewstep.objectives.sites import Site
+from fewstep.objectives.weights import Weight, weight_at
 from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, Term
 from fewstep.schedules import Law
@@ -67,16 +68,14 @@ class Objective(BaseModel, ABC):
     Attributes:
         name: How recipes, logs and draws call it.
         site: Where the student is asked, Eq. 20.
-        weight: Factor of its loss.
-        warmup_steps: Steps over which the weight grows linearly to its full value; 0 = none.
+        weight: Factor of its loss: a number, or points between which it changes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
     site: Site
-    weight: Positive = 1.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight: Weight = ((0, 1.0),)
 
     @property
     def misfits(self) -> Mapping[str, str]:
@@ -92,8 +91,8 @@ class Objective(BaseModel, ABC):
         """What it makes of the student's answer and the replies; weighted, see `weight_at`."""
 
     def weight_at(self, step: int) -> float:
-        """Weight at a step counted from 0, warm-up included, Eq. 24."""
-        return self.weight * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        """Weight at a step counted from 0, Eq. 24."""
+        return weight_at(self.weight, step + 1)
 
     def __call__(
         self,
