@@ -37,6 +37,7 @@ from fewstep.records import Conditioning
 from fewstep.resources import resolve
 from fewstep.schedules import RandomGrid
 from fewstep.train.ema import Ema
+from fewstep.train.rate import Rate
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
 from fewstep.train.step import Algorithm, Batch, Trainees, iteration
 from fewstep.train.updater import Updater
@@ -147,7 +148,7 @@ def make_side(kind: str, args: argparse.Namespace, folder: Path) -> Side:
     roles.backbone = counted
     settings = {STUDENT: recipe.optimizer, FAKE_TEACHER: FakeTeacherOptimizerRecipe()}
     student, fake_teacher = (
-        Updater(role, roles.parameters(role), settings[role], warmup=100) for role in settings
+        Updater(role, roles.parameters(role), settings[role], rate=Rate(100)) for role in settings
     )
     ca = "ca_embedded" if "guidance" in batch.null.tensors else "ca"
     algorithm = Algorithm(

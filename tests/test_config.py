@@ -91,6 +91,7 @@ def test_overrides_reach_every_depth(recipe_file: Path) -> None:
         ("resolution={height: 64}", "resolution.width: required, but missing"),
         ("student.lora.rank=8", "student: lora is given but mode is 'full'"),
         ("data.accumulate=9", "data: accumulate (9) must not exceed batch_size (4)"),
+        ("train.cooldown=1.5", "train.cooldown: Input should be less"),
         ("train.steps=1", "train.steps (1) is below student.every (2)"),
         ("objectives=[{name: dm}, {name: dm}]", "objectives lists 'dm' twice"),
         ("objectives=[]", "objectives: "),

@@ -15,6 +15,7 @@ from fewstep.rounding import round_at_random
 from fewstep.train import distill
 from fewstep.train.ema import Ema
 from fewstep.train.lean import KINDS
+from fewstep.train.rate import Rate
 from fewstep.train.updater import Updater
 
 LEAN = [name for name in KINDS if name != "adamw"]
@@ -64,7 +65,7 @@ def test_it_goes_where_adamw_goes(name):
     ends, start = {}, parameters()
     for each in ("adamw", name):
         params = parameters()
-        updater = Updater("student", params, StudentOptimizerRecipe(name=each, lr=1e-2), warmup=0)
+        updater = Updater("student", params, StudentOptimizerRecipe(name=each, lr=1e-2))
         train(params, updater, range(30))
         ends[each] = params
     for key, wanted in ends["adamw"].items():
@@ -78,7 +79,7 @@ def test_it_goes_where_adamw_goes(name):
 @pytest.mark.parametrize(("name", "most"), [("adamw8bit", 2.1), ("adamwfp8", 2.1)])
 def test_moments_are_small(name, most):
     params = {"large": parameters()["large"]}
-    updater = Updater("student", params, StudentOptimizerRecipe(name=name), warmup=0)
+    updater = Updater("student", params, StudentOptimizerRecipe(name=name))
     train(params, updater, range(1))
     assert sum(each.nbytes for each in updater.tensors().values()) < most * 64 * 128
 
@@ -98,7 +99,7 @@ def test_a_loaded_optimizer_goes_on_bitwise(name, dtype, on_host):
         recipe = FakeTeacherOptimizerRecipe(name=name, lr=1e-2)
 
         def fresh(params=params, recipe=recipe):
-            return Updater("fake_teacher", params, recipe, warmup=3, on_host=on_host, seed=5)
+            return Updater("fake_teacher", params, recipe, rate=Rate(3), on_host=on_host, seed=5)
 
         updater = fresh()
         train(params, updater, range(2))
@@ -118,7 +119,7 @@ def test_moments_on_the_host_change_nothing():
     for on_host in (False, True):
         params = parameters()
         recipe = StudentOptimizerRecipe(lr=1e-2)
-        updater = Updater("student", params, recipe, warmup=2, on_host=on_host)
+        updater = Updater("student", params, recipe, rate=Rate(2), on_host=on_host)
         train(params, updater, range(4))
         ends.append({**params, **updater.tensors()})
     for key, tensor in ends[0].items():
@@ -129,7 +130,7 @@ def test_low_weights_learn_what_plain_rounding_would_lose():
     """A rate of a thousandth of a bfloat16 step still moves the mean of many weights."""
     params = {"w": nn.Parameter(torch.ones(64, 128, dtype=torch.bfloat16))}
     recipe = StudentOptimizerRecipe(lr=1e-5, weight_decay=0.0)
-    updater = Updater("student", params, recipe, warmup=0)
+    updater = Updater("student", params, recipe)
     for number in range(50):
         params["w"].grad = torch.ones_like(params["w"])
         updater.update(LOSS, step=number)

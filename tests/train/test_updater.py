@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewstep.config import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
 from fewstep.fake_teacher import pull_towards
 from fewstep.train.ema import Ema
+from fewstep.train.rate import Rate
 from fewstep.train.updater import Updater
 
 
@@ -30,20 +31,37 @@ def give_gradients(params: dict[str, nn.Parameter], scale: float = 1.0, seed: in
 LOSS = {"dm": torch.tensor(1.0)}
 
 
-def test_the_rate_rises_then_stays():
-    updater = Updater("student", parameters(), StudentOptimizerRecipe(lr=1.0), warmup=4)
+def test_the_rate_rises_stays_and_falls():
+    recipe = StudentOptimizerRecipe(lr=1.0)
+    rate = Rate(warmup=4, cooldown=0.25, steps=8)
+    updater = Updater("student", parameters(), recipe, rate=rate)
     rates = []
-    for _ in range(6):
-        rates.append(updater.lr)
+    for step in range(1, 10):
+        rates.append(updater.lr_at(step))
         updater.updates += 1
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert Updater("student", parameters(), StudentOptimizerRecipe(lr=1.0), warmup=0).lr == 1.0
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
+    constant = Updater("student", parameters(), recipe)
+    assert constant.lr_at(1) == constant.lr_at(10_000) == 1.0
+
+
+def test_the_rate_that_falls_is_the_one_of_the_update():
+    mine = parameters()
+    rate = Rate(cooldown=1.0, steps=4)
+    updater = Updater("student", mine, StudentOptimizerRecipe(lr=1.0, weight_decay=0.0), rate=rate)
+    moved = []
+    for step in (1, 2, 4):
+        before = {name: p.detach().clone() for name, p in mine.items()}
+        give_gradients(mine, 1.0, seed=0)
+        updater.update(LOSS, step=step)
+        moved.append(max((mine[name] - before[name]).abs().max() for name in mine).item())
+    # Equal gradients: every update of Adam is as long as its rate.
+    assert moved == pytest.approx([1.0, 0.75, 0.25], rel=1e-3)
 
 
 def test_an_update_is_clipped_adamw():
     mine, reference = parameters(), parameters()
     recipe = StudentOptimizerRecipe(lr=1e-2, weight_decay=0.1)
-    updater = Updater("student", mine, recipe, warmup=0)
+    updater = Updater("student", mine, recipe)
     adamw = torch.optim.AdamW(reference.values(), lr=1e-2, weight_decay=0.1)
     for number, scale in enumerate((5.0, 0.01, 3.0)):
         give_gradients(mine, scale, seed=number)
@@ -59,11 +77,11 @@ def test_an_update_is_clipped_adamw():
 def test_parameters_without_a_gradient_are_left_alone():
     params = parameters()
     before = params["b"].detach().clone()
-    updater = Updater("student", params, StudentOptimizerRecipe(), warmup=0)
+    updater = Updater("student", params, StudentOptimizerRecipe())
     give_gradients({name: p for name, p in params.items() if name != "b"})
     updater.update(LOSS, step=0)
     assert torch.equal(params["b"], before)
-    fresh = Updater("student", params, StudentOptimizerRecipe(), warmup=0)
+    fresh = Updater("student", params, StudentOptimizerRecipe())
     fresh.load(updater.tensors(), 1)
     assert fresh.tensors().keys() == updater.tensors().keys()
 
@@ -73,11 +91,11 @@ def test_a_loaded_optimizer_goes_on_bitwise():
     for interrupted in (False, True):
         params = parameters()
         recipe = FakeTeacherOptimizerRecipe(lr=1e-2)
-        updater = Updater("fake_teacher", params, recipe, warmup=3)
+        updater = Updater("fake_teacher", params, recipe, rate=Rate(3))
         for number in range(4):
             if interrupted and number == 2:
                 saved = {name: tensor.clone() for name, tensor in updater.tensors().items()}
-                updater = Updater("fake_teacher", params, recipe, warmup=3)
+                updater = Updater("fake_teacher", params, recipe, rate=Rate(3))
                 updater.load({**saved, "student/exp_avg/b": torch.zeros(4)}, updates=2)
             give_gradients(params, seed=number)
             updater.update(LOSS, step=number)
@@ -131,7 +149,7 @@ def test_all_weights_are_gone_over_in_one_call():
     for copies in (1, 10):
         params = {f"{i}.{n}": p for i in range(copies) for n, p in parameters(i).items()}
         student = [torch.zeros_like(each) for each in params.values()]
-        updater = Updater("fake_teacher", params, FakeTeacherOptimizerRecipe(), warmup=0)
+        updater = Updater("fake_teacher", params, FakeTeacherOptimizerRecipe())
         ema = Ema(params)
         for number in range(2):  # moments come with the first
             give_gradients(params, 5.0, seed=number)

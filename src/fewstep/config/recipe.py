@@ -123,6 +123,7 @@ class TrainRecipe(Section):
     Attributes:
         steps: Iterations; the student moves on every `student.every`-th of them.
         warmup: Updates over which each learning rate rises from 0; constant afterwards.
+        cooldown: Share of the iterations, at the end, over which each falls to 0.
         seed: All random values are functions of it.
         device: Where to run; ``auto`` takes an accelerator if there is one.
         deterministic: Only algorithms that repeat bit for bit; exact resume needs it on a GPU.
@@ -133,6 +134,7 @@ class TrainRecipe(Section):
 
     steps: Count
     warmup: Amount = 100
+    cooldown: Unit = 0.0
     seed: Amount = 0
     device: str = "auto"
     deterministic: bool = True

@@ -117,9 +117,8 @@ def advance(run: Run, interrupts: Interrupts | None = None) -> bool:
     recipe, roles = run.recipe, run.trainees.roles
     began, evaluations = time.perf_counter(), roles.evaluations
     draws = Draws(recipe.train.seed, run.step, run.backbone.device)
-    rates = {
-        f"lr/{each.role}": each.lr for each in (run.trainees.student, run.trainees.fake_teacher)
-    }
+    updaters = (run.trainees.student, run.trainees.fake_teacher)
+    rates = {f"lr/{each.role}": each.lr_at(run.step + 1) for each in updaters}
     try:
         measured = iteration(run.trainees, _batch(run), draws, run.algorithm)
     except NonFiniteError as error:

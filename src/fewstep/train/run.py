@@ -29,6 +29,7 @@ from fewstep.train.parallel import ALONE, SharedUpdater, Together, shard
 from fewstep.train.preview import Preview, preview_score
 from fewstep.train.prompts import Encoder, Order, Prompts, read_prompts
 from fewstep.train.quantise import quantise
+from fewstep.train.rate import Rate
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
 from fewstep.train.saving import Saving
 from fewstep.train.step import Algorithm, Trainees
@@ -215,13 +216,14 @@ def _trainees(recipe: Recipe, backbone: Backbone, together: Together) -> Trainee
     roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
     if together.sharded:
         shard(roles, backbone, together, device)
+    rate = Rate(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
     settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
     updaters = {
         role: SharedUpdater(
             role,
             roles.parameters(role),
             settings[role],
-            warmup=recipe.train.warmup,
+            rate=rate,
             on_host=memory.offload_optimizer,
             seed=seed,
         )

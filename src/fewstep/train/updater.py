@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from fewstep.config import OptimizerRecipe
 from fewstep.errors import FewstepError
 from fewstep.train.lean import HostAdamW, Lean, lean
+from fewstep.train.rate import Rate
 
 _FUSED = frozenset({"cpu", "cuda"})
 """Kinds of devices with an AdamW that does all of an update in one pass over memory."""
+
+
+CONSTANT = Rate()
 
 
 class NonFiniteError(FewstepError):
@@ -27,7 +31,7 @@ def _in_one_pass(parameters: Iterable[Tensor]) -> dict[str, bool]:
 
 
 class Updater:
-    """AdamW over named parameters; the rate rises linearly over the first updates, then stays.
+    """AdamW over named parameters, at a rate that may change over the run.
 
     Attributes:
         role: Whose parameters they are.
@@ -40,7 +44,7 @@ class Updater:
         parameters: Mapping[str, nn.Parameter],
         recipe: OptimizerRecipe,
         *,
-        warmup: int,
+        rate: Rate = CONSTANT,
         on_host: bool = False,
         seed: int = 0,
     ) -> None:
@@ -50,7 +54,7 @@ class Updater:
             role: Whose parameters they are.
             parameters: By name.
             recipe: Which optimizer.
-            warmup: Updates over which the rate rises.
+            rate: Factor of the recipe's rate.
             on_host: Moments live in the computer's memory.
             seed: Of what is rounded at random.
         """
@@ -58,7 +62,7 @@ class Updater:
         self.updates = 0
         self._parameters = dict(parameters)
         self._recipe = recipe
-        self._warmup = warmup
+        self._rate = rate
         self._adamw = self._optimizer(on_host, seed)
 
     def _optimizer(self, on_host: bool, seed: int) -> torch.optim.Optimizer:
@@ -75,17 +79,16 @@ class Updater:
             return HostAdamW(parameters, settings)
         return torch.optim.AdamW(parameters, **settings, **_in_one_pass(parameters))
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the next update."""
-        return self._recipe.lr * min(1.0, (self.updates + 1) / max(self._warmup, 1))
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the next update, if it happens in this iteration, counted from 1."""
+        return self._recipe.lr * self._rate(self.updates + 1, step)
 
     def update(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """Clip, step and clear the gradients that are there; returns their norm before clipping.
 
         Args:
             losses: Mean loss of each term, scalars; only looked at.
-            step: The run's step, for the message.
+            step: The iteration, counted from 1.
 
         Raises:
             NonFiniteError: A loss or a gradient is not finite; nothing has moved.
@@ -98,12 +101,13 @@ class Updater:
         if not torch.stack([norm, *losses.values()]).isfinite().all():  # the one host sync
             raise NonFiniteError(self._diagnosis(losses, with_grad, step))
         nn.utils.clip_grads_with_norm_(with_grad.values(), self._recipe.clip, norm, foreach=True)
+        lr = self.lr_at(step)
         for group in self._adamw.param_groups:
             group["update"] = self.updates
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr)
+                group["lr"].fill_(lr)
             else:
-                group["lr"] = self.lr
+                group["lr"] = lr
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         self.updates += 1
