@@ -24,7 +24,7 @@ from fewstep.world.scenes import Prompt, draw_scene, parse, prompts, render
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 BATCH = 128
-SCENES = 81_920  # drawn and encoded once
+SCENES = 163_840  # drawn and encoded once; half as many were seen too often
 _REPEATS = 3  # scenes a caption has at most; short captions would make up most of them otherwise
 _CANDIDATES = 128  # scenes that a noisy latent is compared with
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
