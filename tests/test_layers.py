@@ -13,9 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "fewstep"
 MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = {
-    0: "flow schedules records randomness config yaml12 errors"
-    " resources files hardware reductions noising rounding ranks"
-    " quiet",
+    0: "flow schedules records randomness config yaml12 errors resources files hardware reductions"
+    " noising rounding ranks quiet",
     1: "simulate fake_teacher objectives backbones world",
     2: "train",
     3: "runs export sample evaluate report plan",

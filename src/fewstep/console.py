@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fewstep.ranks import rank
@@ -53,6 +53,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     for row in [list(columns), *cells]:
         padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
         say("  ".join(padded).rstrip())
+
+
+def tables(all_of: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]]) -> None:
+    """Several tables, each (title, columns, rows), with an empty line after each."""
+    for title, columns, rows in all_of:
+        table(columns, rows, title)
+        say("")
 
 
 def cell(value: object) -> str:

@@ -14,9 +14,10 @@ import typer
 
 from fewstep import __version__
 from fewstep.cli.encode import encode
+from fewstep.cli.options import Json, Overrides, RecipeName, Resume, RunFolder, Which
 from fewstep.cli.plan import plan
 from fewstep.cli.world import world
-from fewstep.console import note, say, say_json, table
+from fewstep.console import note, say, say_json, table, tables
 from fewstep.errors import FewstepError
 
 app = typer.Typer(
@@ -27,19 +28,6 @@ app = typer.Typer(
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
 )
 app.add_typer(world, name="world")
-
-RecipeName = Annotated[
-    str,
-    typer.Argument(metavar="RECIPE", help="YAML file, or a shipped recipe's name."),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by distill.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="a.b=c", help="Override one recipe key; may be repeated."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
-Which = Annotated[str, typer.Option(help="Which checkpoint: best or last.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def _version(wanted: bool) -> None:
@@ -257,9 +245,7 @@ def _show_dry_run(recipe: Any, as_json: bool) -> None:
     if as_json:
         say_json(found.as_json())
         return
-    for title, columns, rows in found.tables():
-        table(columns, rows, title)
-        say("")
+    tables(found.tables())
     for key, file in found.missing.items():
         say(f"missing: {key}: there is no file {file}")
     say("nothing was loaded or written")

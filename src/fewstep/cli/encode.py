@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fewstep.cli.options import Json
 from fewstep.console import note, say, say_json
 from fewstep.errors import FewstepError
 
@@ -31,9 +32,7 @@ def encode(
     column: Annotated[str | None, typer.Option(help="Column with the prompts.")] = None,
     split: Annotated[str | None, typer.Option(help="Part of a folder or data set.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default embeddings/MODEL-KEY.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Encode prompts ahead, for data.cache; run it again to go on or to add more."""
     from fewstep.train.encode import encode_ahead, encoding_of, gather

@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fewstep.console import note, say, say_json, table
+from fewstep.cli.options import Json, Overrides, RecipeName
+from fewstep.console import note, say, say_json, tables
 
 
 def plan(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="YAML file, or a shipped recipe's name.")
-    ],
+    recipe: RecipeName,
     gpu: Annotated[str, typer.Option(help="Kind of accelerator, such as h100-80.")],
     gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     price: Annotated[
@@ -22,13 +21,8 @@ def plan(
         float | None,
         typer.Option(min=0.01, max=1, help="Share of the matrix peak reached; assumed: 0.4."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="Override one recipe key; may be repeated."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.")
-    ] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a run would take on given accelerators: memory, time and cost; writes nothing."""
     from fewstep.plan.gpus import find_gpu
@@ -50,7 +44,5 @@ def plan(
     if as_json:
         say_json(found.as_json())
         return
-    for title, columns, rows in found.tables():
-        table(columns, rows, title)
-        say("")
+    tables(found.tables())
     say("estimates: nothing was measured, loaded or written")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from fewstep.cli.options import Json
 from fewstep.console import note, say, say_json
 from fewstep.errors import FewstepError
 
 world = typer.Typer(help="The embedded tiny world.")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @world.command()

@@ -4,7 +4,6 @@ Every key is checked before anything happens: an unknown key, a wrong type, valu
 together or a missing file raise a `ConfigError` of one line that says where.
 """
 
-from fewstep.config.data import DataRecipe
 from fewstep.config.optimizer import (
     FakeTeacherOptimizerRecipe,
     OptimizerRecipe,
@@ -28,7 +27,6 @@ from fewstep.config.strict import ConfigError
 __all__ = [
     "CheckpointRecipe",
     "ConfigError",
-    "DataRecipe",
     "EmaRecipe",
     "EvaluateRecipe",
     "FakeTeacherOptimizerRecipe",

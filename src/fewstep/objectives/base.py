@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from fewstep.objectives.directions import Direction
 from fewstep.objectives.pull import FLOOR, pull_loss, pull_norm
 from fewstep.objectives.questions import Ask, Question, Reply, reply_to
 from fewstep.objectives.sites import Site
-from fewstep.objectives.weights import Weight, weight_at
+from fewstep.objectives.weights import Weight
 from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, Term
 from fewstep.schedules import Law
@@ -68,7 +69,7 @@ class Objective(BaseModel, ABC):
     Attributes:
         name: How recipes, logs and draws call it.
         site: Where the student is asked, Eq. 20.
-        weight: Factor of its loss: a number, or points between which it changes.
+        weight: Factor of its loss: a number, or points (step, weight) that it runs through.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -92,7 +93,8 @@ class Objective(BaseModel, ABC):
 
     def weight_at(self, step: int) -> float:
         """Weight at a step counted from 0, Eq. 24."""
-        return weight_at(self.weight, step + 1)
+        steps, weights = zip(*self.weight, strict=True)
+        return float(np.interp(step + 1, steps, weights))
 
     def __call__(
         self,

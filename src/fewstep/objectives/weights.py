@@ -1,15 +1,14 @@
-"""Weights of terms that change in the course of a run, Eq. 24."""
+"""How a recipe writes a term's weight, which may change in the course of a run, Eq. 24."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from typing import Annotated, Any, TypeAlias
 
-import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 Points: TypeAlias = tuple[tuple[int, float], ...]
-"""(step, weight), the steps rising."""
+"""(step, weight), the steps rising; the first iteration is step 1."""
 
 
 def _written(value: Any) -> Any:
@@ -22,6 +21,7 @@ def _written(value: Any) -> Any:
 
 
 def _sound(points: Points) -> Points:
+    """The same points, if they make a weight."""
     if any(before >= after for (before, _), (after, _) in pairwise(points)):
         raise ValueError("the steps of [step, weight] must rise")
     if not any(weight for _, weight in points):
@@ -37,9 +37,3 @@ Weight: TypeAlias = Annotated[
 ]
 """In a recipe a number, or points such as ``[[100, 1.0], [200, 0.25]]``: linear between them, and
 constant before the first and after the last."""
-
-
-def weight_at(points: Points, step: int) -> float:
-    """Weight in the iteration that is counted as `step`, from 1."""
-    steps, weights = zip(*points, strict=True)
-    return float(np.interp(step, steps, weights))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class Rate:
     """Factor of a learning rate: rises over the first updates, stays, falls over the last steps.
 
+    The published settings rise and stay (arXiv 2605.06376).
+
     Attributes:
         warmup: Updates over which it rises linearly to 1.
         cooldown: Share of the iterations, at the end, over which it falls linearly towards 0.
@@ -25,3 +27,6 @@ class Rate:
         last = self.cooldown * self.steps
         falling = (self.steps + 1 - step) / last if last else 1.0
         return max(min(1.0, rising, falling), 0.0)
+
+
+CONSTANT = Rate()

@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from fewstep.config import OptimizerRecipe
 from fewstep.errors import FewstepError
 from fewstep.train.lean import HostAdamW, Lean, lean
-from fewstep.train.rate import Rate
+from fewstep.train.rate import CONSTANT, Rate
 
 _FUSED = frozenset({"cpu", "cuda"})
 """Kinds of devices with an AdamW that does all of an update in one pass over memory."""
-
-
-CONSTANT = Rate()
 
 
 class NonFiniteError(FewstepError):

@@ -1,0 +1,24 @@
+"""Options that several commands take, with one help text each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+RecipeName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or a shipped recipe's name.")
+]
+RunFolder: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, made by distill.")
+]
+Overrides: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Override one recipe key; may be repeated."),
+]
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Continue from the newest checkpoint.")
+]
+Which: TypeAlias = Annotated[str, typer.Option(help="Which checkpoint: best or last.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
