@@ -71,6 +71,8 @@ def test_every_arm_has_every_figure(run, evaluation):
         assert arm["seconds_per_image"] > 0
         assert {"right", "right_color", "diversity", "frechet_real"} <= arm["scores"].keys()
         assert ("frechet_teacher" in arm["scores"]) == (arm["name"] != "teacher@6 guided")
+        # Only of equal steps is the guided teacher a rival.
+        assert ("ahead_diversity_error" in arm["scores"]) == (arm["name"] == "student@4")
     real = evaluation["real"]["scores"]
     assert real["right"] >= 0.9  # real scenes are right; twelve random pictures are not
     assert real["frechet_real"] < min(a["scores"]["frechet_real"] for a in evaluation["arms"])
@@ -132,8 +134,16 @@ def test_without_a_truth_the_scores_that_apply_remain(make_run, settings):
     student = evaluation["arms"][-1]["scores"]
     assert {"frechet_teacher", "diversity", "coverage_teacher"} <= student.keys()
     assert not any("real" in name or "right" in name for name in student)
-    names = [bar["name"] for bar in summarize(run)["bars"]]
-    assert names == ["minutes", "gigabytes", "diversity", "diversity_ahead"]
+    found = summarize(run)["bars"]
+    assert [bar["name"] for bar in found] == [
+        "minutes",
+        "gigabytes",
+        "diversity",
+        "diversity_ahead",
+    ]
+    rival = evaluation["arms"][0]["scores"]["diversity"]
+    wanted = rival + 2 * student["ahead_diversity_error"]
+    assert found[-1]["threshold"] == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
 from fewstep.evaluate import available
-from fewstep.evaluate.base import Readings, References, build
+from fewstep.evaluate.base import Readings, References, ahead, build
 from fewstep.evaluate.coverage import neighbour_scores
-from fewstep.evaluate.diversity import pairwise_distance
+from fewstep.evaluate.diversity import Diversity, pairwise_distance
 from fewstep.evaluate.frechet import frechet_distance
 from fewstep.evaluate.oracle import Oracle, share
 from fewstep.evaluate.preview import energy_distance
@@ -134,6 +134,32 @@ def test_a_picture_is_right_when_all_its_flags_are():
     assert scores["right_color"] == pytest.approx(4 / 5)
     assert scores["right_shape"] == pytest.approx(3 / 4)
     assert scores["right_error"] == share([True, True, False, False])[1] == 0.25
+
+
+# ------------------------------------------------------------------------- ahead of the rival
+
+
+def test_what_makes_prompts_hard_cancels_between_arms_that_drew_the_same():
+    hardness, gain = 10 * torch.randn(500, generator=torch.Generator().manual_seed(0)), cloud(500)
+    figures = ahead("score", hardness + 0.1 * gain[:, 0] + 1, hardness)
+    assert figures["ahead_score"] == pytest.approx(1, abs=0.02)
+    assert figures["ahead_score_error"] == pytest.approx(0.1 / 500**0.5, rel=0.1)
+
+
+def test_a_student_is_ahead_by_the_difference_of_the_figures():
+    verdicts = [tuple((("color", bit == "1"),) for bit in bits) for bits in ("1101", "1000")]
+    student, rival = (
+        Readings(cloud(4), scale * cloud(8).reshape(4, 2, 4), flags)
+        for scale, flags in zip((3, 2), verdicts, strict=True)
+    )
+    for score, name in ((Diversity(), "diversity"), (Oracle(), "right")):
+        mine, theirs = (
+            score(student, References(rival=rival)),
+            score(rival, References()),
+        )
+        assert mine[f"ahead_{name}"] == pytest.approx(mine[name] - theirs[name])
+        assert mine[f"ahead_{name}_error"] > 0
+        assert not any(figure.startswith("ahead_") for figure in theirs)
 
 
 # ------------------------------------------------------------------------------------ registry

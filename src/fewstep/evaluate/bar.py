@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ MINUTES, GIGABYTES = 12.0, 4.0
 RIGHT_LOSS = 0.02  # prompts right may fall this far below the guided teacher's
 FRECHET_RATIO = 1.25
 DIVERSITY_RATIO = 0.8
-CLEARLY = 2.0  # standard errors of the difference
+CLEARLY = 2.0  # standard errors of the difference over the same prompts
 CLEARLY_RATIO = 0.8  # of the rival's Frechet distance
 
 
@@ -103,13 +102,18 @@ def _contestants(
         arm for arm in arms if arm["model"] == "student" and arm["evaluations"] == EVALUATIONS
     ]
     teachers = [arm for arm in arms if arm["model"] == "teacher"]
-    rivals = [arm for arm in teachers if arm["steps"] == EVALUATIONS and arm["guidance"] != 1.0]
+    rivals = [arm for arm in arms if is_rival(arm, EVALUATIONS)]
     reference = max(teachers, key=lambda arm: arm["evaluations"], default=None)
     return (
         _contestant(students[0] if students else None, "student"),
         _contestant(reference, "the teacher"),
         _contestant(rivals[0] if rivals else None, f"the guided teacher at {EVALUATIONS} steps"),
     )
+
+
+def is_rival(arm: Mapping[str, Any], steps: int) -> bool:
+    """Whether an arm is what a student of so many steps has to beat: the teacher, guided."""
+    return bool(arm["model"] == "teacher" and arm["steps"] == steps and arm["guidance"] != 1.0)
 
 
 def _contestant(arm: Mapping[str, Any] | None, name: str) -> _Contestant:
@@ -164,12 +168,6 @@ def _against_rival(student: _Contestant, rival: _Contestant) -> Iterator[Bar]:
 
 
 def _beyond(student: _Contestant, rival: _Contestant, score: str) -> float | None:
-    """The rival's figure plus some standard errors of the difference."""
-    value, theirs, ours = (
-        rival.get(score),
-        rival.get(f"{score}_error"),
-        student.get(f"{score}_error"),
-    )
-    if value is None or theirs is None or ours is None:
-        return None
-    return round(value + CLEARLY * math.hypot(theirs, ours), 6)
+    """The rival's figure plus some standard errors of the difference, prompt by prompt."""
+    value, error = rival.get(score), student.get(f"ahead_{score}_error")
+    return None if value is None or error is None else round(value + CLEARLY * error, 6)

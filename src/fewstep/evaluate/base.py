@@ -35,13 +35,38 @@ class Readings:
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Pictures to compare with, by name: `teacher`, and `real` where the truth can draw them."""
+    """Pictures to compare with.
+
+    Attributes:
+        named: By name: `teacher`, and `real` where the truth can draw them.
+        rival: The guided teacher at as many steps as the arm, which a student has to beat.
+    """
 
     named: Mapping[str, Readings] = field(default_factory=dict)
+    rival: Readings | None = None
 
     def besides(self, arm: Readings) -> Iterator[tuple[str, Readings]]:
         """All references but the arm itself: a distance to oneself says nothing."""
         return ((name, other) for name, other in self.named.items() if other is not arm)
+
+
+def ahead(score: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    """By how much one arm's mean exceeds another's, with the error of that difference.
+
+    Both arms draw the same prompts from the same noise, so the error is that of paired values:
+    what makes one prompt harder than the next cancels.
+
+    Args:
+        score: Its name.
+        ours: Its value for every prompt [N].
+        theirs: The same of the other arm [N].
+
+    Returns:
+        `ahead_<score>` and `ahead_<score>_error`.
+    """
+    gain = ours.double() - theirs.double()
+    error = gain.std() / len(gain) ** 0.5
+    return {f"ahead_{score}": float(gain.mean()), f"ahead_{score}_error": float(error)}
 
 
 class Score(Protocol):

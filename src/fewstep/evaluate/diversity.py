@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.evaluate.base import Readings, References
+from fewstep.evaluate.base import Readings, References, ahead
 
 
 def pairwise_distance(features: Tensor) -> Tensor:
@@ -24,12 +24,18 @@ class Diversity:
     needs_truth = False
 
     def __call__(self, arm: Readings, references: References) -> dict[str, float]:
-        """`diversity` and `diversity_error`; nothing where no prompt was drawn twice."""
+        """`diversity`, its error, and by how much it is ahead of the rival's.
+
+        Nothing where no prompt was drawn twice.
+        """
         if arm.repeated.shape[0] < 2 or arm.repeated.shape[1] < 2:
             return {}
         spread = pairwise_distance(arm.repeated)
         error = spread.std() / len(spread) ** 0.5
-        return {"diversity": float(spread.mean()), "diversity_error": float(error)}
+        figures = {"diversity": float(spread.mean()), "diversity_error": float(error)}
+        if references.rival is not None:
+            figures |= ahead("diversity", spread, pairwise_distance(references.rival.repeated))
+        return figures
 
 
 SCORE = Diversity()

@@ -18,6 +18,7 @@ from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.errors import FewstepError
 from fewstep.evaluate import features, truth
 from fewstep.evaluate.arms import Arm, Reader, Shelf
+from fewstep.evaluate.bar import is_rival
 from fewstep.evaluate.base import Readings, References, Score, available, build
 from fewstep.files import digest_model, digest_text, write_json
 from fewstep.resources import resolve
@@ -181,12 +182,21 @@ def _score(
         evaluation["reference"] = rows[reference]["name"]
     if reader.truth:
         named["real"] = reader.read_real(_REAL_SEED)
-    references = References(named)
     for row, reading in zip(rows, readings, strict=True):
-        row["scores"] = _figures(scores, reading, references)
+        row["scores"] = _figures(scores, reading, References(named, _rival(row, rows, readings)))
     if reader.truth:
         floor = reader.read_real(_FLOOR_SEED)
-        evaluation["real"] = {"scores": _figures(scores, floor, references)}
+        evaluation["real"] = {"scores": _figures(scores, floor, References(named))}
+
+
+def _rival(
+    arm: dict[str, Any], rows: list[dict[str, Any]], readings: list[Readings]
+) -> Readings | None:
+    """Of a student: the guided teacher at as many steps, if it was drawn."""
+    for row, reading in zip(rows, readings, strict=True):
+        if arm["model"] == "student" and is_rival(row, arm["steps"]):
+            return reading
+    return None
 
 
 def _figures(scores: list[Score], arm: Readings, references: References) -> dict[str, float]:
