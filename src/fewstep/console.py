@@ -55,9 +55,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         say("  ".join(padded).rstrip())
 
 
-def tables(all_of: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]]) -> None:
+def tables(several: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]]) -> None:
     """Several tables, each (title, columns, rows), with an empty line after each."""
-    for title, columns, rows in all_of:
+    for title, columns, rows in several:
         table(columns, rows, title)
         say("")
 

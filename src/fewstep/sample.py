@@ -106,11 +106,13 @@ def sample_latents(
     """Clean latents [B, ...] of encoded prompts, one seed each."""
     device = next(net.parameters()).device
     noise = backbone.draw_noise(seeds, *sampler.size(backbone)).to(device)
-    velocity = _velocity(backbone, net, len(seeds), sampler.guidance)
+    velocity = guided_velocity(backbone, net, len(seeds), sampler.guidance)
     return sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
 
 
-def _velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: float) -> VelocityFn:
+def guided_velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: float) -> VelocityFn:
+    """A network's velocity for batches of this size under guidance, see `Backbone.guided`."""
+
     def velocity(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(net, xt, sigma, cond)
 

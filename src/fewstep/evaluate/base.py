@@ -50,6 +50,12 @@ class References:
         return ((name, other) for name, other in self.named.items() if other is not arm)
 
 
+def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
+    """Mean of independent values [N] as `name`, its standard error as `<name>_error`."""
+    error = values.std() / len(values) ** 0.5
+    return {name: float(values.mean()), f"{name}_error": float(error)}
+
+
 def ahead(score: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """By how much one arm's mean exceeds another's, with the error of that difference.
 
@@ -64,9 +70,7 @@ def ahead(score: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
     Returns:
         `ahead_<score>` and `ahead_<score>_error`.
     """
-    gain = ours.double() - theirs.double()
-    error = gain.std() / len(gain) ** 0.5
-    return {f"ahead_{score}": float(gain.mean()), f"ahead_{score}_error": float(error)}
+    return mean_and_error(f"ahead_{score}", ours.double() - theirs.double())
 
 
 class Score(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.evaluate.base import Readings, References, ahead
+from fewstep.evaluate.base import Readings, References, ahead, mean_and_error
 
 
 def pairwise_distance(features: Tensor) -> Tensor:
@@ -31,8 +31,7 @@ class Diversity:
         if arm.repeated.shape[0] < 2 or arm.repeated.shape[1] < 2:
             return {}
         spread = pairwise_distance(arm.repeated)
-        error = spread.std() / len(spread) ** 0.5
-        figures = {"diversity": float(spread.mean()), "diversity_error": float(error)}
+        figures = mean_and_error("diversity", spread)
         if references.rival is not None:
             figures |= ahead("diversity", spread, pairwise_distance(references.rival.repeated))
         return figures

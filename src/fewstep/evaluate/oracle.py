@@ -23,6 +23,15 @@ def wholly_right(verdicts: Iterable[Verdict]) -> Tensor:
     return torch.tensor([all(flag for _, flag in verdict) for verdict in verdicts])
 
 
+def attribute_shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """`right_<attribute>`: how often each attribute is as asked, of all times it is mentioned."""
+    flags: dict[str, list[bool]] = defaultdict(list)
+    for verdict in verdicts:
+        for attribute, flag in verdict:
+            flags[attribute].append(flag)
+    return {f"right_{name}": share(flags[name])[0] for name in sorted(flags)}
+
+
 class Oracle:
     """What the ground truth says of each picture; a picture is right when every flag is."""
 
@@ -30,10 +39,7 @@ class Oracle:
     needs_truth = True
 
     def __call__(self, arm: Readings, references: References) -> dict[str, float]:
-        """`right`, its error, by how much it is ahead of the rival's, and `right_<attribute>`.
-
-        An attribute's share is over its mentions.
-        """
+        """`right`, its error, by how much it is ahead of the rival's, and `right_<attribute>`."""
         if not arm.verdicts:
             return {}
         right = wholly_right(arm.verdicts)
@@ -41,12 +47,7 @@ class Oracle:
         figures = {"right": value, "right_error": error}
         if references.rival is not None and references.rival.verdicts:
             figures |= ahead("right", right, wholly_right(references.rival.verdicts))
-        by_name: dict[str, list[bool]] = defaultdict(list)
-        for verdict in arm.verdicts:
-            for attribute, flag in verdict:
-                by_name[attribute].append(flag)
-        shares = {f"right_{name}": share(flags)[0] for name, flags in sorted(by_name.items())}
-        return figures | shares
+        return figures | attribute_shares(arm.verdicts)
 
 
 SCORE = Oracle()

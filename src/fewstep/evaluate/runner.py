@@ -192,11 +192,11 @@ def _score(
 def _rival(
     arm: dict[str, Any], rows: list[dict[str, Any]], readings: list[Readings]
 ) -> Readings | None:
-    """Of a student: the guided teacher at as many steps, if it was drawn."""
-    for row, reading in zip(rows, readings, strict=True):
-        if arm["model"] == "student" and is_rival(row, arm["steps"]):
-            return reading
-    return None
+    """The guided teacher at as many steps as a student, if it was drawn; a teacher has no rival."""
+    if arm["model"] != "student":
+        return None
+    pairs = zip(rows, readings, strict=True)
+    return next((reading for row, reading in pairs if is_rival(row, arm["steps"])), None)
 
 
 def _figures(scores: list[Score], arm: Readings, references: References) -> dict[str, float]:

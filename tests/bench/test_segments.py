@@ -1,0 +1,39 @@
+"""Which step loses: plans walk the grid of the sampler, and one that is none is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep import backbones
+from fewstep.resources import resolve
+from fewstep.sample import Sampler
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "segments.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("segments", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("plan", "steps"), [("SSSS", 4), ("TTTT", 8)])
+def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps):
+    backbone = backbones.load(resolve("package://fewstep.world/data/pipeline"))
+    walks = script.segments(backbone, (64, 64), plan, 2)
+    joined = torch.cat([*(walk[:-1] for walk in walks), walks[-1][-1:]])
+    assert torch.allclose(joined, Sampler(steps).sigmas(backbone), atol=1e-6)
+
+
+def test_a_plan_that_is_none_is_refused_before_anything_is_read(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["segments.py", "nowhere", "SSX"])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert "'SSX' is no plan" in capsys.readouterr().err
