@@ -89,6 +89,13 @@ def test_overrides_reach_every_depth(recipe_file: Path) -> None:
         ("data.batch_size=true", "data.batch_size: Input should be a valid integer"),
         ("preview.steps=[4, 0]", "preview.steps.1: Input should be greater"),
         ("resolution={height: 64}", "resolution.width: required, but missing"),
+        ("fake_teacher.target=end", "fake_teacher.target.end: must be 'x0' or 'final', not 'end'"),
+        ("fake_teacher.target={x0: 0}", "fake_teacher.target.x0: Input should be greater"),
+        ("fake_teacher.target=3", "fake_teacher.target: must be a name, or odds such as {x0: 1, f"),
+        (
+            "fake_teacher.target={}",
+            "fake_teacher.target: must be a name, or odds such as {x0: 1, f",
+        ),
         ("student.lora.rank=8", "student: lora is given but mode is 'full'"),
         ("data.accumulate=9", "data: accumulate (9) must not exceed batch_size (4)"),
         ("train.cooldown=1.5", "train.cooldown: Input should be less"),
@@ -124,6 +131,13 @@ def test_yaml_reads_numbers_and_words_as_people_do() -> None:
     ]  # fmt: skip
     values = {"a": 1e-5, "b": "1e-5", "c": "on", "d": None, "e": "", "f": "true", "g": "~"}
     assert yaml12.load(yaml12.dump(values)) == values
+
+
+def test_a_target_is_a_name_or_odds(recipe_file: Path) -> None:
+    for text, odds in (("final", {"final": 1.0}), ("{x0: 1, final: 2}", {"x0": 1.0, "final": 2.0})):
+        recipe = load_recipe(recipe_file, [f"fake_teacher.target={text}"])
+        assert recipe.fake_teacher.target == odds
+    assert load_recipe(recipe_file).fake_teacher.target == {"x0": 1.0}
 
 
 def test_a_recipe_is_frozen(recipe_file: Path) -> None:

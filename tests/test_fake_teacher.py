@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fewstep import fake_teacher
 from fewstep.errors import FewstepError
 from fewstep.randomness import Draws
+from fewstep.records import Anchor
 
 X0 = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
 EPS = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1))
@@ -54,11 +57,33 @@ def test_splitting_the_batch_changes_nothing(roles, anchor, cond):
 
 
 def test_the_target_can_be_the_final_latent(roles, anchor, cond):
-    assert not torch.allclose(
-        update(roles, anchor, cond), update(roles, anchor, cond, target="final")
-    )
+    end = replace(anchor, x0=anchor.final)
+    final = update(roles, anchor, cond, target={"final": 1.0})
+    torch.testing.assert_close(final, update(roles, end, cond))
+    assert not torch.allclose(final, update(roles, anchor, cond))
     with pytest.raises(FewstepError, match="did you mean 'final'"):
-        update(roles, anchor, cond, target="finall")
+        update(roles, anchor, cond, target={"finall": 1.0})
+
+
+@pytest.mark.parametrize("odds", [{"x0": 1.0, "final": 2.0}, {"final": 4.0, "x0": 2.0}])
+def test_odds_choose_a_target_for_each_sample(odds):
+    count = 3000
+    u = (torch.arange(count) + 0.5) / count
+    here, end = torch.zeros(count, 2, 3), torch.ones(count, 2, 3)
+    at = Anchor(here, u, u, velocity=here, x0=here, final=end)
+    chosen = fake_teacher.choose_target(at, odds, u)
+    assert torch.equal(chosen.amin((1, 2)), chosen.amax((1, 2)))  # all of a sample or nothing
+    assert chosen.mean() == pytest.approx(2 / 3, abs=1e-3)
+    assert torch.equal(fake_teacher.choose_target(at, {"x0": 3.0}, u), here)
+
+
+def test_splitting_the_batch_changes_no_choice(roles, anchor, cond):
+    odds = {"x0": 1.0, "final": 1.0}
+    whole = update(roles, anchor, cond, target=odds)
+    parts = [update(roles, anchor, cond, row, target=odds) for row in (slice(0, 2), slice(2, 5))]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    alone = [update(roles, anchor, cond, target={name: 1.0}) for name in odds]
+    assert all(not torch.allclose(whole, each) for each in alone)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.001, 0.03, 1.0])

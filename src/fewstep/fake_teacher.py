@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import unknown
+from fewstep.flow import expand
 from fewstep.noising import renoise
 from fewstep.randomness import Draws
 from fewstep.records import Anchor, Conditioning, VelocityFn
@@ -25,6 +26,7 @@ TARGETS: Mapping[str, Callable[[Anchor], Tensor]] = {
     "final": attrgetter("final"),
 }
 """What the fake teacher may learn to denoise: the anchor's x0_i, or the simulation's end."""
+PUBLISHED: Mapping[str, float] = {"x0": 1.0}
 
 
 def denoising_loss(
@@ -48,7 +50,7 @@ def update_loss(
     cond: Conditioning,
     draws: Draws,
     indices: Tensor,
-    target: str = "x0",
+    target: Mapping[str, float] = PUBLISHED,
     law: Law = UNIFORM,
     name: str = "fake_teacher",
 ) -> Tensor:
@@ -60,19 +62,38 @@ def update_loss(
         cond: Its prompts, batch B.
         draws: The step's random values.
         indices: Global index of each sample, [B].
-        target: Key of `TARGETS`.
+        target: Odds of keys of `TARGETS`, see `choose_target`.
         law: Law of the noise level.
         name: Purpose of the draws; several updates of one step must differ in it.
 
     Raises:
         FewstepError: There is no such target.
     """
-    if target not in TARGETS:
-        raise unknown("fake-teacher target", target, TARGETS)
-    x0 = TARGETS[target](anchor)
+    x0 = choose_target(anchor, target, draws.uniform(f"{name}/target", indices))
     noised = renoise(x0, law, anchor_sigma=anchor.sigma, name=name, draws=draws, indices=indices)
     predicted = velocity(noised.xt, noised.sigma, cond)
     return denoising_loss(predicted, x0.detach(), noised.eps, reduction="none")
+
+
+def choose_target(anchor: Anchor, odds: Mapping[str, float], u: Tensor) -> Tensor:
+    """What each sample is to be denoised to, Eq. 16a: [B, ...].
+
+    Args:
+        anchor: Where this iteration works, batch B.
+        odds: Of keys of `TARGETS`; those that are not named are never chosen.
+        u: Uniform draws in (0, 1) that choose, [B].
+
+    Raises:
+        FewstepError: There is no such target.
+    """
+    chosen, passed = anchor.x0, 0.0
+    for name, share in odds.items():
+        if name not in TARGETS:
+            raise unknown("fake-teacher target", name, TARGETS)
+        reached = expand(u * sum(odds.values()) > passed, chosen)
+        chosen = torch.where(reached, TARGETS[name](anchor), chosen)
+        passed += share
+    return chosen
 
 
 @torch.no_grad()

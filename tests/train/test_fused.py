@@ -49,8 +49,11 @@ def gradients(run, monkeypatch, *, parts: int = 1) -> tuple[dict[str, torch.Tens
     return found, metrics
 
 
+OTHERS = [(), ("student.gradient_checkpointing=true",), ("fake_teacher.target={x0: 1, final: 1}",)]
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("other", [(), ("student.gradient_checkpointing=true",)])
+@pytest.mark.parametrize("other", OTHERS)
 def test_the_gradients_are_those_of_the_plain_step(mode, other, make_run, monkeypatch):
     settings = [*MODES[mode], *EVERY, *other, "fake_teacher.pull=0"]
     ways = {
@@ -153,6 +156,7 @@ def test_a_graph_is_kept_only_where_it_is_used(make_run, monkeypatch):
     assert not kept("train.step=plain")
     assert not kept("train.batch_teachers=false")
     assert not kept("fake_teacher.target=final")
+    assert not kept("fake_teacher.target={x0: 1, final: 2}")
     assert not kept("objectives=[{name: cdm}]")
 
 

@@ -5,9 +5,9 @@ Defaults are the published settings of CDM wherever there are any (arXiv 2605.06
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fewstep.config.data import DataRecipe
 from fewstep.config.memory import MemoryRecipe
@@ -52,19 +52,32 @@ class ObjectiveRecipe(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _as_odds(value: Any) -> Any:
+    """A name alone is chosen always."""
+    if isinstance(value, str):
+        return {value: 1.0}
+    if not value or not isinstance(value, dict):
+        raise ValueError(f"must be a name, or odds such as {{x0: 1, final: 2}}, not {value!r}")
+    return value
+
+
+Target: TypeAlias = Annotated[dict[Literal["x0", "final"], Positive], BeforeValidator(_as_odds)]
+
+
 class FakeTeacherRecipe(Section):
     """How the fake teacher follows the student.
 
     Attributes:
         law: Noise levels it is trained at.
         target: What it learns to denoise: the anchor's x0, or the simulation's end (``final``).
-        updates: Updates per iteration, each with fresh noise on the same targets.
+            Odds such as ``{x0: 1, final: 2}`` give each on a share of the samples.
+        updates: Updates per iteration, each with fresh noise.
         pull: Share of the student mixed into its weights after each update; 0 is off.
         optimizer: Its optimizer.
     """
 
     law: Law = Uniform()
-    target: Literal["x0", "final"] = "x0"
+    target: Target = Field(default_factory=lambda: {"x0": 1.0})
     updates: Count = 1
     pull: Unit = 0.001
     optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()

@@ -109,6 +109,8 @@ def _locate(loc: tuple[int | str, ...], root: type) -> tuple[list[str], Any]:
     owner: Any = root
     node: list[Any] = [root]
     for part in loc:
+        if part == "[key]":  # a mapping's key that is wrong itself: it stands before this already
+            continue
         named = [member for member in node if _name_of(member) == part]
         if len(node) > 1 and named:
             node = named

@@ -7,7 +7,7 @@ networks less often than the `plain` one and gives the same gradients, see docs/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -41,7 +41,7 @@ class Algorithm:
         latent_shape: Shape of one sample.
         every: The student moves on every so many iterations.
         law: Noise levels the fake teacher is trained at.
-        target: What it learns to denoise, see `fake_teacher.TARGETS`.
+        target: Odds of what it learns to denoise, see `fake_teacher.TARGETS`.
         fake_updates: Its updates per iteration.
         pull: Share of the student mixed into it after each.
         fused: Ask no network twice for the same; else literally as published.
@@ -55,7 +55,7 @@ class Algorithm:
     latent_shape: tuple[int, ...]
     every: int
     law: Law
-    target: str
+    target: Mapping[str, float]
     fake_updates: int
     pull: float
     fused: bool = True
@@ -74,7 +74,7 @@ class Algorithm:
 
         It lives while the fake teacher learns: not where there is to be one graph at a time.
         """
-        known = self.fused and self.batch_teachers and self.target != "final"
+        known = self.fused and self.batch_teachers and "final" not in self.target
         return known and any(each.site == AtAnchor() for each in self.objectives)
 
 
@@ -152,7 +152,7 @@ def find_anchor(
     noise = sigmas[0] * draws.normal("simulate/eps", part.indices, algorithm.latent_shape)
     on_host, steps = replace(draws, device="cpu"), len(sigmas) - 1
     index = on_host.integers("anchor", part.indices, steps)
-    if algorithm.target == "final" or not algorithm.fused:
+    if "final" in algorithm.target or not algorithm.fused:
         return Start(part, simulate(roles.student, noise, sigmas, part.cond).pick(index), roles)
     everyone = part.indices if part.lockstep is None else part.lockstep
     calls = int(on_host.integers("anchor", everyone, steps).max())
