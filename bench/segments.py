@@ -1,10 +1,11 @@
 """Which step loses: a student and its teacher take turns on the segments of the four-step grid.
 
-    python bench/segments.py runs/demo [SSSS SSST TSSS ...] [--count 256] [--fine 12]
+    python bench/segments.py runs/demo [SSSS SSST SSS2 ...] [--count 256] [--fine 12]
 
-A plan has one letter for each segment: S, one step of the student; T, several guided steps of the
-teacher, spread over the segment as the model's own grid would be. What SSST has right over SSSS is
-what the last step alone loses. The run needs a ground truth that judges pictures.
+A plan has one sign for each segment: S, one step of the student; a digit, so many steps of it; T,
+several guided steps of the teacher. Steps are spread over a segment as the model's own grid would
+be. What SSST has right over SSSS is what the last step alone loses, and SSS2 tells whether the
+student could do it in two. The run needs a ground truth that judges pictures.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from fewstep.schedules import few_step_sigmas
 from fewstep.simulate import sample
 
 STEPS = 4
-PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS")
+PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS", "SSS2", "SSS4")
 
 
-def segments(backbone: Backbone, size: tuple[int, int], letters: str, fine: int) -> list[Tensor]:
-    """Shifted levels that each segment walks over: [2] a student's, [fine + 1] a teacher's."""
+def segments(backbone: Backbone, size: tuple[int, int], plan: str, fine: int) -> list[Tensor]:
+    """Shifted levels that each segment walks over, [steps + 1]."""
     ends, shift = [*few_step_sigmas(STEPS), 0.0], backbone.shift(*size)
-    counts = [1 if letter == "S" else fine for letter in letters]
+    counts = [{"S": 1, "T": fine}.get(sign) or int(sign) for sign in plan]
     bases = (torch.linspace(*pair, n + 1) for pair, n in zip(pairwise(ends), counts, strict=True))
     return [shift(base) for base in bases]
 
@@ -46,8 +47,8 @@ def main() -> None:
     parser.add_argument("--fine", type=int, default=12, help="steps of the teacher in a segment")
     asked = parser.parse_args()
     for plan in asked.plans:
-        if len(plan) != STEPS or set(plan) - {"S", "T"}:
-            parser.error(f"{plan!r} is no plan: {STEPS} letters, each S or T")
+        if len(plan) != STEPS or set(plan) - set("ST123456789"):
+            parser.error(f"{plan!r} is no plan: {STEPS} signs, each S, T or a digit from 1")
     run = Run.open(asked.run)
     settings = run.recipe.evaluate
     reader, backbone = make_reader(settings), run.load_backbone()
@@ -56,7 +57,7 @@ def main() -> None:
     arms = [arm for arm in resolve_arms(settings, run, backbone) if arm.model == "teacher"]
     guidance = max((arm.sampler.guidance for arm in arms), default=backbone.default_guidance)
     teacher = copy.deepcopy(backbone.net)  # the student's weights take its place
-    player = {"T": (teacher, guidance), "S": (run.load_student(backbone).net, 1.0)}
+    student = run.load_student(backbone).net
     prompts = list(reader.prompts[: asked.count])
     for plan in asked.plans:
         walks, images = segments(backbone, run.size, plan, asked.fine), []
@@ -65,8 +66,8 @@ def main() -> None:
             seeds = range(reader.seed + start, reader.seed + start + len(part))
             with torch.no_grad():
                 cond, xt = backbone.encode(part), backbone.draw_noise(seeds, *run.size)
-                for letter, sigmas in zip(plan, walks, strict=True):
-                    net, scale = player[letter]
+                for sign, sigmas in zip(plan, walks, strict=True):
+                    net, scale = (teacher, guidance) if sign == "T" else (student, 1.0)
                     velocity = guided_velocity(backbone, net, len(part), scale)
                     xt = sample(velocity, xt, sigmas, cond)
                 images.append(backbone.decode(xt).float().clamp(0, 1))

@@ -24,7 +24,7 @@ def script():
     return module
 
 
-@pytest.mark.parametrize(("plan", "steps"), [("SSSS", 4), ("TTTT", 8)])
+@pytest.mark.parametrize(("plan", "steps"), [("SSSS", 4), ("TTTT", 8), ("3333", 12)])
 def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps):
     backbone = backbones.load(resolve("package://fewstep.world/data/pipeline"))
     walks = script.segments(backbone, (64, 64), plan, 2)
