@@ -250,6 +250,22 @@ def test_a_finished_run_resumes_to_itself(finished, copy_of, make_recipe, same_e
     same_end(finished("full"), folder, STEPS)
 
 
+def test_a_value_may_have_been_spelled_otherwise(finished, copy_of, make_recipe, same_end):
+    folder = copy_of(4)
+    saved = checkpoint.load(checkpoint.listed(folder / "checkpoints")[-1])
+    state = {key: value for key, value in saved.state.items() if key != "sha256"}
+    assert state["recipe"]["fake_teacher"]["target"] == {"x0": 1.0}
+    state["recipe"]["fake_teacher"]["target"] = "x0"
+    checkpoint.save(folder / "checkpoints", 4, saved.groups, state)
+    distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
+    same_end(finished("full"), folder, STEPS)
+    state["recipe"]["fake_teacher"]["aim"] = "x0"
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
+    checkpoint.save(folder / "checkpoints", 5, saved.groups, state | {"step": 5})
+    with pytest.raises(FewstepError, match=r"fake_teacher\.aim: the run was started with 'x0'"):
+        distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
+
+
 def test_resume_with_another_recipe_is_refused(copy_of, make_recipe, tmp_path):
     folder = copy_of(4)
     with pytest.raises(FewstepError, match=r"student\.every: the run was started with 2, not 1"):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep import __version__, backbones, objectives
 from fewstep.backbones.base import Backbone
-from fewstep.config import ConfigError, Recipe
+from fewstep.config import ConfigError, Recipe, parse_recipe
 from fewstep.errors import FewstepError
 from fewstep.files import digest_model
 from fewstep.hardware import pick_device
@@ -348,7 +348,7 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
             raise FewstepError(
                 f"the {what} are not those the run was started with; resume with those"
             )
-    new, old = _flat(run.recipe.model_dump(mode="json")), _flat(content["recipe"])
+    new, old = _flat(run.recipe.model_dump(mode="json")), _flat(_respelled(content["recipe"]))
     for key in sorted(new.keys() | old.keys()):
         free = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
         if not free and new.get(key) != old.get(key):
@@ -356,6 +356,14 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
                 f"{key}: the run was started with {old.get(key)!r}, not {new.get(key)!r}; "
                 "start another run folder or set it back"
             )
+
+
+def _respelled(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved recipe with every value as it is written now: versions may spell one otherwise."""
+    try:
+        return parse_recipe(saved).model_dump(mode="json")
+    except ConfigError:  # a key that is gone differs, and is named by who compares
+        return saved
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
