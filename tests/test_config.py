@@ -92,10 +92,7 @@ def test_overrides_reach_every_depth(recipe_file: Path) -> None:
         ("fake_teacher.target=end", "fake_teacher.target.end: must be 'x0' or 'final', not 'end'"),
         ("fake_teacher.target={x0: 0}", "fake_teacher.target.x0: Input should be greater"),
         ("fake_teacher.target=3", "fake_teacher.target: must be a name, or odds such as {x0: 1, f"),
-        (
-            "fake_teacher.target={}",
-            "fake_teacher.target: must be a name, or odds such as {x0: 1, f",
-        ),
+        ("fake_teacher.target={}", "fake_teacher.target: must be a name, or odds such as"),
         ("student.lora.rank=8", "student: lora is given but mode is 'full'"),
         ("data.accumulate=9", "data: accumulate (9) must not exceed batch_size (4)"),
         ("train.cooldown=1.5", "train.cooldown: Input should be less"),

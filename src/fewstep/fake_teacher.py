@@ -27,6 +27,7 @@ TARGETS: Mapping[str, Callable[[Anchor], Tensor]] = {
 }
 """What the fake teacher may learn to denoise: the anchor's x0_i, or the simulation's end."""
 PUBLISHED: Mapping[str, float] = {"x0": 1.0}
+"""Odds of targets in CDM's published setting: always the anchor's."""
 
 
 def denoising_loss(
@@ -80,18 +81,17 @@ def choose_target(anchor: Anchor, odds: Mapping[str, float], u: Tensor) -> Tenso
 
     Args:
         anchor: Where this iteration works, batch B.
-        odds: Of keys of `TARGETS`; those that are not named are never chosen.
+        odds: Of keys of `TARGETS`, above 0, in any unit; what is not named is never chosen.
         u: Uniform draws in (0, 1) that choose, [B].
 
     Raises:
         FewstepError: There is no such target.
     """
-    chosen, passed = anchor.x0, 0.0
+    chosen, passed, position = anchor.x0, 0.0, expand(u * sum(odds.values()), anchor.x0)
     for name, share in odds.items():
         if name not in TARGETS:
             raise unknown("fake-teacher target", name, TARGETS)
-        reached = expand(u * sum(odds.values()) > passed, chosen)
-        chosen = torch.where(reached, TARGETS[name](anchor), chosen)
+        chosen = torch.where(position > passed, TARGETS[name](anchor), chosen)
         passed += share
     return chosen
 

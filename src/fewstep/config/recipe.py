@@ -62,6 +62,7 @@ def _as_odds(value: Any) -> Any:
 
 
 Target: TypeAlias = Annotated[dict[Literal["x0", "final"], Positive], BeforeValidator(_as_odds)]
+"""In a recipe a name, or odds of both such as ``{x0: 1, final: 2}``."""
 
 
 class FakeTeacherRecipe(Section):
