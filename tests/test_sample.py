@@ -30,10 +30,10 @@ def stock(pipeline_folder):
     return pipe
 
 
-def draw(pipe, prompt, steps, seed, guidance=1.0):
+def draw(pipe, prompt, steps, seed, guidance=1.0, sigmas=None):
     return pipe(
         prompt,
-        sigmas=[1 - i / steps for i in range(steps)],
+        sigmas=sigmas or [1 - i / steps for i in range(steps)],
         num_inference_steps=steps,
         guidance_scale=guidance,
         max_sequence_length=16,
@@ -44,15 +44,24 @@ def draw(pipe, prompt, steps, seed, guidance=1.0):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8])
 def test_pixels_equal_the_stock_pipelines(backbone, stock, steps):
-    images = sample_images(backbone, backbone.net, PROMPTS, steps=steps, seed=3)
+    images = sample_images(backbone, backbone.net, PROMPTS, sampler=Sampler(steps), seed=3)
     for i, prompt in enumerate(PROMPTS):
         expected = draw(stock, prompt, steps, 3 + i)
         assert torch.equal(images[i], expected)
         assert np.array_equal(np.array(to_pixels(images[i])), np.array(to_pixels(expected)))
 
 
+def test_pixels_on_a_grid_of_the_students_own_equal_the_stock_pipelines(backbone, stock):
+    sampler = Sampler(4, shift_scale=0.5)
+    assert sampler.base_sigmas == pytest.approx([1, 0.6, 1 / 3, 1 / 7])
+    assert sampler.sigmas(backbone).tolist() == pytest.approx([1, 9 / 11, 0.6, 1 / 3, 0])
+    images = sample_images(backbone, backbone.net, PROMPTS[:1], sampler=sampler, seed=3)
+    assert torch.equal(images[0], draw(stock, PROMPTS[0], 4, 3, sigmas=sampler.base_sigmas))
+    assert not torch.equal(images[0], draw(stock, PROMPTS[0], 4, 3))
+
+
 def test_guidance_is_the_stock_pipelines_up_to_rounding(backbone, stock):
-    images = sample_images(backbone, backbone.net, PROMPTS[:1], steps=3, seed=5, guidance=4.5)
+    images = sample_images(backbone, backbone.net, PROMPTS[:1], sampler=Sampler(3, 4.5), seed=5)
     assert torch.allclose(images[0], draw(stock, PROMPTS[0], 3, 5, 4.5), atol=1e-4)
 
 
@@ -90,7 +99,7 @@ def test_meaningless_settings_are_refused(wrong):
 
 def test_a_size_that_does_not_fit_is_refused(backbone):
     with pytest.raises(FewstepError, match="multiples"):
-        sample_images(backbone, backbone.net, PROMPTS[:1], height=60, width=64)
+        sample_images(backbone, backbone.net, PROMPTS[:1], sampler=Sampler(height=60, width=64))
 
 
 def test_files_and_manifest_agree(pipeline_folder, tmp_path):
@@ -104,7 +113,9 @@ def test_files_and_manifest_agree(pipeline_folder, tmp_path):
         assert row["base_sigmas"] == [1.0, 0.5] and row["sigmas"] == [1.0, 0.75, 0.0]
         assert row["guidance"] == 1.0 and row["seconds"] > 0
         assert "/" not in row["file"] and (row["height"], row["width"]) == (64, 64)
-        image = sample_images(model.backbone, model.net, [prompts[i]], steps=2, seed=9 + i)[0]
+        image = sample_images(
+            model.backbone, model.net, [prompts[i]], sampler=Sampler(2), seed=9 + i
+        )[0]
         with Image.open(tmp_path / "out" / row["file"]) as saved:
             assert np.array_equal(np.array(saved), np.array(to_pixels(image)))
 

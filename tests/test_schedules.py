@@ -85,6 +85,7 @@ def test_logit_normal_has_normal_logits():
         lambda: FixedGrid(sigmas=(0.5, 1.0)),
         lambda: FixedGrid(sigmas=(1.0, 0.0)),
         lambda: FixedGrid(sigmas=()),
+        lambda: FixedGrid(shift_scale=0.0),
         lambda: StaticShift(0.0),
         lambda: ExponentialShift(1.0, terminal=1.0),
     ],
@@ -131,6 +132,19 @@ def test_few_step_sigmas_are_evenly_spaced(steps):
     assert len(sigmas) == steps
     assert sigmas[0] == 1
     assert np.diff([*sigmas, 0]) == pytest.approx(np.full(steps, -1 / steps))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
+def test_a_shift_scale_multiplies_the_models_shift(scale):
+    moved, base = schedules.few_step_sigmas(5, scale), schedules.few_step_sigmas(5)
+    assert StaticShift(3.0)(moved) == pytest.approx(StaticShift(3.0 * scale)(base))
+    expected = ExponentialShift(1.15 + math.log(scale))(base)
+    assert ExponentialShift(1.15)(moved) == pytest.approx(expected)
+    assert FixedGrid(shift_scale=scale)(generator()).tolist() == pytest.approx(
+        schedules.few_step_sigmas(4, scale)
+    )
+    drawn = RandomGrid(shift_scale=scale)(generator(5))
+    torch.testing.assert_close(drawn, StaticShift(scale)(RandomGrid()(generator(5))))
 
 
 def test_no_steps_raise():

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,13 +37,15 @@ _DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slo
 class Sampler:
     """How pictures are drawn from a network: Euler steps, guidance (1 is off) and size in pixels.
 
-    `height` and `width` of None mean the size that the backbone was trained at.
+    `height` and `width` of None mean the size that the backbone was trained at. `shift_scale` is
+    what the network was distilled with: a factor to its model's shift.
     """
 
     steps: int = 4
     guidance: float = 1.0
     height: int | None = None
     width: int | None = None
+    shift_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses step counts and guidance that mean nothing."""
@@ -51,6 +53,12 @@ class Sampler:
             raise FewstepError(f"steps must be 1 to {MOST_STEPS}, not {self.steps}")
         if not self.guidance >= 1.0:
             raise FewstepError(f"guidance must be at least 1 (1 is off), not {self.guidance}")
+
+    @classmethod
+    def of(cls, model: Model, steps: int = 4) -> Self:
+        """How a model wants to be drawn: at the size and on the grid it was distilled with."""
+        height, width = model.size or (None, None)
+        return cls(steps, height=height, width=width, shift_scale=model.shift_scale)
 
     def evaluations(self, backbone: Backbone) -> int:
         """Network evaluations per picture."""
@@ -60,7 +68,7 @@ class Sampler:
     @property
     def base_sigmas(self) -> list[float]:
         """What a diffusers call takes as `sigmas=`: the grid before the model's shift."""
-        return few_step_sigmas(self.steps)
+        return few_step_sigmas(self.steps, self.shift_scale)
 
     def sigmas(self, backbone: Backbone) -> Tensor:
         """The grid that the Euler loop walks: shifted, float32, with the final 0: [steps + 1]."""
@@ -157,20 +165,17 @@ def sample_images(
     net: nn.Module,
     prompts: Sequence[str],
     *,
-    steps: int = 4,
+    sampler: Sampler | None = None,
     seed: int = 0,
-    height: int | None = None,
-    width: int | None = None,
-    guidance: float = 1.0,
 ) -> Tensor:
     """Pictures [N, 3, H, W] in [0, 1], one at a time; picture i starts from the noise of seed + i.
 
-    With guidance off and float32 weights, pixel-identical to `pipe(prompt, sigmas=[1, 1 - 1/steps,
-    ...], generator=torch.Generator("cpu").manual_seed(seed + i))`.
+    With guidance off and float32 weights, pixel-identical to `pipe(prompt,
+    sigmas=sampler.base_sigmas, generator=torch.Generator("cpu").manual_seed(seed + i))`.
     """
-    sampler = Sampler(steps, guidance, height, width)
+    chosen = sampler or Sampler()
     pictures = [
-        sample_batch(backbone, net, [prompt], [seed + i], sampler=sampler)
+        sample_batch(backbone, net, [prompt], [seed + i], sampler=chosen)
         for i, prompt in enumerate(prompts)
     ]
     return torch.cat(pictures)

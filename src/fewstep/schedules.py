@@ -92,6 +92,7 @@ class RandomGrid:
     """1.0 followed by N - 1 sorted draws of U(low, high), N ~ U{min_steps..max_steps}, Eq. 10.
 
     ``stratified`` places one draw in each of N - 1 equal cells instead of drawing them all freely.
+    ``shift_scale`` is the student's own share in the model's shift, Eq. 12d.
     """
 
     max_steps: _Steps = 28
@@ -99,6 +100,7 @@ class RandomGrid:
     high: _Unit = 0.95
     min_steps: _Steps = 1
     stratified: StrictBool = False
+    shift_scale: _Positive = 1.0
     name: Literal["random"] = field(default="random", repr=False)
 
     @model_validator(mode="after")
@@ -112,21 +114,22 @@ class RandomGrid:
         return self
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        """Base sigmas [N], downwards from 1, neither shifted nor ended with 0."""
+        """Base sigmas [N], downwards from 1, without the model's shift and the final 0."""
         high = self.max_steps + 1
         steps = int(torch.randint(self.min_steps, high, (), generator=generator))
         u = torch.rand(steps - 1, generator=generator)
         if self.stratified:
             u = (torch.arange(steps - 1) + u) / max(steps - 1, 1)
         inner = (self.low + (self.high - self.low) * u).sort(descending=True).values
-        return torch.cat([torch.ones(1), inner])
+        return StaticShift(self.shift_scale)(torch.cat([torch.ones(1), inner]))
 
 
 @dataclass(frozen=True, config=_NO_EXTRA)
 class FixedGrid:
-    """The same base sigmas every time, downwards from at most 1."""
+    """The same base sigmas every time, downwards from at most 1; ``shift_scale`` as in Eq. 12d."""
 
     sigmas: Annotated[tuple[_Real, ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
+    shift_scale: _Positive = 1.0
     name: Literal["fixed"] = field(default="fixed", repr=False)
 
     @model_validator(mode="after")
@@ -138,22 +141,27 @@ class FixedGrid:
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         """Base sigmas [N]; the generator plays no part."""
-        return torch.tensor(self.sigmas)
+        return StaticShift(self.shift_scale)(torch.tensor(self.sigmas))
 
 
 Grid: TypeAlias = Annotated[RandomGrid | FixedGrid, Field(discriminator="name")]
 """``grid(generator) -> base sigmas [N]``, downwards, without the model's shift and the final 0."""
 
 
-def few_step_sigmas(steps: int) -> list[float]:
-    """Base grid of inference, Eq. 11: ``[1, 1 - 1/n, ..., 1/n]``.
+def few_step_sigmas(steps: int, shift_scale: float = 1.0) -> list[float]:
+    """Base grid of inference, Eq. 11: ``[1, 1 - 1/n, ..., 1/n]``, moved by Eq. 12d.
+
+    Args:
+        steps: How many.
+        shift_scale: Factor to the shift that the model will apply: below 1 the steps end at less
+            noise than the model's own would.
 
     Raises:
-        ValueError: ``steps`` is below 1.
+        ValueError: ``steps`` is below 1, or ``shift_scale`` not above 0.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    return [1 - i / steps for i in range(steps)]
+    return StaticShift(shift_scale)([1 - i / steps for i in range(steps)])
 
 
 # -------------------------------------------------------------------------- model shifts, Eq. 12

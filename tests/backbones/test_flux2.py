@@ -34,7 +34,11 @@ def backbone(folder):
 def test_the_stock_pipeline_walks_our_grid_at_any_number_of_steps(backbone, folder, steps):
     pipe = Flux2Pipeline.from_pretrained(folder, **backbone.load_overrides(folder))
     pipe.set_progress_bar_config(disable=True)
-    pipe(prompt="a circle", output_type="latent", **backbone.stock_call(steps, *SIZE))
+    pipe(
+        prompt="a circle",
+        output_type="latent",
+        **backbone.stock_call(few_step_sigmas(steps), *SIZE),
+    )
     base = torch.tensor(few_step_sigmas(steps))
     assert torch.allclose(pipe.scheduler.sigmas, with_shift(base, backbone.shift(*SIZE)))
 
@@ -53,7 +57,7 @@ def test_the_guidance_input_is_the_stock_pipelines_or_the_one_asked_for(folder, 
     assert backbone.encode(["", ""]).tensors["guidance"].tolist() == [4.0, 4.0]
     other = backbones.load(folder, guidance=2.5)
     assert other.null(1).tensors["guidance"].tolist() == [2.5]
-    assert other.stock_call(4, *SIZE)["guidance_scale"] == 2.5
+    assert other.stock_call(few_step_sigmas(4), *SIZE)["guidance_scale"] == 2.5
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="the processor itself is there")

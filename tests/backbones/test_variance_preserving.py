@@ -132,7 +132,7 @@ def test_float32_finds_whole_times_again():
 def test_shift_asks_the_times_of_a_trailing_schedule(steps):
     model = Gaussian()
     scheduler = model.student_scheduler()
-    scheduler.set_timesteps(timesteps=model.stock_call(steps, 64, 64)["timesteps"])
+    scheduler.set_timesteps(timesteps=model.stock_call(few_step_sigmas(steps), 64, 64)["timesteps"])
     found = with_shift(torch.tensor(few_step_sigmas(steps)), model.shift(64, 64))
     expected = scheduler.sigmas / (1 + scheduler.sigmas)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -144,7 +144,7 @@ def test_shift_asks_the_times_of_a_trailing_schedule(steps):
 
 
 def test_four_steps_ask_999_749_499_249():
-    assert Gaussian().stock_call(4, 64, 64)["timesteps"] == [999, 749, 499, 249]
+    assert Gaussian().stock_call(few_step_sigmas(4), 64, 64)["timesteps"] == [999, 749, 499, 249]
 
 
 def test_random_grids_fall_from_the_last_trained_sigma():
@@ -200,7 +200,10 @@ def test_sdxl_is_guided_by_zeros_where_the_pipeline_is(tmp_path):
     sigmas = with_shift(torch.tensor(few_step_sigmas(4)), backbone.shift(*tiny.size))
     with torch.no_grad():
         found = sample(velocity, start, sigmas, cond)
-    call = backbone.stock_call(4, *tiny.size) | {"guidance_scale": 3.0, "output_type": "latent"}
+    call = backbone.stock_call(few_step_sigmas(4), *tiny.size) | {
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+    }
     expected = pipe(
         "a ring", latents=stable_diffusion.first_noise(backbone, start, tiny.size), **call
     )
@@ -211,7 +214,7 @@ def test_the_number_of_steps_alone_draws_the_same(tmp_path):
     """An exported folder's scheduler is trailing, so that nobody has to know its times."""
     tiny = stable_diffusion.sd15
     backbone, pipe = load(tmp_path, tiny)
-    call = backbone.stock_call(4, *tiny.size) | {"output_type": "latent"}
+    call = backbone.stock_call(few_step_sigmas(4), *tiny.size) | {"output_type": "latent"}
     plain = {name: value for name, value in call.items() if name != "timesteps"}
     images = [
         pipe("a ring", generator=torch.Generator().manual_seed(0), **each).images

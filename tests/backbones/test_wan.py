@@ -46,7 +46,7 @@ def frames_of(backbone, seed=0):
 
 
 def test_a_video_is_the_stock_pipelines(backbone, pipe):
-    call = backbone.stock_call(4, *SIZE) | {"output_type": "np"}
+    call = backbone.stock_call(few_step_sigmas(4), *SIZE) | {"output_type": "np"}
     expected = pipe(prompt=PROMPT, generator=torch.Generator().manual_seed(0), **call).frames[0]
     found = frames_of(backbone)
     assert found.shape == (5, 3, *SIZE)
@@ -64,7 +64,10 @@ def test_a_picture_is_the_middle_frame(backbone):
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_the_stock_pipeline_walks_our_grid_at_any_number_of_steps(backbone, pipe, steps):
-    pipe(prompt=PROMPT, **backbone.stock_call(steps, *SIZE) | {"output_type": "latent"})
+    pipe(
+        prompt=PROMPT,
+        **backbone.stock_call(few_step_sigmas(steps), *SIZE) | {"output_type": "latent"},
+    )
     grid = with_shift(torch.tensor(few_step_sigmas(steps)), backbone.shift(*SIZE))
     assert torch.allclose(pipe.scheduler.sigmas.float(), grid)
 
@@ -81,7 +84,9 @@ def test_a_saved_student_walks_the_grid_by_itself(backbone, tmp_path):
     pipe = WanPipeline.from_pretrained(tmp_path / "student")
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    drawn = pipe(prompt=PROMPT, generator=generator, **backbone.stock_call(4, *SIZE)).frames[0]
+    drawn = pipe(
+        prompt=PROMPT, generator=generator, **backbone.stock_call(few_step_sigmas(4), *SIZE)
+    ).frames[0]
     ours = [np.array(to_pixels(frame)).astype(int) for frame in frames_of(backbone)]
     for frame, expected in zip(drawn, ours, strict=True):
         assert np.abs(np.array(frame).astype(int) - expected).max() <= 1

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from fewstep import backbones
 from fewstep.config import dump_recipe, parse_recipe
+from fewstep.errors import FewstepError
 from fewstep.export import export_run
 from fewstep.runs import open_model
 from fewstep.sample import Sampler, sample_images, to_pixels
@@ -98,15 +99,16 @@ def velocity_of(backbone, net=None):
     return velocity
 
 
-def ours(backbone, velocity, cond, start, size):
+def ours(backbone, velocity, cond, start, size, scale=1.0):
     # In float32, as the schedulers do.
-    base = torch.tensor(few_step_sigmas(4), dtype=torch.float32)
+    base = torch.tensor(few_step_sigmas(4, scale), dtype=torch.float32)
     with torch.no_grad():
         return sample(velocity, start, with_shift(base, backbone.shift(*size)), cond)
 
 
-def stock(pipe, tiny, backbone, start, size, *, prompts=PROMPTS, **more):
-    call = backbone.stock_call(4, *size) | {"output_type": "latent"} | more
+def stock(pipe, tiny, backbone, start, size, *, prompts=PROMPTS, scale=1.0, **more):
+    base = few_step_sigmas(4, scale)
+    call = backbone.stock_call(base, *size) | {"output_type": "latent"} | more
     found = pipe(prompt=list(prompts), latents=tiny.latents(backbone, start, size), **call)
     images = next(iter(found.values()))
     return images if call["output_type"] != "latent" else tiny.back(backbone, images, size)
@@ -130,6 +132,20 @@ def test_four_steps_equal_the_stock_pipeline(tiny, backbone, pipe, shape):
     assert not close(found, start, 0.1)
 
 
+def test_steps_on_a_grid_of_the_students_own_equal_the_stock_pipeline(tiny, backbone, pipe):
+    if not backbone.takes_sigmas:
+        with pytest.raises(FewstepError, match="takes no sigmas"):
+            backbone.refuse_shift_scale(0.4)
+        return
+    backbone.refuse_shift_scale(0.4)
+    start, cond = backbone.draw_noise(range(2), *tiny.size), backbone.encode(PROMPTS)
+    velocity = velocity_of(backbone)
+    found = ours(backbone, velocity, cond, start, tiny.size, scale=0.4)
+    expected = stock(pipe, tiny, backbone, start, tiny.size, scale=0.4)
+    assert close(found, expected, tiny.tolerance)
+    assert not close(found, ours(backbone, velocity, cond, start, tiny.size), 1e-3)
+
+
 def test_guided_steps_equal_the_stock_pipeline(tiny, backbone, pipe):
     if tiny.guided is None:
         pytest.skip("no second branch to be guided by")
@@ -147,7 +163,7 @@ def test_noise_is_what_the_stock_pipeline_draws(tiny, backbone, pipe):
     start = backbone.draw_noise([3], *tiny.size)
     cond = backbone.encode(PROMPTS[:1])
     found = ours(backbone, velocity_of(backbone), cond, start, tiny.size)
-    call = backbone.stock_call(4, *tiny.size) | {"output_type": "latent"}
+    call = backbone.stock_call(few_step_sigmas(4), *tiny.size) | {"output_type": "latent"}
     drawn = pipe(prompt=PROMPTS[0], generator=torch.Generator("cpu").manual_seed(3), **call)
     expected = tiny.back(backbone, next(iter(drawn.values())), tiny.size)
     assert close(found, expected, tiny.tolerance)
@@ -362,7 +378,7 @@ def test_it_is_distilled_exported_and_drawn(tiny, backbone, folder, tmp_path, mo
     exported = export_run(place, which="last", merge=mode == "lora" and not tiny.lora)
     model = open_model(exported)
     image = sample_images(
-        model.backbone, model.net, PROMPTS[:1], height=tiny.size[0], width=tiny.size[1]
+        model.backbone, model.net, PROMPTS[:1], sampler=Sampler(4, 1.0, *tiny.size)
     )[0]
     if tiny.family != "wan":
         assert np.array_equal(run_snippet(exported, tmp_path), np.array(to_pixels(image)))

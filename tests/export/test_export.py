@@ -21,6 +21,7 @@ from fewstep.evaluate.summary import write_json
 from fewstep.export import export_run
 from fewstep.runs import LORA, open_model
 from fewstep.sample import Sampler, sample_images, write_samples
+from fewstep.schedules import few_step_sigmas
 
 PROMPT = "small red circle left"  # what the snippet draws: the run's first prompt
 
@@ -56,13 +57,14 @@ def run_snippets(*folders):
 
 def pixels_of_sample(place, out, **options):
     model = open_model(place, **options)
-    row = next(write_samples(model, [PROMPT], out, sampler=Sampler(4), seed=0))
+    row = next(write_samples(model, [PROMPT], out, sampler=Sampler.of(model), seed=0))
     with Image.open(out / row["file"]) as image:
         return np.array(image)
 
 
 def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
-    runs = [make_run(mode) for mode in ("full", "lora")]
+    moved = {"name": "fixed", "shift_scale": 0.5}
+    runs = [make_run(), make_run("lora"), make_run(grid=moved), make_run("lora", grid=moved)]
     exports = [export_run(run) for run in runs]
     assert exports == [run / "export" for run in runs]
     drawn = list(run_snippets(*exports))
@@ -139,6 +141,14 @@ def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
     assert "0.875" in card and "images/preview.png" in card
     assert "name: cdm" in card and str(pipeline_folder.parent) not in card.split("## Recipe")[0]
     assert (run / "export" / "images" / "preview.png").is_file()
+
+
+def test_the_card_states_a_grid_of_the_students_own(make_run):
+    card = card_of(export_run(make_run(grid={"name": "random", "shift_scale": 0.5})))
+    assert "[1.0, 0.818182, 0.6, 0.333333]" in card and "sigmas=[1.0, 0.6, 0.333" in card
+    formula = re.search(r"for other counts n pass `sigmas=(.*)`", card)[1]
+    for n in (1, 4, 7):
+        assert eval(formula, {"n": n}) == pytest.approx(few_step_sigmas(n, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning, VelocityFn
-from fewstep.schedules import ExponentialShift, Shift, StaticShift, few_step_sigmas
+from fewstep.schedules import ExponentialShift, Shift, StaticShift
 from fewstep.simulate import classifier_free, guided
 
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
@@ -43,6 +43,7 @@ class Backbone(ABC):
         encoder_names: Its text encoders; the first one is always there.
         tokenizer_names: Their tokenizers.
         models: The published models of the family.
+        takes_sigmas: Whether its stock pipeline walks another grid than its own when told to.
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Backbone(ABC):
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     models: ClassVar[tuple[Published, ...]] = ()
+    takes_sigmas: ClassVar[bool] = True
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
         """Takes over a loaded pipeline; `source` is the folder that it came from."""
@@ -232,6 +234,14 @@ class Backbone(ABC):
         """What this model does to base sigmas at that size, read from the loaded scheduler."""
         return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
 
+    def refuse_shift_scale(self, scale: float) -> None:
+        """Raises FewstepError where the stock pipeline could not walk a student's own grid."""
+        if scale != 1.0 and not self.takes_sigmas:
+            raise FewstepError(
+                f"grid.shift_scale: the pipeline of {self.name} takes no sigmas, so that the "
+                "student could not be drawn; set it to 1, or change the scheduler's own shift"
+            )
+
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         """Guided velocity from the two branches, Eq. 15; 1 is off."""
         return classifier_free(cond, null, scale)
@@ -266,15 +276,15 @@ class Backbone(ABC):
     def _call_default(self, name: str) -> Any:
         return inspect.signature(type(self.pipe).__call__).parameters[name].default
 
-    def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
         """Arguments with which the stock pipeline draws what our unguided loop draws.
 
         Literals only: they go into the model card's snippet. With them and `student_scheduler`,
-        the pipeline walks the grid `shift(few_step_sigmas(steps))` and encodes as `encode` does.
+        the pipeline walks the grid `shift(base)` and encodes as `encode` does.
         """
         return {
-            "sigmas": few_step_sigmas(steps),
-            "num_inference_steps": steps,
+            "sigmas": base,
+            "num_inference_steps": len(base),
             "guidance_scale": 1.0,
             "height": height,
             "width": width,

@@ -19,7 +19,7 @@ from fewstep.backbones.packing import Packed, model_clock, position_ids, unpack
 from fewstep.backbones.published import Published
 from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
-from fewstep.schedules import ExponentialShift, Shift, few_step_sigmas
+from fewstep.schedules import ExponentialShift, Shift
 
 _SHIFT = "exponential, mu 2.29 at 1024x1024 in 4 steps"
 
@@ -103,10 +103,9 @@ class _Flux2(Packed):
         mu = compute_empirical_mu(self.image_tokens(height, width), self.shift_steps)
         return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
 
-    def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the sigmas say how many steps, the number how to shift."""
-        return super().stock_call(steps, height, width) | {
-            "sigmas": few_step_sigmas(steps),
+        return super().stock_call(base, height, width) | {
             "num_inference_steps": self.shift_steps,
             "max_sequence_length": self.max_sequence_length,
         }
@@ -177,9 +176,9 @@ class Flux2(_Flux2):
         [messages] = format_input([prompt], system_message=self.pipe.system_message)
         return str(self.pipe.tokenizer.apply_chat_template(messages, tokenize=False))
 
-    def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the guidance is what `encode` sets."""
-        return super().stock_call(steps, height, width) | {"guidance_scale": self.told}
+        return super().stock_call(base, height, width) | {"guidance_scale": self.told}
 
 
 class Flux2Klein(_Flux2):

@@ -34,6 +34,7 @@ class Wan(Backbone):
         ),
     )
     task: ClassVar[str] = "text-to-video"
+    takes_sigmas: ClassVar[bool] = False
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
@@ -119,9 +120,9 @@ class Wan(Backbone):
         """
         return FlowMapEulerDiscreteScheduler(shift=self._shift)
 
-    def stock_call(self, steps: int, height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; without sigmas, which the pipeline does not take."""
-        call = super().stock_call(steps, height, width) | {
+        call = super().stock_call(base, height, width) | {
             "num_frames": self.frames,
             "max_sequence_length": self.max_sequence_length,
             "output_type": "pil",

@@ -140,10 +140,8 @@ def sample(
     from fewstep.sample import Sampler, write_samples
 
     model = open_model(folder, device=device)
-    height, width = model.size or (None, None)
-    sampler = Sampler(steps, height=height, width=width)
     rows = []
-    for row in write_samples(model, wanted, out, sampler=sampler, seed=seed):
+    for row in write_samples(model, wanted, out, sampler=Sampler.of(model, steps), seed=seed):
         note(f"{row['file']} {row['seconds']:.2f} s")
         rows.append(row)
     if as_json:

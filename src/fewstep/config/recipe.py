@@ -228,11 +228,13 @@ class ArmRecipe(Section):
 
     Attributes:
         guidance: 1 is off; None is the model's own default, and off for the student.
+        shift_scale: Factor to the model's shift; None is the grid's own for the student, else 1.
     """
 
     model: Literal["teacher", "student"]
     steps: Count | None = None
     guidance: Annotated[float, Field(ge=1)] | None = None
+    shift_scale: Positive | None = None
 
 
 class EvaluateRecipe(Section):

@@ -24,16 +24,24 @@ _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of t
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the score table: whose pictures (`teacher` or `student`), drawn how."""
+    """One row of the score table.
+
+    Attributes:
+        model: Whose pictures, `teacher` or `student`.
+        sampler: Drawn how.
+        own_shift: Whether that is on the model's own grid.
+    """
 
     model: str
     sampler: Sampler
+    own_shift: bool = True
 
     @property
     def name(self) -> str:
-        """Such as `teacher@50 guided` or `student@4`."""
+        """Such as `teacher@50 guided` or `student@4`; `teacher@4 shift x0.5` on another's grid."""
         guided = " guided" if self.sampler.guidance != 1.0 else ""
-        return f"{self.model}@{self.sampler.steps}{guided}"
+        shifted = "" if self.own_shift else f" shift x{self.sampler.shift_scale:g}"
+        return f"{self.model}@{self.sampler.steps}{guided}{shifted}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,8 +112,12 @@ def _contestants(
 
 
 def is_rival(arm: Mapping[str, Any], steps: int) -> bool:
-    """Whether an arm is what a student of so many steps has to beat: the teacher, guided."""
-    return bool(arm["model"] == "teacher" and arm["steps"] == steps and arm["guidance"] != 1.0)
+    """Whether an arm is what a student of so many steps has to beat: the teacher, guided.
+
+    On its own grid, which is how the model is used.
+    """
+    guided = arm["model"] == "teacher" and arm["guidance"] != 1.0
+    return bool(guided and arm["steps"] == steps and arm.get("own_shift", True))
 
 
 def _contestant(arm: Mapping[str, Any] | None, name: str) -> _Contestant:

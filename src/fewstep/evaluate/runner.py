@@ -123,6 +123,7 @@ class _Work:
             "model": arm.model,
             "steps": arm.sampler.steps,
             "guidance": arm.sampler.guidance,
+            "own_shift": arm.own_shift,
             "base_sigmas": arm.sampler.base_sigmas,
             "sigmas": [round(float(s), 6) for s in arm.sampler.sigmas(self.backbone)],
             "evaluations": arm.sampler.evaluations(self.backbone),
@@ -144,7 +145,7 @@ class _Work:
     def key(self, arm: Arm, net: nn.Module, model: str) -> str:
         """Fingerprint of all that an arm's readings depend on."""
         size = arm.sampler.size(self.backbone)
-        options = self.backbone.stock_call(arm.sampler.steps, *size)
+        options = self.backbone.stock_call(arm.sampler.base_sigmas, *size)
         call = f"{options} {next(net.parameters()).dtype}"
         return digest_text(model, call, repr(arm.sampler), self.reader.key)
 
@@ -252,8 +253,12 @@ def resolve_arms(settings: EvaluateRecipe, run: Run, backbone: Backbone) -> list
         guidance = declared.guidance
         if guidance is None:
             guidance = backbone.default_guidance if declared.model == "teacher" else 1.0
-        steps = declared.steps or backbone.default_steps
-        arms.append(Arm(declared.model, Sampler(steps, guidance, height, width)))
+        own = run.recipe.grid.shift_scale if declared.model == "student" else 1.0
+        scale = declared.shift_scale or own
+        sampler = Sampler(
+            declared.steps or backbone.default_steps, guidance, height, width, shift_scale=scale
+        )
+        arms.append(Arm(declared.model, sampler, own_shift=scale == own))
     return arms
 
 

@@ -47,6 +47,24 @@ class Card:
     steps: int
     dtype: str
 
+    @property
+    def base_sigmas(self) -> list[float]:
+        """The student's grid before the model's shift."""
+        return few_step_sigmas(self.steps, self.run.recipe.grid.shift_scale)
+
+    @property
+    def any_steps(self) -> str:
+        """The grid of n steps as Python, Eq. 11 and 12d."""
+        scale = self.run.recipe.grid.shift_scale
+        if scale == 1.0:
+            return "sigmas=[1 - i / n for i in range(n)]"
+        return f"sigmas=[{scale:g} * i / (n + {scale - 1:g} * i) for i in range(n, 0, -1)]"
+
+    @property
+    def stock_call(self) -> dict[str, Any]:
+        """What the stock pipeline is called with."""
+        return self.backbone.stock_call(self.base_sigmas, *self.run.size)
+
 
 def write_card(folder: Path, card: Card) -> None:
     """Writes README.md into an exported folder, and the pictures that it shows."""
@@ -60,7 +78,6 @@ def write_card(folder: Path, card: Card) -> None:
     )
     environment.filters["code"] = _as_code
     height, width = card.run.size
-    base = few_step_sigmas(card.steps)
     text = environment.get_template("card.md.j2").render(
         metadata=yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True).strip(),
         title=f"{card.run.folder.resolve().name}: pictures in {card.steps} steps",
@@ -69,10 +86,9 @@ def write_card(folder: Path, card: Card) -> None:
         mode=card.student.recipe.mode,
         step=card.student.step,
         steps=card.steps,
-        base_sigmas=base
-        if "sigmas" in card.backbone.stock_call(card.steps, height, width)
-        else None,
-        sigmas=[round(s, 6) for s in card.backbone.shift(height, width)(base)] + [0.0],
+        base_sigmas=card.base_sigmas if "sigmas" in card.stock_call else None,
+        sigmas=[round(s, 6) for s in card.backbone.shift(*card.run.size)(card.base_sigmas)] + [0.0],
+        any_steps=card.any_steps if "sigmas" in card.stock_call else "num_inference_steps=n",
         height=height,
         width=width,
         dtype=card.dtype,
@@ -126,8 +142,6 @@ def teacher_metadata(source: Path) -> dict[str, Any]:
 def snippet(card: Card) -> str:
     """Python that draws, with plain diffusers, the picture that `fewstep sample` draws."""
     pipeline = type(card.backbone.pipe).__name__
-    height, width = card.run.size
-    call = card.backbone.stock_call(card.steps, height, width)
     taken, keep = card.backbone.stock_result()
     scheduler = card.backbone.student_scheduler() if card.adapter else None
     base = _load_path(card.run) if card.adapter else card.address
@@ -146,7 +160,7 @@ def snippet(card: Card) -> str:
             'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
             "image = pipe(",
             f"    prompt={_literal(_example(card))},",
-            *(f"    {name}={_literal(value)}," for name, value in call.items()),
+            *(f"    {name}={_literal(value)}," for name, value in card.stock_call.items()),
             '    generator=torch.Generator("cpu").manual_seed(0),',
             f"){taken}",
             keep,

@@ -102,12 +102,14 @@ def merge_adapter(net: nn.Module) -> None:
 
 
 def _note(run: Run, backbone: Backbone, student: Student, *, adapter: bool) -> dict[str, Any]:
+    scale = run.recipe.grid.shift_scale
     note: dict[str, Any] = {
         "backbone": backbone.name,
         "options": dict(run.recipe.model.options),
         "size": list(run.size),
         "steps": STEPS,
-        "base_sigmas": few_step_sigmas(STEPS),
+        "shift_scale": scale,
+        "base_sigmas": few_step_sigmas(STEPS, scale),
         "guidance": 1.0,
         "step": student.step,
     }

@@ -18,7 +18,7 @@ from fewstep.plan.files import File, files_of
 from fewstep.plan.memory import Item, peak
 from fewstep.plan.parameters import Parameters, count_parameters
 from fewstep.plan.variants import Estimate
-from fewstep.schedules import RandomGrid, few_step_sigmas, with_shift
+from fewstep.schedules import RandomGrid, StaticShift, few_step_sigmas, with_shift
 
 STEPS = 4
 Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
@@ -140,6 +140,7 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
     wanted = recipe.model
     backbone = backbones.outline(wanted.path, force=wanted.force, **wanted.options)
     objectives.refuse_misfits(found, backbone.guidance, backbone.name)
+    backbone.refuse_shift_scale(recipe.grid.shift_scale)
     sizes = count_parameters(backbone, recipe.student)
     evaluations = count_evaluations(recipe, found)
     few, anchors, steps = grids(recipe, backbone)
@@ -181,13 +182,13 @@ def grids(
 ) -> tuple[tuple[float, ...], tuple[float, float] | None, tuple[int, int]]:
     """Few-step sigmas, range of the training grids' later sigmas, fewest and most steps."""
     shift = backbone.shift(recipe.resolution.height, recipe.resolution.width)
-    few = with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).tolist()
     grid = recipe.grid
+    few = with_shift(torch.tensor(few_step_sigmas(STEPS, grid.shift_scale)), shift).tolist()
     if isinstance(grid, RandomGrid):
         base, steps = [1.0, grid.high, grid.low], (grid.min_steps, grid.max_steps)
     else:
         base, steps = list(grid.sigmas), (len(grid.sigmas), len(grid.sigmas))
-    _, *rest = shift(torch.tensor(base)).tolist()
+    _, *rest = shift(StaticShift(grid.shift_scale)(torch.tensor(base))).tolist()
     return tuple(few), (rest[0], rest[-1]) if rest and steps[1] > 1 else None, steps
 
 

@@ -150,6 +150,7 @@ def plan(
     wanted = recipe.model
     backbone = backbones.outline(wanted.path, force=wanted.force, **wanted.options)
     objectives.refuse_misfits(found, backbone.guidance, backbone.name)
+    backbone.refuse_shift_scale(recipe.grid.shift_scale)
     _refuse_uneven(recipe, gpus)
     estimate = Estimate(backbone, found, gpus, cuda)
     seen, items = estimate.trace(recipe), tuple(estimate.memory(recipe))

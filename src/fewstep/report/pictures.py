@@ -99,6 +99,7 @@ def _column(arm: Arm) -> Column:
     who = "Teacher" if arm["model"] == "teacher" else "Student"
     evaluations = f"{arm['evaluations']} evaluation{'s' if arm['evaluations'] > 1 else ''}"
     how = f"guidance {arm['guidance']:g}" if guided else "no guidance"
+    how += "" if arm.get("own_shift", True) else ", shift changed"
     focus = arm["model"] == "student" and steps == 4
     title = f"{who}, {steps} step{'s' if steps > 1 else ''}"
     return Column(title, f"{evaluations}, {how}", steps, focus)

@@ -33,6 +33,7 @@ class Health:
         *,
         latent_shape: tuple[int, ...],
         shift: Shift,
+        shift_scale: float = 1.0,
     ) -> None:
         """Draws the noises; nothing is evaluated yet.
 
@@ -41,6 +42,7 @@ class Health:
             cond: The prompts.
             latent_shape: Shape of one sample.
             shift: What the model does to base sigmas.
+            shift_scale: The student's factor to it.
         """
         device = next(iter(cond.tensors.values())).device
         draws, samples = Draws(0, 0, device), range(cond.batch)
@@ -48,7 +50,8 @@ class Health:
         self._cond = cond
         self._start = draws.normal("health/start", samples, latent_shape)
         self._eps = draws.normal("health/eps", samples, latent_shape)
-        self._sigmas = with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).to(device)
+        base = torch.tensor(few_step_sigmas(STEPS, shift_scale))
+        self._sigmas = with_shift(base, shift).to(device)
         self._baseline: tuple[Tensor, Tensor] | None = None
 
     def due(self, step: int) -> bool:

@@ -100,7 +100,7 @@ class Preview:
         self._folder = folder
         self._score = preview_score(self._recipe.score)
         size = recipe.resolution.height, recipe.resolution.width
-        self._shift = backbone.shift(*size)
+        self._shift, self._scale = backbone.shift(*size), recipe.grid.shift_scale
         self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
         seeds = range(recipe.preview.seed, recipe.preview.seed + len(prompts))
         self._noise = backbone.draw_noise(seeds, *size)
@@ -120,9 +120,8 @@ class Preview:
         The picture has a row per prompt: the teacher's, then the student's at each number of steps.
         """
         teacher = self._teacher(roles, encoder)
-        students = [
-            self._sample(lambda cond: roles.student, steps, encoder) for steps in self._recipe.steps
-        ]
+        grids = [few_step_sigmas(steps, self._scale) for steps in self._recipe.steps]
+        students = [self._sample(lambda cond: roles.student, base, encoder) for base in grids]
         if self._together.first:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
@@ -138,7 +137,8 @@ class Preview:
             if self._together.agreed(file.is_file):
                 self._teacher_images = load_file(file)["images"]
                 return self._teacher_images
-            images = self._sample(self._guided(roles), self._teacher_steps, encoder)
+            base = few_step_sigmas(self._teacher_steps)
+            images = self._sample(self._guided(roles), base, encoder)
             if self._together.first:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file({"images": images}, file.with_suffix(".part"))
@@ -151,11 +151,14 @@ class Preview:
         return lambda cond: self._backbone.guided(roles.teacher, cond.batch, self._guidance)
 
     def _sample(
-        self, velocity_for: Callable[[Conditioning], VelocityFn], steps: int, encoder: Encoder
+        self,
+        velocity_for: Callable[[Conditioning], VelocityFn],
+        base: list[float],
+        encoder: Encoder,
     ) -> Tensor:
         """Pictures [P, 3, H, W] on the CPU, a micro-batch at a time."""
         device = self._backbone.device
-        sigmas = with_shift(torch.tensor(few_step_sigmas(steps)), self._shift).to(device)
+        sigmas = with_shift(torch.tensor(base), self._shift).to(device)
         images = []
         for start in range(0, len(self.prompts), self._chunk):
             part = slice(start, start + self._chunk)

@@ -157,6 +157,7 @@ def build(
         leave_vae(backbone)
     told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
     objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
+    backbone.refuse_shift_scale(recipe.grid.shift_scale)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
     watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
@@ -178,7 +179,13 @@ def build(
         order=Order(checked.prompts.texts, recipe.train.seed),
         encoder=encoder,
         preview=preview,
-        health=Health(recipe.health, watched, latent_shape=shape, shift=shift),
+        health=Health(
+            recipe.health,
+            watched,
+            latent_shape=shape,
+            shift=shift,
+            shift_scale=recipe.grid.shift_scale,
+        ),
         log=log,
         identity={
             "prompts": checked.prompts.digest,
