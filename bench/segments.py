@@ -23,19 +23,22 @@ from fewstep.evaluate.oracle import attribute_shares, wholly_right
 from fewstep.evaluate.runner import make_reader, resolve_arms
 from fewstep.runs import Run
 from fewstep.sample import guided_velocity
-from fewstep.schedules import few_step_sigmas
+from fewstep.schedules import StaticShift, few_step_sigmas
 from fewstep.simulate import sample
 
 STEPS = 4
 PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS", "SSS2", "SSS4")
 
 
-def segments(backbone: Backbone, size: tuple[int, int], plan: str, fine: int) -> list[Tensor]:
-    """Shifted levels that each segment walks over, [steps + 1]."""
+def segments(
+    backbone: Backbone, size: tuple[int, int], plan: str, fine: int, *, shift_scale: float = 1.0
+) -> list[Tensor]:
+    """Shifted levels that each segment of the student's grid walks over, [steps + 1]."""
     ends, shift = [*few_step_sigmas(STEPS), 0.0], backbone.shift(*size)
+    moved = StaticShift(shift_scale)
     counts = [{"S": 1, "T": fine}.get(sign) or int(sign) for sign in plan]
     bases = (torch.linspace(*pair, n + 1) for pair, n in zip(pairwise(ends), counts, strict=True))
-    return [shift(base) for base in bases]
+    return [shift(moved(base)) for base in bases]
 
 
 def main() -> None:
@@ -60,7 +63,8 @@ def main() -> None:
     student = run.load_student(backbone).net
     prompts = list(reader.prompts[: asked.count])
     for plan in asked.plans:
-        walks, images = segments(backbone, run.size, plan, asked.fine), []
+        scale, images = run.recipe.grid.shift_scale, []
+        walks = segments(backbone, run.size, plan, asked.fine, shift_scale=scale)
         for start in range(0, len(prompts), reader.batch):
             part = prompts[start : start + reader.batch]
             seeds = range(reader.seed + start, reader.seed + start + len(part))

@@ -24,12 +24,14 @@ def script():
     return module
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.4])
 @pytest.mark.parametrize(("plan", "steps"), [("SSSS", 4), ("TTTT", 8), ("3333", 12)])
-def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps):
+def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps, scale):
     backbone = backbones.load(resolve("package://fewstep.world/data/pipeline"))
-    walks = script.segments(backbone, (64, 64), plan, 2)
+    walks = script.segments(backbone, (64, 64), plan, 2, shift_scale=scale)
     joined = torch.cat([*(walk[:-1] for walk in walks), walks[-1][-1:]])
-    assert torch.allclose(joined, Sampler(steps).sigmas(backbone), atol=1e-6)
+    expected = Sampler(steps, shift_scale=scale).sigmas(backbone)
+    assert torch.allclose(joined, expected, atol=1e-6)
 
 
 def test_a_plan_that_is_none_is_refused_before_anything_is_read(script, monkeypatch, capsys):
