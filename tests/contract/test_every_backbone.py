@@ -19,7 +19,6 @@ from rich.console import Console
 
 from fewstep import backbones
 from fewstep.config import dump_recipe, parse_recipe
-from fewstep.errors import FewstepError
 from fewstep.export import export_run
 from fewstep.runs import open_model
 from fewstep.sample import Sampler, sample_images, to_pixels
@@ -134,10 +133,7 @@ def test_four_steps_equal_the_stock_pipeline(tiny, backbone, pipe, shape):
 
 def test_steps_on_a_grid_of_the_students_own_equal_the_stock_pipeline(tiny, backbone, pipe):
     if not backbone.takes_sigmas:
-        with pytest.raises(FewstepError, match="takes no sigmas"):
-            backbone.refuse_shift_scale(0.4)
-        return
-    backbone.refuse_shift_scale(0.4)
+        pytest.skip("refused; see tests/backbones/test_wan.py")
     start, cond = backbone.draw_noise(range(2), *tiny.size), backbone.encode(PROMPTS)
     velocity = velocity_of(backbone)
     found = ours(backbone, velocity, cond, start, tiny.size, scale=0.4)

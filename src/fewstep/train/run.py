@@ -18,6 +18,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import digest_model
 from fewstep.hardware import pick_device
 from fewstep.objectives import Objective
+from fewstep.schedules import Shift
 from fewstep.train.checkpoint import Checkpoint, read
 from fewstep.train.ema import Ema
 from fewstep.train.embeddings import Embeddings, StoredEncoder
@@ -160,7 +161,6 @@ def build(
     backbone.refuse_shift_scale(recipe.grid.shift_scale)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
-    watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
     previews, model = folder / PREVIEWS, digest_model(backbone.source)
     preview = Preview(
         recipe,
@@ -179,13 +179,7 @@ def build(
         order=Order(checked.prompts.texts, recipe.train.seed),
         encoder=encoder,
         preview=preview,
-        health=Health(
-            recipe.health,
-            watched,
-            latent_shape=shape,
-            shift=shift,
-            shift_scale=recipe.grid.shift_scale,
-        ),
+        health=_health(recipe, encoder, checked, shape, shift),
         log=log,
         identity={
             "prompts": checked.prompts.digest,
@@ -195,6 +189,18 @@ def build(
         saving=Saving(folder / CHECKPOINTS, recipe.checkpoint, together),
         together=together,
     )
+
+
+def _health(
+    recipe: Recipe,
+    encoder: Encoder | StoredEncoder,
+    checked: Checked,
+    shape: tuple[int, ...],
+    shift: Shift,
+) -> Health:
+    watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
+    scale = recipe.grid.shift_scale
+    return Health(recipe.health, watched, latent_shape=shape, shift=shift, shift_scale=scale)
 
 
 def _encoder(recipe: Recipe, backbone: Backbone, checked: Checked) -> Encoder | StoredEncoder:
