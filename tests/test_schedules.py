@@ -134,9 +134,10 @@ def test_few_step_sigmas_are_evenly_spaced(steps):
     assert np.diff([*sigmas, 0]) == pytest.approx(np.full(steps, -1 / steps))
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [0.3, 0.42, 1.0, 2.0])
 def test_a_shift_scale_multiplies_the_models_shift(scale):
     moved, base = schedules.few_step_sigmas(5, scale), schedules.few_step_sigmas(5)
+    assert moved[0] == 1.0
     assert StaticShift(3.0)(moved) == pytest.approx(StaticShift(3.0 * scale)(base))
     expected = ExponentialShift(1.15 + math.log(scale))(base)
     assert ExponentialShift(1.15)(moved) == pytest.approx(expected)
@@ -150,6 +151,8 @@ def test_a_shift_scale_multiplies_the_models_shift(scale):
 def test_no_steps_raise():
     with pytest.raises(ValueError, match="at least 1"):
         schedules.few_step_sigmas(0)
+    with pytest.raises(ValueError, match="above 0"):
+        schedules.few_step_sigmas(4, 0.0)
 
 
 def test_with_shift_shifts_and_ends_at_zero():

@@ -161,7 +161,12 @@ def few_step_sigmas(steps: int, shift_scale: float = 1.0) -> list[float]:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    return StaticShift(shift_scale)([1 - i / steps for i in range(steps)])
+    if shift_scale <= 0:
+        raise ValueError(f"shift_scale must be above 0, got {shift_scale}")
+    if shift_scale == 1.0:
+        return [1 - i / steps for i in range(steps)]
+    # Eq. 12d of i / n, in a form that begins at exactly 1 whatever the scale.
+    return [shift_scale * i / (shift_scale * i + (steps - i)) for i in range(steps, 0, -1)]
 
 
 # -------------------------------------------------------------------------- model shifts, Eq. 12

@@ -58,7 +58,7 @@ class Card:
         scale = self.run.recipe.grid.shift_scale
         if scale == 1.0:
             return "sigmas=[1 - i / n for i in range(n)]"
-        return f"sigmas=[{scale:g} * i / (n + {scale - 1:g} * i) for i in range(n, 0, -1)]"
+        return f"sigmas=[{scale} * i / ({scale} * i + (n - i)) for i in range(n, 0, -1)]"
 
     @property
     def stock_call(self) -> dict[str, Any]:
