@@ -63,8 +63,8 @@ def main() -> None:
     student = run.load_student(backbone).net
     prompts = list(reader.prompts[: asked.count])
     for plan in asked.plans:
-        scale, images = run.recipe.grid.shift_scale, []
-        walks = segments(backbone, run.size, plan, asked.fine, shift_scale=scale)
+        own, images = run.recipe.grid.shift_scale, []
+        walks = segments(backbone, run.size, plan, asked.fine, shift_scale=own)
         for start in range(0, len(prompts), reader.batch):
             part = prompts[start : start + reader.batch]
             seeds = range(reader.seed + start, reader.seed + start + len(part))

@@ -312,7 +312,7 @@ def test_saved_folder_loads_with_the_new_network(tiny, backbone, tmp_path):
 
 
 def recipe_for(tiny, backbone, folder, mode):
-    embedded = backbone.guidance == "embedded"
+    embedded, scale = backbone.guidance == "embedded", 0.5 if backbone.takes_sigmas else 1.0
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
     return parse_recipe(
@@ -320,7 +320,7 @@ def recipe_for(tiny, backbone, folder, mode):
             "model": {"path": str(folder), "options": dict(tiny.options)},
             "data": {"prompts": str(prompts), "batch_size": 2},
             "resolution": {"height": tiny.size[0], "width": tiny.size[1]},
-            "grid": {"name": "random", "max_steps": 2},
+            "grid": {"name": "random", "max_steps": 2, "shift_scale": scale},
             "objectives": [
                 {"name": "ca_embedded" if embedded else "ca"},
                 {"name": "dm"},
@@ -373,9 +373,7 @@ def test_it_is_distilled_exported_and_drawn(tiny, backbone, folder, tmp_path, mo
 
     exported = export_run(place, which="last", merge=mode == "lora" and not tiny.lora)
     model = open_model(exported)
-    image = sample_images(
-        model.backbone, model.net, PROMPTS[:1], sampler=Sampler(4, 1.0, *tiny.size)
-    )[0]
+    image = sample_images(model.backbone, model.net, PROMPTS[:1], sampler=Sampler.of(model))[0]
     if tiny.family != "wan":
         assert np.array_equal(run_snippet(exported, tmp_path), np.array(to_pixels(image)))
     assert Sampler(4, height=tiny.size[0], width=tiny.size[1]).evaluations(backbone) == 4

@@ -8,7 +8,9 @@ import pytest
 
 from fewstep.errors import FewstepError
 from fewstep.evaluate import bars, summarize
+from fewstep.evaluate.arms import Arm
 from fewstep.files import write_json
+from fewstep.sample import Sampler
 
 GOOD = {
     ("teacher", 50, 4.0): (0.96, 10.0, 2.0),
@@ -80,6 +82,20 @@ def test_guidance_alone_does_not_make_a_rival():
     without = {key: value for key, value in GOOD.items() if key != ("teacher", 4, 4.0)}
     found = met(bars(evaluation(without), minutes=1, gigabytes=1))
     assert not found["right_ahead"] and found["right"]
+
+
+def test_the_guided_teacher_on_another_grid_is_no_rival():
+    # Named apart in the table, and not what the student is measured against.
+    other = Arm("teacher", Sampler(4, 4.0, 64, 64, shift_scale=0.42), own_shift=False)
+    assert other.name == "teacher@4 guided shift x0.42"
+    found = evaluation()
+    stronger = {"right": 0.94, "right_error": 0.01, "frechet_real": 9.0, "diversity": 9.0}
+    rival = next(arm for arm in found["arms"] if arm["name"] == "teacher@4 guided")
+    moved = rival | {"name": other.name, "own_shift": False, "scores": stronger}
+    found["arms"].insert(0, moved)
+    assert all(met(bars(found, minutes=1, gigabytes=1)).values())
+    moved["own_shift"] = True
+    assert not met(bars(found, minutes=1, gigabytes=1))["right_ahead"]
 
 
 def test_the_summary_holds_every_figure_and_keeps_the_times(tmp_path):

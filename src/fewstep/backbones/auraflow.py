@@ -70,9 +70,9 @@ class AuraFlow(Backbone):
         """See `Backbone.image_tokens`."""
         return super().image_tokens(height, width) // self.pipe.transformer.config.patch_size**2
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the length is 256 in the stock pipeline unless told."""
-        call = super().stock_call(base, height, width)
+        call = super().stock_call(base_sigmas, height, width)
         return call | {"max_sequence_length": self.max_sequence_length}
 
     def decode(self, latents: Tensor) -> Tensor:

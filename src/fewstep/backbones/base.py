@@ -235,7 +235,14 @@ class Backbone(ABC):
         return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
 
     def refuse_shift_scale(self, scale: float) -> None:
-        """Raises FewstepError where the stock pipeline could not walk a student's own grid."""
+        """Check that a student could walk a grid of its own in the stock pipeline, Eq. 12d.
+
+        Args:
+            scale: Factor to the model's shift; 1 is its own grid.
+
+        Raises:
+            FewstepError: The pipeline takes no sigmas, and the factor is not 1.
+        """
         if scale != 1.0 and not self.takes_sigmas:
             raise FewstepError(
                 f"grid.shift_scale: the pipeline of {self.name} takes no sigmas, so that the "
@@ -276,15 +283,20 @@ class Backbone(ABC):
     def _call_default(self, name: str) -> Any:
         return inspect.signature(type(self.pipe).__call__).parameters[name].default
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """Arguments with which the stock pipeline draws what our unguided loop draws.
 
         Literals only: they go into the model card's snippet. With them and `student_scheduler`,
-        the pipeline walks the grid `shift(base)` and encodes as `encode` does.
+        the pipeline walks the grid `shift(base_sigmas)` and encodes as `encode` does.
+
+        Args:
+            base_sigmas: Grid before the model's shift, without the final 0, Eq. 11 and 12d.
+            height: In pixels.
+            width: In pixels.
         """
         return {
-            "sigmas": base,
-            "num_inference_steps": len(base),
+            "sigmas": base_sigmas,
+            "num_inference_steps": len(base_sigmas),
             "guidance_scale": 1.0,
             "height": height,
             "width": width,

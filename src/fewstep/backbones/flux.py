@@ -87,9 +87,9 @@ class Flux(Packed):
         told = self.pipe.transformer.config.guidance_embeds
         return self.guidance_scale if told else 1.0
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the guidance is the one that the network was told."""
-        call = super().stock_call(base, height, width)
+        call = super().stock_call(base_sigmas, height, width)
         return call | {
             "guidance_scale": self.guidance_scale,
             "max_sequence_length": self.max_sequence_length,

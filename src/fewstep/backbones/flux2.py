@@ -103,9 +103,9 @@ class _Flux2(Packed):
         mu = compute_empirical_mu(self.image_tokens(height, width), self.shift_steps)
         return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the sigmas say how many steps, the number how to shift."""
-        return super().stock_call(base, height, width) | {
+        return super().stock_call(base_sigmas, height, width) | {
             "num_inference_steps": self.shift_steps,
             "max_sequence_length": self.max_sequence_length,
         }
@@ -176,9 +176,9 @@ class Flux2(_Flux2):
         [messages] = format_input([prompt], system_message=self.pipe.system_message)
         return str(self.pipe.tokenizer.apply_chat_template(messages, tokenize=False))
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the guidance is what `encode` sets."""
-        return super().stock_call(base, height, width) | {"guidance_scale": self.told}
+        return super().stock_call(base_sigmas, height, width) | {"guidance_scale": self.told}
 
 
 class Flux2Klein(_Flux2):

@@ -76,9 +76,9 @@ class LongCat(Packed):
         longest = cond.norm(dim=-1, keepdim=True)
         return guided * (longest / (guided.norm(dim=-1, keepdim=True) + 1e-8)).clamp(max=1)
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the stock pipeline rewrites prompts unless told."""
-        return super().stock_call(base, height, width) | {"enable_prompt_rewrite": False}
+        return super().stock_call(base_sigmas, height, width) | {"enable_prompt_rewrite": False}
 
     # The pipeline knows no LoRA; its network does.
 

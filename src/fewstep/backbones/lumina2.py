@@ -97,9 +97,9 @@ class Lumina2(Backbone):
         channels = self.latent_shape(height, width)[0]
         return shift_of(self.pipe.scheduler.config, tokens=channels)
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; longer prompts than 256 tokens are cut unless told."""
-        call = super().stock_call(base, height, width)
+        call = super().stock_call(base_sigmas, height, width)
         return call | {"max_sequence_length": self.max_sequence_length}
 
     def decode(self, latents: Tensor) -> Tensor:

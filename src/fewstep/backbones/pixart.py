@@ -62,13 +62,13 @@ class PixArt(VariancePreserving):
         )
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `VariancePreserving.stock_call`.
 
         The size is to be drawn as asked, not the nearest known, and the prompt taken as it is:
         cleaning it depends on libraries that may not be installed.
         """
-        return super().stock_call(base, height, width) | {
+        return super().stock_call(base_sigmas, height, width) | {
             "max_sequence_length": self.max_sequence_length,
             "use_resolution_binning": False,
             "clean_caption": False,

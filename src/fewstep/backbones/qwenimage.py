@@ -79,9 +79,9 @@ class QwenImage(Packed):
         """See `Backbone.default_guidance`; `guidance_scale` means something else here."""
         return float(self._call_default("true_cfg_scale"))
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; here guidance is `true_cfg_scale`."""
-        call = super().stock_call(base, height, width)
+        call = super().stock_call(base_sigmas, height, width)
         del call["guidance_scale"]
         return call | {"true_cfg_scale": 1.0, "max_sequence_length": self.max_sequence_length}
 

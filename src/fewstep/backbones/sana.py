@@ -114,9 +114,9 @@ class Sana(Backbone):
             return None
         return FlowMatchEulerDiscreteScheduler(shift=self.pipe.scheduler.config["flow_shift"])
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the size is to be drawn as asked, not the nearest known."""
-        return super().stock_call(base, height, width) | {
+        return super().stock_call(base_sigmas, height, width) | {
             "max_sequence_length": self.max_sequence_length,
             "use_resolution_binning": False,
         }

@@ -74,9 +74,9 @@ class SD3(Backbone):
         """See `Backbone.text_tokens`; CLIP's tokens stand before T5's."""
         return self._first_tokens() + self.max_sequence_length
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the T5 length is 256 in the stock pipeline unless told."""
-        call = super().stock_call(base, height, width)
+        call = super().stock_call(base_sigmas, height, width)
         return call | {"max_sequence_length": self.max_sequence_length}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:

@@ -139,11 +139,11 @@ class VariancePreserving(Backbone):
         """
         return EulerDiscreteScheduler.from_config(self._euler.config)
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; times instead of sigmas, which have another meaning here."""
-        call = super().stock_call(base, height, width)
+        call = super().stock_call(base_sigmas, height, width)
         del call["sigmas"]
-        return {"timesteps": self._shift.times(base).tolist()} | call
+        return {"timesteps": self._shift.times(base_sigmas).tolist()} | call
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[C, H / 8, W / 8]; the sides must be multiples of what the stock pipeline asks.

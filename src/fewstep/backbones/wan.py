@@ -120,9 +120,9 @@ class Wan(Backbone):
         """
         return FlowMapEulerDiscreteScheduler(shift=self._shift)
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; without sigmas, which the pipeline does not take."""
-        call = super().stock_call(base, height, width) | {
+        call = super().stock_call(base_sigmas, height, width) | {
             "num_frames": self.frames,
             "max_sequence_length": self.max_sequence_length,
             "output_type": "pil",

@@ -95,9 +95,9 @@ class ZImage(Backbone):
         """See `Backbone.image_tokens`."""
         return super().image_tokens(height, width) // _PATCH**2
 
-    def stock_call(self, base: list[float], height: int, width: int) -> dict[str, Any]:
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; guidance is off at 0, not at 1."""
-        return super().stock_call(base, height, width) | {
+        return super().stock_call(base_sigmas, height, width) | {
             "guidance_scale": 0.0,
             "max_sequence_length": self.max_sequence_length,
         }

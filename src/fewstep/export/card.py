@@ -54,11 +54,19 @@ class Card:
 
     @property
     def any_steps(self) -> str:
-        """The grid of n steps as Python, Eq. 11 and 12d."""
+        """How to have n steps from the stock pipeline, Eq. 11 and 12d."""
         scale = self.run.recipe.grid.shift_scale
+        if "sigmas" not in self.stock_call:
+            return "pass `num_inference_steps=n`" if scale == 1.0 else "use `fewstep sample`"
         if scale == 1.0:
-            return "sigmas=[1 - i / n for i in range(n)]"
-        return f"sigmas=[{scale} * i / ({scale} * i + (n - i)) for i in range(n, 0, -1)]"
+            return "pass `sigmas=[1 - i / n for i in range(n)]`"
+        return f"pass `sigmas=[{scale} * i / ({scale} * i + (n - i)) for i in range(n, 0, -1)]`"
+
+    @property
+    def timesteps(self) -> list[float] | None:
+        """Times that stand for sigmas, where the scheduler's own would be another grid."""
+        own = self.run.recipe.grid.shift_scale != 1.0
+        return self.stock_call.get("timesteps") if own else None
 
     @property
     def stock_call(self) -> dict[str, Any]:
@@ -88,7 +96,8 @@ def write_card(folder: Path, card: Card) -> None:
         steps=card.steps,
         base_sigmas=card.base_sigmas if "sigmas" in card.stock_call else None,
         sigmas=[round(s, 6) for s in card.backbone.shift(*card.run.size)(card.base_sigmas)] + [0.0],
-        any_steps=card.any_steps if "sigmas" in card.stock_call else "num_inference_steps=n",
+        timesteps=card.timesteps,
+        any_steps=card.any_steps,
         height=height,
         width=width,
         dtype=card.dtype,
