@@ -9,6 +9,8 @@ import torch
 
 from fewstep.flow import x0_from_velocity
 from fewstep.objectives import build, by_site, evaluate
+from fewstep.objectives.base import Answer
+from fewstep.objectives.questions import reply_to
 from fewstep.randomness import Draws
 
 INDICES = torch.arange(5)
@@ -81,6 +83,42 @@ def test_every_probe_draws_its_own_sigma_and_noise(roles, anchor, cond, null):
         for (xt, s), clean in zip([ca, dm, cdm], x0, strict=True)
     ]
     assert not any(torch.isclose(a, b).any() for a, b in [noise[:2], noise[1:], noise[::2]])
+
+
+@pytest.mark.parametrize("name", ["ca", "dm", "cdm"])
+def test_several_probes_pull_by_their_mean(name, roles, anchor, cond, null):
+    # The gradient is the mean of those that each probe alone would give.
+    together = build(name, probes=3)
+    asked: list[Answer] = []
+
+    def keep(self, answer):
+        asked.append(answer)
+        return type(together).questions(self, answer)
+
+    spied = type("Spied", (type(together),), {"questions": keep})(name=name, probes=3)
+    (term,) = evaluate(
+        [spied], roles, anchor, cond=cond, null=null, draws=Draws(0, 0), indices=INDICES
+    )
+    (answer,) = asked
+    (whole,) = torch.autograd.grad(term.loss.sum(), answer.x0, retain_graph=True)
+    questions = together.questions(answer)
+    each = len(questions) // 3
+    alone, parts = build(name), []
+    for first in range(0, len(questions), each):
+        replies = reply_to(roles, questions[first : first + each])
+        parts.append(alone.term(answer, replies))
+    gradients = [
+        torch.autograd.grad(part.loss.sum(), answer.x0, retain_graph=True)[0] for part in parts
+    ]
+    torch.testing.assert_close(whole, torch.stack(gradients).mean(0))
+    torch.testing.assert_close(term.norm, torch.stack([part.norm for part in parts]).mean(0))
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+def test_probes_cost_the_teachers_only(roles, anchor, cond, null):
+    objectives = [build(name, probes=2) for name in ("ca", "dm", "cdm")]
+    evaluate(objectives, roles, anchor, cond=cond, null=null, draws=Draws(0, 0), indices=INDICES)
+    assert roles.calls == {"student": 2, "teacher": 8, "fake_teacher": 4}
 
 
 def test_cdm_asks_the_student_at_the_moved_point(roles, anchor, cond, null):

@@ -20,12 +20,13 @@ from itertools import islice
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.flow import x0_from_velocity
-from fewstep.noising import renoise
+from fewstep.noising import renoise_evenly
 from fewstep.objectives.directions import Direction
 from fewstep.objectives.pull import FLOOR, pull_loss, pull_norm
 from fewstep.objectives.questions import Ask, Question, Reply, reply_to
@@ -119,10 +120,12 @@ class Pull(Objective):
 
     Attributes:
         probe: Law of the sigma at which the teachers are asked, Eq. 21.
+        probes: How often they are asked about one answer; the pull is the mean, Eq. 21a.
         floor: Least normaliser k, Eq. 18.
     """
 
     probe: Law
+    probes: Annotated[int, Field(ge=1)] = 1
     floor: Positive = FLOOR
 
     @property
@@ -131,27 +134,39 @@ class Pull(Objective):
         """Where the teachers pull, Eq. 22-23 and 26."""
 
     def questions(self, answer: Answer) -> Sequence[Question]:
-        """What its direction asks at the probe, Eq. 21."""
-        probe = renoise(
+        """What its direction asks at each probe, Eq. 21."""
+        points = renoise_evenly(
             answer.x0,
             self.probe,
+            self.probes,
             anchor_sigma=answer.anchor.sigma,
             name=self.name,
             draws=answer.draws,
             indices=answer.indices,
         )
-        return self.direction.questions(probe.xt, probe.sigma, answer.cond, answer.null)
+        return [
+            question
+            for point in points
+            for question in self.direction.questions(
+                point.xt, point.sigma, answer.cond, answer.null
+            )
+        ]
 
     def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
-        """The pull as a weighted, reportable term, Eq. 18-19 and 24."""
-        x0 = answer.x0
-        direction, reference = self.direction.between(*(reply.x0 for reply in replies))
-        loss = pull_loss(x0, direction, reference, floor=self.floor, reduction="none")
+        """The mean pull as a weighted, reportable term, Eq. 18-19 and 24."""
+        x0, each = answer.x0, len(replies) // self.probes
+        losses, norms, directions = [], [], []
+        for first in range(0, len(replies), each):
+            asked = replies[first : first + each]
+            direction, reference = self.direction.between(*(reply.x0 for reply in asked))
+            losses.append(pull_loss(x0, direction, reference, floor=self.floor, reduction="none"))
+            norms.append(pull_norm(x0, reference, floor=self.floor))
+            directions.append(direction)
         return Term(
             name=self.name,
-            loss=self.weight_at(answer.draws.step) * loss,
-            norm=pull_norm(x0, reference, floor=self.floor),
-            direction=direction,
+            loss=self.weight_at(answer.draws.step) * torch.stack(losses).mean(0),
+            norm=torch.stack(norms).mean(0),
+            direction=torch.stack(directions).mean(0),
             x0=x0.detach(),
         )
 
