@@ -100,6 +100,14 @@ def anchor() -> Anchor:
     return Anchor(xt, sigma, sigma_next, velocity=velocity, x0=x0, final=final)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is kept of teachers stays in this session: yours is neither read nor filled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 # ---------------------------------------------------------------------- real classes, tiny sizes
 
 

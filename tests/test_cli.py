@@ -244,6 +244,15 @@ def test_from_recipe_to_report(finished, capsys):
     assert summary["seconds"] > 0
 
 
+def test_a_demo_that_did_not_draw_the_teacher_does_not_claim_its_minutes(finished, tiny, capsys):
+    again = tiny.parent / "again"
+    assert cli.run(["demo", "--recipe", str(tiny), "--out", str(again)]) == 0
+    assert "an earlier run's" in capsys.readouterr().err
+    summary = json.loads((again / "summary.json").read_text())
+    (minutes,) = [bar for bar in summary["bars"] if bar["name"] == "minutes"]
+    assert summary["seconds"] is None and minutes["value"] is None and not minutes["met"]
+
+
 def test_evaluate_prints_a_table(finished, capsys):
     assert cli.run(["evaluate", str(finished)]) == 0
     said = capsys.readouterr().out

@@ -25,7 +25,8 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     Args:
         recipe: What to do.
         folder: Run folder, made if need be.
-        resume: Continue a run that was interrupted. Its whole time is then unknown.
+        resume: Continue a run that was interrupted. Its whole time is then unknown, as it is where
+            the teacher need not be drawn again.
 
     Returns:
         What summary.json holds, and the folders: ``run``, ``report``, ``export``.
@@ -36,11 +37,16 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     note(f"1/4 distilling into {folder}")
     distill(recipe, folder, resume=resume)
     note("2/4 evaluating")
-    judge(folder)
+    kept = any(arm["kept"] for arm in judge(folder)["arms"])
+    if kept:
+        note(
+            "the teacher's readings are an earlier run's, so this one's minutes and memory are not "
+            "counted; FEWSTEP_CACHE=FOLDER keeps them elsewhere"
+        )
     note("3/4 exporting")
     export = export_run(folder)
     note("4/4 reporting")
-    summary = report(folder, seconds=None if resume else process_seconds())
+    summary = report(folder, seconds=None if resume or kept else process_seconds())
     places = {"run": folder, "report": folder / "report.html", "export": export}
     return summary | {name: str(place) for name, place in places.items()}
 

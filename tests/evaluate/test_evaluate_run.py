@@ -22,11 +22,6 @@ ARMS = [
 COUNT, REPEATS = 12, (3, 2)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     file = tmp_path_factory.mktemp("prompts") / "heldout.txt"
@@ -48,10 +43,8 @@ def run(make_run, settings):
 
 
 @pytest.fixture(scope="module")
-def evaluation(run, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return evaluate_run(run)
+def evaluation(run):
+    return evaluate_run(run)
 
 
 def test_every_arm_has_every_figure(run, evaluation):
@@ -97,6 +90,8 @@ def test_the_teacher_is_drawn_once_and_the_student_always(run, evaluation, monke
     monkeypatch.setattr(arms.Reader, "read", counting)
     again = evaluate_run(run)
     assert [sampler.steps for sampler in drawn] == [1, 2, 4]
+    assert [arm["kept"] for arm in evaluation["arms"]] == [False] * 6
+    assert [arm["kept"] for arm in again["arms"]] == [True] * 3 + [False] * 3
     for old, new in zip(evaluation["arms"], again["arms"], strict=True):
         assert new["scores"] == pytest.approx(old["scores"], abs=1e-4)
 

@@ -37,9 +37,7 @@ def run(make_run, tmp_path_factory):
     ]
     settings = {"prompts": str(prompts), "repeats": [2, 2], "gallery": 3, "truth": "scenes"}
     folder = make_run(evaluate={**settings, "arms": arms})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        evaluate_run(folder)
+    evaluate_run(folder)
     gallery = read_json(folder / "evaluation" / "gallery.json")
     gallery["prompts"][1] = NASTY
     write_json(folder / "evaluation" / "gallery.json", gallery)

@@ -60,13 +60,14 @@ def evaluate_run(
     rows, readings = [], []
     for arm in (arm for arm in arms if arm.model == "teacher"):
         say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
-        rows.append(work.look_at(arm, backbone.net, settings.gallery))
-        readings.append(work.read(arm, backbone.net, digest_model(backbone.source)))
+        reading, kept = work.read(arm, backbone.net, digest_model(backbone.source))
+        rows.append(work.look_at(arm, backbone.net, settings.gallery) | {"kept": kept})
+        readings.append(reading)
     student = run.load_student(backbone, which)
     for arm in (arm for arm in arms if arm.model == "student"):
         say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
-        rows.append(work.look_at(arm, student.net, settings.gallery))
-        readings.append(work.read(arm, student.net, None))
+        rows.append(work.look_at(arm, student.net, settings.gallery) | {"kept": False})
+        readings.append(reader.read(backbone, student.net, arm.sampler))
     say("scores")
     evaluation = _header(run, reader) | {"which": which, "step": student.step, "arms": rows}
     _score(evaluation, readings, reader, scores)
@@ -95,8 +96,9 @@ def keep_teacher(recipe: Recipe, folder: Path, *, say: Say = lambda text: None) 
     arms = [a for a in resolve_arms(recipe.evaluate, run, backbone) if a.model == "teacher"]
     for arm in arms:
         say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
-        key = work.key(arm, backbone.net, digest_model(backbone.source))
-        work.shelf.keep(key, work.read(arm, backbone.net, digest_model(backbone.source)))
+        model = digest_model(backbone.source)
+        reading, _ = work.read(arm, backbone.net, model)
+        work.shelf.keep(work.key(arm, backbone.net, model), reading)
     return [arm.name for arm in arms]
 
 
@@ -131,16 +133,15 @@ class _Work:
             "gallery": [f"evaluation/{slug}/{i:03}.png" for i in range(len(prompts))],
         }
 
-    def read(self, arm: Arm, net: nn.Module, model: str | None) -> Readings:
-        """Readings of an arm; those of a model with a fingerprint are looked up and kept."""
-        if model is None:
-            return self.reader.read(self.backbone, net, arm.sampler)
+    def read(self, arm: Arm, net: nn.Module, model: str) -> tuple[Readings, bool]:
+        """Readings of a model with a fingerprint, and whether they were kept from before."""
         key = self.key(arm, net, model)
         known = self.shelf.find(key)
-        if known is None:
-            known = self.reader.read(self.backbone, net, arm.sampler)
-            self.shelf.keep(key, known)
-        return known
+        if known is not None:
+            return known, True
+        drawn = self.reader.read(self.backbone, net, arm.sampler)
+        self.shelf.keep(key, drawn)
+        return drawn, False
 
     def key(self, arm: Arm, net: nn.Module, model: str) -> str:
         """Fingerprint of all that an arm's readings depend on."""
