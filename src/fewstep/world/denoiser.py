@@ -127,7 +127,6 @@ def train(
     net = pipe.transformer.train().requires_grad_(True).to(device)
     forward = torch.compile(net) if compiled else net
     bank, meant = SceneBank(pairs.facts), [parse(caption) for caption in pairs.captions]
-    matrices = [p for p in net.transformer_blocks.parameters() if p.ndim == 2]
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -153,5 +152,5 @@ def train(
         )[0]
         return {"loss": (velocity - velocity_from_x0(xt, mean, sigma)).square().mean()}
 
-    fit(net, loss, settings, folder, orthogonal=matrices)
+    fit(net, loss, settings, folder)
     net.cpu().eval()

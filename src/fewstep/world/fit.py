@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +42,7 @@ def learning_rate(step: int, settings: FitSettings) -> float:
 
 
 @denormals_flushed()
-def fit(
-    net: nn.Module,
-    loss: Loss,
-    settings: FitSettings,
-    folder: Path,
-    *,
-    orthogonal: Sequence[nn.Parameter] = (),
-) -> nn.Module:
+def fit(net: nn.Module, loss: Loss, settings: FitSettings, folder: Path) -> nn.Module:
     """Trains `net` in place and returns it with averaged weights; continues `folder` if it can.
 
     `loss(step)` must depend on nothing but `step` and the weights: a resumed run repeats the rest.
@@ -59,34 +52,36 @@ def fit(
         loss: Named losses of a step.
         settings: How long and how fast.
         folder: For the log, and to continue from.
-        orthogonal: Matrices of `net` that Muon moves instead, at updates as large as AdamW's.
 
     Raises:
         FloatingPointError: at the first loss that is not finite, before the weights move.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizers = _optimizers(net, orthogonal, settings)
+    optimizer = torch.optim.AdamW(
+        net.parameters(),
+        lr=settings.lr,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
     average = {name: value.detach().clone() for name, value in net.state_dict().items()}
     state_file, step = folder / "state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=_device(net))
         net.load_state_dict(state["net"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
     began, first = time.monotonic(), step
     while step < settings.steps:
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
         losses = loss(step)
         if not math.isfinite(losses["loss"].item()):
             raise FloatingPointError(f"{folder.name}: loss is not finite at step {step}")
         net.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         step += 1
         _update_average(average, net, 1.0 / (1.0 + settings.average * step))
         if step % settings.log_every == 0 or step == settings.steps:
@@ -97,26 +92,11 @@ def fit(
                 log.write(json.dumps(row) + "\n")
         if step % settings.save_every == 0 or step == settings.steps:
             state = {"net": net.state_dict(), "average": average, "step": step}
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            state["optimizer"] = optimizer.state_dict()
             torch.save(state, folder / "state.tmp")
             (folder / "state.tmp").replace(state_file)
     net.load_state_dict(average)
     return net
-
-
-def _optimizers(
-    net: nn.Module, orthogonal: Sequence[nn.Parameter], settings: FitSettings
-) -> list[torch.optim.Optimizer]:
-    chosen = {id(parameter) for parameter in orthogonal}
-    others = [parameter for parameter in net.parameters() if id(parameter) not in chosen]
-    decay = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, betas=(0.9, 0.99), fused=True, **decay)
-    ]
-    if chosen:
-        muon = torch.optim.Muon(list(orthogonal), adjust_lr_fn="match_rms_adamw", **decay)
-        found.append(muon)
-    return found
 
 
 def _device(net: nn.Module) -> torch.device:
