@@ -41,7 +41,7 @@ class Sizes:
 
     hidden: int = 128
     heads: int = 4
-    layers: int = 6
+    layers: int = 8
     patch: int = 2
     clip: int = 48
     t5: int = 96
