@@ -43,6 +43,7 @@ EXPECTED = {
     "sd15",
     "sd15_v",
     "sd3",
+    "sd3_without_t5",
     "sd35",
     "sdxl",
     "wan",
@@ -78,9 +79,10 @@ def backbone(tiny, folder):
 
 
 @pytest.fixture(scope="module")
-def pipe(backbone, folder):
+def pipe(tiny, backbone, folder):
     """The stock pipeline, with the scheduler that a student needs."""
-    pipe = DiffusionPipeline.from_pretrained(folder, **backbone.load_overrides(folder))
+    missing = backbone.load_overrides(folder, **tiny.options)
+    pipe = DiffusionPipeline.from_pretrained(folder, **missing)
     pipe.set_progress_bar_config(disable=True)
     if scheduler := backbone.student_scheduler():
         pipe.scheduler = scheduler

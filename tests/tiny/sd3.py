@@ -51,4 +51,7 @@ def _published_35() -> nn.Module:
 
 _OPTIONS = {"max_sequence_length": 16}
 sd3 = Tiny("sd3", "sd3", _build, Oracle, _published, options=_OPTIONS)
+sd3_without_t5 = Tiny(
+    "sd3_without_t5", "sd3", _build, Oracle, _published, options={**_OPTIONS, "t5": False}
+)
 sd35 = Tiny("sd35", "sd3", _build_35, Oracle, _published_35, options=_OPTIONS)

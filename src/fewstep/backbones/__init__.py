@@ -111,8 +111,10 @@ def load(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
-            **family.load_overrides(folder),
-            **left_out(family, folder, encoders=encoders, network=network),
+            **(
+                family.load_overrides(folder, **options)
+                | left_out(family, folder, encoders=encoders, network=network)
+            ),
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]

@@ -68,8 +68,8 @@ class Backbone(ABC):
                 part.requires_grad_(name == self.net_name).eval()
 
     @classmethod
-    def load_overrides(cls, folder: Path) -> dict[str, Any]:
-        """What `from_pretrained` must be told besides the folder, dtype and safety."""
+    def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
+        """What `from_pretrained` must be told besides folder, dtype and safety, by its options."""
         return {}
 
     # ------------------------------------------------------------------ the network
@@ -178,19 +178,21 @@ class Backbone(ABC):
     def overlong(self, prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is longer than every text encoder reads, so that its end is lost.
 
-        A tokenizer reads as much as its model allows, and no more than `max_sequence_length`, where
-        the family has that option.
+        A tokenizer reads as much as its model allows, and no more than `most_tokens`.
         """
         lost = [bool(self.tokenizer_names)] * len(prompts)
-        most = getattr(self, "max_sequence_length", None) or math.inf
         for name in self.tokenizer_names if prompts else ():
             tokenizer = getattr(self.pipe, name, None)
             tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one inside
             if tokenizer is not None:
-                limit = min(tokenizer.model_max_length, most)
+                limit = min(tokenizer.model_max_length, self.most_tokens(name))
                 tokens = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
                 lost = [old and len(ids) > limit for old, ids in zip(lost, tokens, strict=True)]
         return lost
+
+    def most_tokens(self, tokenizer: str) -> float:
+        """Where options cut what a tokenizer reads: `max_sequence_length`, where there is one."""
+        return getattr(self, "max_sequence_length", None) or math.inf
 
     def free_encoders(self) -> None:
         """Drops the text encoders from memory, the encoded empty prompt stays."""

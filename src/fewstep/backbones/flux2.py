@@ -159,7 +159,7 @@ class Flux2(_Flux2):
             pipe.tokenizer = _tokenizer(source)
 
     @classmethod
-    def load_overrides(cls, folder: Path) -> dict[str, Any]:
+    def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
         """See `Backbone.load_overrides`; leaves out a processor that torchvision is missing for.
 
         It would only be asked for text, which its tokenizer can do alone.

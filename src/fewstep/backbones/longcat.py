@@ -35,7 +35,7 @@ class LongCat(Packed):
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     @classmethod
-    def load_overrides(cls, folder: Path) -> dict[str, Any]:
+    def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
         """No processor: it serves the rewriting of prompts only, and needs torchvision."""
         return {"text_processor": None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from fewstep.errors import FewstepError
 from fewstep.records import Conditioning
 
 _ENCODERS = "CLIP-L, CLIP-bigG, T5-XXL"
+_WITHOUT_T5: dict[str, None] = {"text_encoder_3": None, "tokenizer_3": None}
 
 
 class SD3(Backbone):
@@ -40,11 +42,37 @@ class SD3(Backbone):
     )
 
     def __init__(
-        self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256
+        self,
+        pipe: DiffusionPipeline,
+        source: Path,
+        *,
+        max_sequence_length: int = 256,
+        t5: bool = True,
     ) -> None:
-        """Takes over the pipeline; T5 prompts are padded or cut to `max_sequence_length` tokens."""
+        """Takes over the pipeline.
+
+        Args:
+            pipe: The pipeline.
+            source: Where it came from.
+            max_sequence_length: T5 tokens that prompts are padded or cut to.
+            t5: Whether T5 reads the prompts. SD3 learned to draw without it as well ("Flexible
+                Text Encoders" in its paper), which saves most of the encoders' memory: its tokens
+                are zeros then.
+        """
+        if not t5:
+            pipe.register_modules(**_WITHOUT_T5)
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
+        self.t5 = t5
+
+    @classmethod
+    def load_overrides(cls, folder: Path, *, t5: bool = True, **options: Any) -> dict[str, Any]:
+        """See `Backbone.load_overrides`; without T5, its weights are not read."""
+        return {} if t5 else dict(_WITHOUT_T5)
+
+    def stock_load(self) -> dict[str, Any]:
+        """See `Backbone.stock_load`; its folder keeps T5, which diffusers misses unless told so."""
+        return self.load_overrides(self.source, t5=self.t5)
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; the network's clock runs from 0 to 1000."""
@@ -68,6 +96,10 @@ class SD3(Backbone):
             device=self.device,
         )
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
+
+    def most_tokens(self, tokenizer: str) -> float:
+        """See `Backbone.most_tokens`; the CLIP encoders always read as much as they can."""
+        return super().most_tokens(tokenizer) if tokenizer == "tokenizer_3" else math.inf
 
     @property
     def text_tokens(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.parts import Configured
 from fewstep.config import Recipe
 from fewstep.errors import FewstepError
 
@@ -54,10 +55,13 @@ def leave_vae(backbone: Backbone) -> None:
 
 @contextmanager
 def encoders_alone(backbone: Backbone) -> Iterator[None]:
-    """Context in which a backbone has no network: what is moved then leaves it where it is."""
+    """Context in which a backbone has no network: what is moved then leaves it where it is.
+
+    Its configuration stays: an SD3 without T5 asks it how wide texts are.
+    """
     parts = vars(backbone.pipe)  # an assignment would be noted in the pipeline's configuration
     net = parts[backbone.net_name]
-    parts[backbone.net_name] = None
+    parts[backbone.net_name] = Configured(net)
     try:
         yield
     finally:
