@@ -9,8 +9,10 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.evaluate import arms, evaluate_run, runner, summarize
+from fewstep.evaluate.runner import make_reader
 from fewstep.evaluate.truth import Scenes
 from fewstep.runs import Run
+from fewstep.sample import Sampler
 from fewstep.world.scenes import distinct_prompts
 
 ARMS = [
@@ -172,6 +174,20 @@ def test_lora_arms_are_teacher_and_student_of_one_network(make_run, settings):
     assert teacher["scores"] != student["scores"]
 
 
+def test_the_single_picture_is_the_first_of_the_repeated_ones(run, settings):
+    opened = Run.open(run)
+    backbone, reader = opened.load_backbone(), make_reader(opened.recipe.evaluate)
+    found = reader.read(backbone, backbone.net, Sampler(1, 1.0, *opened.size))
+    count, times = REPEATS
+    assert found.repeated.shape[:2] == found.shown.shape == (count, times)
+    assert torch.equal(found.repeated[:, 0], found.single[:count])
+    assert not torch.equal(found.repeated[:, 1], found.single[:count])
+    right = [all(flag for _, flag in verdict) for verdict in found.verdicts[:count]]
+    assert found.shown[:, 0].tolist() == right
+    real = reader.read_real(7)
+    assert real.shown.float().mean() >= 0.9
+
+
 # --------------------------------------------------------------------------------- readings kept
 
 
@@ -179,7 +195,10 @@ def readings():
     generator = torch.Generator().manual_seed(0)
     verdicts = ((("color", True), ("clean", False)), (("color", False), ("clean", True)))
     return arms.Readings(
-        torch.rand(2, 4, generator=generator), torch.rand(1, 2, 4, generator=generator), verdicts
+        torch.rand(2, 4, generator=generator),
+        torch.rand(1, 2, 4, generator=generator),
+        verdicts,
+        torch.tensor([[True, False]]),
     )
 
 
@@ -190,6 +209,7 @@ def test_kept_readings_come_back_whole(tmp_path):
     assert torch.equal(found.single, readings().single)
     assert torch.equal(found.repeated, readings().repeated)
     assert found.verdicts == readings().verdicts
+    assert torch.equal(found.shown, readings().shown)
     assert shelf.find("other") is None
     # A folder further back serves as well, such as one that came with the package.
     assert arms.Shelf((tmp_path / "c", tmp_path / "a")).find("key") is not None

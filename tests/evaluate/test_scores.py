@@ -76,6 +76,40 @@ def test_diversity_of_copies_is_nothing_and_it_scales():
     assert torch.allclose(pairwise_distance(3 * features), 3 * pairwise_distance(features))
 
 
+def test_wrong_pictures_do_not_pass_for_diversity():
+    features = cloud(6 * 4).reshape(6, 4, 4)
+    shown = torch.ones(6, 4, dtype=torch.bool)
+    shown[:, 3] = False
+    ghostly = features.clone()
+    ghostly[:, 3] += 100
+    verdicts = ((("clean", True),),) * 6
+    clean, ghosts = (
+        Diversity()(Readings(cloud(6), each, verdicts, shown), References())
+        for each in (features, ghostly)
+    )
+    assert ghosts["diversity"] > clean["diversity"] + 10
+    assert ghosts["diversity_right"] == clean["diversity_right"]
+    three = Diversity()(Readings(cloud(6), features[:, :3]), References())
+    assert clean["diversity_right"] == pytest.approx(three["diversity"])
+
+
+def test_prompts_without_two_right_pictures_are_left_out_of_their_diversity():
+    features = cloud(5 * 3).reshape(5, 3, 4)
+    shown = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
+    rival_shown = torch.tensor([[1, 1, 1], [0, 0, 1], [1, 1, 1], [1, 0, 1], [1, 1, 1]]).bool()
+    verdicts = ((("clean", True),),) * 5
+    arm = Readings(cloud(5), features, verdicts, shown)
+    rival = Readings(cloud(5), 2 * features, verdicts, rival_shown)
+    found = Diversity()(arm, References(rival=rival))
+    each = pairwise_distance(features, shown)
+    assert each.isnan().tolist() == [False, False, True, False, False]
+    assert found["diversity_right"] == pytest.approx(float(each[[0, 1, 3, 4]].mean()))
+    theirs = pairwise_distance(2 * features, rival_shown)
+    assert found["ahead_diversity_right"] == pytest.approx(float((each - theirs)[[0, 3, 4]].mean()))
+    nothing = Readings(cloud(5), features, verdicts, torch.zeros(5, 3, dtype=torch.bool))
+    assert "diversity_right" not in Diversity()(nothing, References(rival=rival))
+
+
 # ----------------------------------------------------------------------------------- coverage
 
 

@@ -243,7 +243,7 @@ class EvaluateRecipe(Section):
     Attributes:
         scores: Names of the scores; None takes all that apply.
         prompts: File with prompts that training did not see; `count` of them get one picture each.
-        repeats: How many of them are drawn again for diversity within a prompt, and how often.
+        repeats: Of how many of them there are several pictures, for diversity, and how many each.
         arms: What is scored; the teacher with the most evaluations is the reference.
         features: The feature space, as ``name`` or ``name:source``.
         truth: Who draws real pictures and judges them, such as ``scenes``; None without.

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from fewstep.backbones.base import Backbone
 from fewstep.evaluate.base import Readings
 from fewstep.evaluate.features import Features, extract
+from fewstep.evaluate.oracle import wholly_right
 from fewstep.evaluate.truth import Truth
 from fewstep.files import digest_text
 from fewstep.sample import Sampler, sample_batch
 
+_FORM = 2  # of what is kept; another is not found again
 _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of the single ones
 
 
@@ -50,7 +52,7 @@ class Reader:
 
     Attributes:
         prompts: N prompts, each drawn once; picture i starts from the noise of seed + i.
-        repeated: The first M of them are drawn again, K times each.
+        repeated: Of the first M of them there are K pictures each, the single one among them.
         seed: Where the seeds begin.
         features: The space that pictures are compared in.
         truth: Judge of pictures, or None.
@@ -68,39 +70,47 @@ class Reader:
     def key(self) -> str:
         """Fingerprint of everything but the network and the sampler."""
         truth = self.truth.key if self.truth else "none"
-        numbers = f"{self.repeated} {self.seed} {self.features.key} {truth}"
+        numbers = f"{_FORM} {self.repeated} {self.seed} {self.features.key} {truth}"
         return digest_text(numbers, *self.prompts)
 
     def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Readings:
         """Draws all pictures of an arm and reads them; the same noise for every arm."""
         seeds = range(self.seed, self.seed + len(self.prompts))
         single = sample_batch(backbone, net, self.prompts, seeds, sampler=sampler, batch=self.batch)
-        prompts, seeds = self._repeats()
+        prompts, seeds = self._others()
         again = sample_batch(backbone, net, prompts, seeds, sampler=sampler, batch=self.batch)
         return self._readings(single, again)
 
     def read_real(self, seed: int) -> Readings:
         """The same of real pictures, drawn afresh by the truth."""
         assert self.truth is not None
-        prompts, _ = self._repeats()
+        prompts, _ = self._others()
         return self._readings(
             self.truth.draw(self.prompts, seed), self.truth.draw(prompts, seed + 1)
         )
 
-    def _repeats(self) -> tuple[list[str], range]:
+    def _others(self) -> tuple[list[str], range]:
+        """Prompts and seeds of the repeated pictures that are not single ones as well."""
         count, times = self.repeated
         start = self.seed + _REPEATS_FROM
-        prompts = [prompt for prompt in self.prompts[:count] for _ in range(times)]
+        prompts = [prompt for prompt in self.prompts[:count] for _ in range(times - 1)]
         return prompts, range(start, start + len(prompts))
 
     def _readings(self, single: Tensor, again: Tensor) -> Readings:
-        verdicts = self.truth.judge(self.prompts, single) if self.truth else None
-        repeated = extract(self.features, again, batch=self.batch)
-        return Readings(
-            single=extract(self.features, single, batch=self.batch),
-            repeated=repeated.reshape(-1, self.repeated[1], repeated.shape[-1]),
-            verdicts=verdicts,
-        )
+        features = extract(self.features, single, batch=self.batch)
+        others = extract(self.features, again, batch=self.batch)
+        verdicts = shown = None
+        if self.truth:
+            verdicts = self.truth.judge(self.prompts, single)
+            again_right = wholly_right(self.truth.judge(self._others()[0], again))
+            shown = self._together(wholly_right(verdicts)[:, None], again_right[:, None])[..., 0]
+        return Readings(features, self._together(features, others), verdicts, shown)
+
+    def _together(self, single: Tensor, others: Tensor) -> Tensor:
+        """K values of each of the first M prompts [M, K, F], of [N, F] and [M (K - 1), F]."""
+        count, times = self.repeated
+        rows = others.reshape(count, times - 1, single.shape[-1])
+        return torch.cat([single[:count, None], rows], dim=1)
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,8 @@ def save_readings(path: Path, readings: Readings) -> None:
     """Writes readings to one safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"single": readings.single.contiguous(), "repeated": readings.repeated.contiguous()}
+    if readings.shown is not None:
+        tensors["shown"] = readings.shown.contiguous()
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"verdicts": json.dumps(readings.verdicts)})
     temporary.replace(path)
@@ -147,6 +159,7 @@ def load_readings(path: Path) -> Readings:
         verdicts = json.loads(file.metadata()["verdicts"])
         single: Tensor = file.get_tensor("single")
         repeated: Tensor = file.get_tensor("repeated")
+        shown: Tensor | None = file.get_tensor("shown") if verdicts is not None else None
     if verdicts is not None:
         verdicts = tuple(tuple((name, flag) for name, flag in verdict) for verdict in verdicts)
-    return Readings(single.to(torch.float32), repeated.to(torch.float32), verdicts)
+    return Readings(single.to(torch.float32), repeated.to(torch.float32), verdicts, shown)

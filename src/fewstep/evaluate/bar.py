@@ -59,7 +59,8 @@ def bars(
 
     The student at 4 evaluations a picture is held against the teacher with the most (the
     reference) and against the guided teacher at as many steps (the rival). Without a ground truth
-    only the bars on time, memory and diversity stand.
+    only the bars on time, memory and diversity stand; with one, diversity is that of the pictures
+    that show their prompt.
 
     Args:
         evaluation: What evaluation.json holds.
@@ -67,11 +68,12 @@ def bars(
         gigabytes: Its peak resident memory.
     """
     student, reference, rival = _contestants(evaluation["arms"])
+    spread = "diversity" if evaluation.get("truth") is None else "diversity_right"
     found = [
         Bar("minutes", "whole run, minutes", minutes, MINUTES, at_most=True),
         Bar("gigabytes", "peak resident memory, GB", gigabytes, GIGABYTES, at_most=True),
-        *_against_reference(student, reference),
-        *_against_rival(student, rival),
+        *_against_reference(student, reference, spread),
+        *_against_rival(student, rival, spread),
     ]
     kept = set(_WITHOUT_TRUTH) if evaluation.get("truth") is None else None
     return [bar for bar in found if kept is None or bar.name in kept]
@@ -124,7 +126,13 @@ def _contestant(arm: Mapping[str, Any] | None, name: str) -> _Contestant:
     return _Contestant(arm["name"], arm["scores"]) if arm else _Contestant(name, {})
 
 
-def _against_reference(student: _Contestant, teacher: _Contestant) -> Iterator[Bar]:
+_SPREAD = {
+    "diversity": "diversity within a prompt",
+    "diversity_right": "diversity within a prompt's right pictures",
+}
+
+
+def _against_reference(student: _Contestant, teacher: _Contestant, spread: str) -> Iterator[Bar]:
     right = teacher.get("right")
     yield Bar(
         "right",
@@ -141,13 +149,13 @@ def _against_reference(student: _Contestant, teacher: _Contestant) -> Iterator[B
     )
     yield Bar(
         "diversity",
-        f"diversity within a prompt, at least {DIVERSITY_RATIO} x {teacher.name}",
-        student.get("diversity"),
-        teacher.times("diversity", DIVERSITY_RATIO),
+        f"{_SPREAD[spread]}, at least {DIVERSITY_RATIO} x {teacher.name}",
+        student.get(spread),
+        teacher.times(spread, DIVERSITY_RATIO),
     )
 
 
-def _against_rival(student: _Contestant, rival: _Contestant) -> Iterator[Bar]:
+def _against_rival(student: _Contestant, rival: _Contestant, spread: str) -> Iterator[Bar]:
     """Clearly ahead: by two standard errors of the difference; in Frechet distance, by a fifth."""
     errors = f"{CLEARLY:.0f} standard errors above {rival.name}"
     yield Bar(
@@ -165,9 +173,9 @@ def _against_rival(student: _Contestant, rival: _Contestant) -> Iterator[Bar]:
     )
     yield Bar(
         "diversity_ahead",
-        f"diversity within a prompt, {errors}",
-        student.get("diversity"),
-        _beyond(student, rival, "diversity"),
+        f"{_SPREAD[spread]}, {errors}",
+        student.get(spread),
+        _beyond(student, rival, spread),
     )
 
 

@@ -26,11 +26,13 @@ class Readings:
         single: Features of one picture for each of N prompts, [N, F].
         repeated: Features of K pictures for each of the first M prompts, [M, K, F].
         verdicts: What the ground truth says of each of the N pictures; None without one.
+        shown: Which of the repeated pictures show all of their prompt, [M, K], bool; None likewise.
     """
 
     single: Tensor
     repeated: Tensor
     verdicts: tuple[Verdict, ...] | None = None
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ _COLUMNS = (
     ("frechet_real", "Frechet, real", "lower", "figure"),
     ("frechet_teacher", "Frechet, teacher", "lower", "figure"),
     ("diversity", "Diversity", "in a prompt", "figure"),
+    ("diversity_right", "Diversity", "right pictures", "figure"),
     ("precision_teacher", "Precision", "teacher", "share"),
     ("recall_teacher", "Recall", "teacher", "share"),
     ("coverage_teacher", "Coverage", "teacher", "share"),
@@ -122,8 +123,8 @@ def scores_note(evaluation: Mapping[str, Any]) -> str:
         return ""
     count, (prompts, seeds) = evaluation["prompts"]["count"], evaluation["repeats"]
     return (
-        f"{count} prompts that training did not see, one picture each; diversity from {prompts} "
-        f"prompts with {seeds} seeds. Features: {evaluation['features']}. "
+        f"{count} prompts that training did not see, one picture each; diversity from {seeds} "
+        f"pictures of {prompts} prompts. Features: {evaluation['features']}. "
         f"Precision, recall and coverage are against {evaluation.get('reference', 'the teacher')}."
     )
 
