@@ -75,9 +75,13 @@ def test_features_tell_ghosts_from_scenes_and_forgive_saturation():
 
 
 @pytest.mark.slow
-def test_the_teacher_draws_what_it_is_asked_and_needs_many_steps_for_it():
+@pytest.mark.parametrize(
+    "options",
+    [{"max_sequence_length": pipeline.MAX_TOKENS}, {"max_sequence_length": 1, "t5": False}],
+)
+def test_the_teacher_draws_what_it_is_asked_and_needs_many_steps_for_it(options):
     """Its figures stand in docs/tiny-world.md."""
-    backbone = backbones.load(FOLDER, max_sequence_length=pipeline.MAX_TOKENS)
+    backbone = backbones.load(FOLDER, **options)
     captions = (DATA / "prompts" / "heldout.txt").read_text(encoding="utf-8").splitlines()[:100]
 
     def right(steps):

@@ -28,6 +28,7 @@ SCENES = 163_840  # drawn and encoded once; half as many were seen too often
 _REPEATS = 3  # scenes a caption has at most; short captions would make up most of them otherwise
 _CANDIDATES = 128  # scenes that a noisy latent is compared with
 _UNCONDITIONAL = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
+_WITHOUT_T5 = 0.8  # share of steps without T5's words: SD3, too, learned to draw without them
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ class TextFeatures:
 
     tokens: Tensor
     pooled: Tensor
+
+    @property
+    def brief(self) -> Tensor:
+        """The same without T5 [n, CLIP's tokens + 1, t5]: one token of zeros, as stock code has."""
+        tokens = self.tokens[:, : pipeline.MAX_TOKENS + 1].clone()
+        tokens[:, -1] = 0.0
+        return tokens
 
 
 @torch.no_grad()
@@ -123,9 +131,9 @@ def train(
     place = {caption: number for number, caption in enumerate(captions)}
     words = torch.tensor([place[caption] for caption in pairs.captions])
     known = read(pipe, captions)
-    tokens, pooled = known.tokens.to(device), known.pooled.to(device)
+    tokens, brief, pooled = known.tokens.to(device), known.brief.to(device), known.pooled.to(device)
     net = pipe.transformer.train().requires_grad_(True).to(device)
-    forward = torch.compile(net) if compiled else net
+    forward = torch.compile(net, dynamic=False) if compiled else net
     bank, meant = SceneBank(pairs.facts), [parse(caption) for caption in pairs.captions]
 
     def loss(step: int) -> dict[str, Tensor]:
@@ -136,6 +144,7 @@ def train(
         x0 = pairs.latents[rows].to(device).float()
         sigma = draw_sigmas(BATCH, generator).clamp_min(1e-3).to(device)  # divided by below
         xt = add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), sigma)
+        text = brief if torch.rand(1, generator=generator) < _WITHOUT_T5 else tokens
         candidates = torch.stack(
             [
                 bank.candidates(row, None if gone else meant[row], _CANDIDATES, generator)
@@ -146,7 +155,7 @@ def train(
         velocity = forward(
             hidden_states=xt,
             timestep=sigma * 1000,
-            encoder_hidden_states=tokens[asked],
+            encoder_hidden_states=text[asked],
             pooled_projections=pooled[asked],
             return_dict=False,
         )[0]
