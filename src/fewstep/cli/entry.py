@@ -26,7 +26,7 @@ ClickError: type[Exception] = next(
 )
 MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 USER, INTERRUPTED = 2, 130
-_BUSY = 0.8  # load average from which others are at work
+_BUSY = 0.8  # cores that others use, from which they are at work
 PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
 
@@ -62,12 +62,21 @@ def _prepare() -> None:
     makes torch several times slower, and on idle cores sleeping does.
     """
     settings = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY:
+    if _others_are_busy():
         settings["OMP_WAIT_POLICY"] = "passive"
     if not sys.stderr.isatty():
         settings["TQDM_DISABLE"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def _others_are_busy() -> bool:
+    """Whether other programs are at work now. The load average alone remembers what is over."""
+    if not hasattr(os, "getloadavg") or os.getloadavg()[0] <= _BUSY:
+        return False
+    import psutil
+
+    return psutil.cpu_percent(interval=0.1) / 100 * (os.cpu_count() or 1) > _BUSY
 
 
 def _refuse(message: str, error: BaseException) -> int:
