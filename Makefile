@@ -3,8 +3,10 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format env clean
 
-# One torch thread in tests: two cores shared by several processes make multi-threaded torch many times slower.
+# Tests share the cores, a file at a time, with one torch thread each: several processes make multi-threaded torch
+# many times slower.
 RUN = py=$$(sh tools/python.sh) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" HF_HUB_OFFLINE=1
+SHARED = -n auto --maxprocesses 8 --dist loadfile
 ONE = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 help:
@@ -23,7 +25,7 @@ demo:
 	@$(RUN) "$$py" -m fewstep demo $(ARGS)
 
 test: lint
-	@$(RUN) $(ONE) "$$py" -m pytest $(ARGS)
+	@$(RUN) $(ONE) "$$py" -m pytest $(SHARED) $(ARGS)
 
 test-slow:
 	@$(RUN) $(ONE) "$$py" -m pytest -m slow $(ARGS)
