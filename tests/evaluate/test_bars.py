@@ -27,7 +27,11 @@ def evaluation(figures=GOOD, truth="scenes"):
         scores = {"right": right, "right_error": 0.01, "frechet_real": frechet}
         scores |= {"diversity": 1.0, "diversity_right": diversity, "diversity_right_error": 0.3}
         if model == "student":
-            scores |= {"ahead_right_error": 0.01, "ahead_diversity_right_error": 0.05}
+            rival = figures.get(("teacher", 4, 4.0))
+            if rival is not None:
+                scores |= {"ahead_right": right - rival[0], "ahead_right_error": 0.01}
+                scores |= {"ahead_diversity_right": diversity - rival[2]}
+                scores |= {"ahead_diversity_right_error": 0.05}
         arms.append(
             {
                 "name": f"{model}@{steps}{'' if guidance == 1 else ' guided'}",
@@ -96,7 +100,16 @@ def test_the_guided_teacher_on_another_grid_is_no_rival():
     found["arms"].insert(0, moved)
     assert all(met(bars(found, minutes=1, gigabytes=1)).values())
     moved["own_shift"] = True
-    assert not met(bars(found, minutes=1, gigabytes=1))["right_ahead"]
+    assert not met(bars(found, minutes=1, gigabytes=1))["frechet_real_ahead"]
+
+
+def test_clearly_ahead_is_told_on_the_prompts_that_both_have_a_figure_for():
+    found = evaluation()
+    student = next(arm for arm in found["arms"] if arm["name"] == "student@4")["scores"]
+    student["ahead_diversity_right"] = 0.11  # less than the difference of the two means
+    assert met(bars(found, minutes=1, gigabytes=1))["diversity_ahead"]
+    student["ahead_diversity_right"] = 0.09  # less than two errors
+    assert not met(bars(found, minutes=1, gigabytes=1))["diversity_ahead"]
 
 
 def test_the_summary_holds_every_figure_and_keeps_the_times(tmp_path):

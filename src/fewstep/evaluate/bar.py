@@ -162,7 +162,7 @@ def _against_rival(student: _Contestant, rival: _Contestant, spread: str) -> Ite
         "right_ahead",
         f"prompts right, {errors}",
         student.get("right"),
-        _beyond(student, rival, "right"),
+        _beyond(student, "right"),
     )
     yield Bar(
         "frechet_real_ahead",
@@ -175,11 +175,17 @@ def _against_rival(student: _Contestant, rival: _Contestant, spread: str) -> Ite
         "diversity_ahead",
         f"{_SPREAD[spread]}, {errors}",
         student.get(spread),
-        _beyond(student, rival, spread),
+        _beyond(student, spread),
     )
 
 
-def _beyond(student: _Contestant, rival: _Contestant, score: str) -> float | None:
-    """The rival's figure plus some standard errors of the difference, prompt by prompt."""
-    value, error = rival.get(score), student.get(f"ahead_{score}_error")
-    return None if value is None or error is None else round(value + CLEARLY * error, 6)
+def _beyond(student: _Contestant, score: str) -> float | None:
+    """The rival's figure plus some standard errors of the difference, prompt by prompt.
+
+    The rival's on the prompts that both have a value for, which may be fewer than all of its own.
+    """
+    value, ahead = student.get(score), student.get(f"ahead_{score}")
+    error = student.get(f"ahead_{score}_error")
+    if value is None or ahead is None or error is None:
+        return None
+    return round(value - ahead + CLEARLY * error, 6)

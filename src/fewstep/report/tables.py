@@ -18,7 +18,6 @@ _COLUMNS = (
     ("frechet_teacher", "Frechet, teacher", "lower", "figure"),
     ("diversity", "Diversity", "in a prompt", "figure"),
     ("diversity_right", "Diversity", "right pictures", "figure"),
-    ("precision_teacher", "Precision", "teacher", "share"),
     ("recall_teacher", "Recall", "teacher", "share"),
     ("coverage_teacher", "Coverage", "teacher", "share"),
 )
@@ -125,7 +124,7 @@ def scores_note(evaluation: Mapping[str, Any]) -> str:
     return (
         f"{count} prompts that training did not see, one picture each; diversity from {seeds} "
         f"pictures of {prompts} prompts. Features: {evaluation['features']}. "
-        f"Precision, recall and coverage are against {evaluation.get('reference', 'the teacher')}."
+        f"Recall and coverage are against {evaluation.get('reference', 'the teacher')}."
     )
 
 
