@@ -33,20 +33,17 @@ def test_its_tokens_are_zeros_and_clips_are_what_they_were(folder, without):
     assert not text[:, -2:].any() and full[:, -2:].any()
 
 
-def test_it_is_not_loaded(without):
+def test_it_is_neither_loaded_nor_planned_for(folder, without):
     assert without.pipe.text_encoder_3 is None and without.pipe.tokenizer_3 is None
+    assert backbones.outline(folder, t5=False).pipe.text_encoder_3 is None
 
 
 def test_how_much_t5_reads_does_not_cut_what_clip_reads(without):
     assert without.overlong([SHORT, LONG]) == [False, True]
 
 
-@pytest.mark.parametrize("load", [backbones.load, backbones.outline])
-def test_prompts_are_encoded_where_the_network_is_not(folder, load):
-    backbone = load(folder, t5=False)
-    if load is backbones.outline:
-        assert backbone.pipe.text_encoder_3 is None
-        return
+def test_prompts_are_encoded_where_the_network_is_not(folder):
+    backbone = backbones.load(folder, t5=False)
     expected = backbone.encode([SHORT]).tensors["prompt_embeds"]
     net = backbone.net
     with encoders_alone(backbone):

@@ -174,7 +174,7 @@ def test_lora_arms_are_teacher_and_student_of_one_network(make_run, settings):
     assert teacher["scores"] != student["scores"]
 
 
-def test_the_single_picture_is_the_first_of_the_repeated_ones(run, settings):
+def test_the_single_picture_is_the_first_of_the_repeated_ones(run):
     opened = Run.open(run)
     backbone, reader = opened.load_backbone(), make_reader(opened.recipe.evaluate)
     found = reader.read(backbone, backbone.net, Sampler(1, 1.0, *opened.size))

@@ -69,7 +69,10 @@ class Backbone(ABC):
 
     @classmethod
     def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
-        """What `from_pretrained` must be told besides folder, dtype and safety, by its options."""
+        """What `from_pretrained` must be told besides the folder, dtype and safety.
+
+        `options` are those of the family, as its constructor takes them.
+        """
         return {}
 
     # ------------------------------------------------------------------ the network
@@ -191,7 +194,7 @@ class Backbone(ABC):
         return lost
 
     def most_tokens(self, tokenizer: str) -> float:
-        """Where options cut what a tokenizer reads: `max_sequence_length`, where there is one."""
+        """Tokens at which options cut what a tokenizer (its name) reads; inf if they do not."""
         return getattr(self, "max_sequence_length", None) or math.inf
 
     def free_encoders(self) -> None:

@@ -20,7 +20,7 @@ from fewstep.evaluate.truth import Truth
 from fewstep.files import digest_text
 from fewstep.sample import Sampler, sample_batch
 
-_FORM = 2  # of what is kept; another is not found again
+_FORMAT = 2  # of kept readings: those in an older one are not found, and drawn again
 _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of the single ones
 
 
@@ -70,7 +70,7 @@ class Reader:
     def key(self) -> str:
         """Fingerprint of everything but the network and the sampler."""
         truth = self.truth.key if self.truth else "none"
-        numbers = f"{_FORM} {self.repeated} {self.seed} {self.features.key} {truth}"
+        numbers = f"{_FORMAT} {self.repeated} {self.seed} {self.features.key} {truth}"
         return digest_text(numbers, *self.prompts)
 
     def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Readings:
@@ -102,14 +102,14 @@ class Reader:
         verdicts = shown = None
         if self.truth:
             verdicts = self.truth.judge(self.prompts, single)
-            again_right = wholly_right(self.truth.judge(self._others()[0], again))
-            shown = self._together(wholly_right(verdicts)[:, None], again_right[:, None])[..., 0]
+            others_right = wholly_right(self.truth.judge(self._others()[0], again))
+            shown = self._together(wholly_right(verdicts), others_right)
         return Readings(features, self._together(features, others), verdicts, shown)
 
     def _together(self, single: Tensor, others: Tensor) -> Tensor:
-        """K values of each of the first M prompts [M, K, F], of [N, F] and [M (K - 1), F]."""
+        """K values of each of the first M prompts [M, K, ...], of [N, ...] and [M (K - 1), ...]."""
         count, times = self.repeated
-        rows = others.reshape(count, times - 1, single.shape[-1])
+        rows = others.reshape(count, times - 1, *single.shape[1:])
         return torch.cat([single[:count, None], rows], dim=1)
 
 

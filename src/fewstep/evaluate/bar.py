@@ -13,6 +13,10 @@ FRECHET_RATIO = 1.25
 DIVERSITY_RATIO = 0.8
 CLEARLY = 2.0  # standard errors of the difference over the same prompts
 CLEARLY_RATIO = 0.8  # of the rival's Frechet distance
+_SPREAD = {  # scores that may stand for diversity, as people read them
+    "diversity": "diversity within a prompt",
+    "diversity_right": "diversity within a prompt's right pictures",
+}
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,6 @@ def is_rival(arm: Mapping[str, Any], steps: int) -> bool:
 
 def _contestant(arm: Mapping[str, Any] | None, name: str) -> _Contestant:
     return _Contestant(arm["name"], arm["scores"]) if arm else _Contestant(name, {})
-
-
-_SPREAD = {
-    "diversity": "diversity within a prompt",
-    "diversity_right": "diversity within a prompt's right pictures",
-}
 
 
 def _against_reference(student: _Contestant, teacher: _Contestant, spread: str) -> Iterator[Bar]:

@@ -74,7 +74,7 @@ class TextFeatures:
     pooled: Tensor
 
     @property
-    def brief(self) -> Tensor:
+    def without_t5(self) -> Tensor:
         """The same without T5 [n, CLIP's tokens + 1, t5]: one token of zeros, as stock code has."""
         tokens = self.tokens[:, : pipeline.MAX_TOKENS + 1].clone()
         tokens[:, -1] = 0.0
@@ -131,7 +131,8 @@ def train(
     place = {caption: number for number, caption in enumerate(captions)}
     words = torch.tensor([place[caption] for caption in pairs.captions])
     known = read(pipe, captions)
-    tokens, brief, pooled = known.tokens.to(device), known.brief.to(device), known.pooled.to(device)
+    tokens, pooled = known.tokens.to(device), known.pooled.to(device)
+    without_t5 = known.without_t5.to(device)
     net = pipe.transformer.train().requires_grad_(True).to(device)
     forward = torch.compile(net, dynamic=False) if compiled else net
     bank, meant = SceneBank(pairs.facts), [parse(caption) for caption in pairs.captions]
@@ -144,7 +145,7 @@ def train(
         x0 = pairs.latents[rows].to(device).float()
         sigma = draw_sigmas(BATCH, generator).clamp_min(1e-3).to(device)  # divided by below
         xt = add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), sigma)
-        text = brief if torch.rand(1, generator=generator) < _WITHOUT_T5 else tokens
+        text = without_t5 if torch.rand(1, generator=generator) < _WITHOUT_T5 else tokens
         candidates = torch.stack(
             [
                 bank.candidates(row, None if gone else meant[row], _CANDIDATES, generator)
