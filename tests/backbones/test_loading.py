@@ -29,3 +29,13 @@ def test_loading_mistakes_are_explained(tmp_path, pipeline_folder):
     (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(FewstepError, match="ShapEPipeline is not supported"):
         backbones.load(tmp_path)
+
+
+@pytest.mark.parametrize("open_it", [backbones.load, backbones.outline])
+@pytest.mark.parametrize(
+    ("option", "value"), [("t5", "off"), ("max_sequence_length", "16"), ("t5", 1)]
+)
+def test_options_of_the_wrong_type_are_refused(pipeline_folder, open_it, option, value):
+    """A word such as `off` is true to Python, and would silently do the opposite."""
+    with pytest.raises(FewstepError, match=rf"model\.options\.{option}: .*, not {value!r}"):
+        open_it(pipeline_folder, **{option: value})

@@ -10,7 +10,9 @@ import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from fewstep import quiet  # noqa: F401 - first, before diffusers
 from fewstep.backbones import distilled, places
@@ -155,13 +157,24 @@ def _recognise(
                 f"{path_or_repo_id}: {why}, or force it: --force, model.force: true, force=True"
             )
         logging.getLogger(__name__).warning("%s: forced, although %s", path_or_repo_id, why)
+    _check_options(family, options)
+    return family
+
+
+def _check_options(family: type[Backbone], options: dict[str, Any]) -> None:
+    """Refuse options that the family's constructor does not take, by name or by type."""
     accepted = set(inspect.signature(family).parameters) - {"pipe", "source"}
-    for name in options:
+    kinds = get_type_hints(family.__init__)
+    for name, value in options.items():
         if name not in accepted:
             raise FewstepError(
                 f"{family.name} has no option {name!r}: {did_you_mean(name, accepted)}"
             )
-    return family
+        try:
+            TypeAdapter(kinds[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"].lower()
+            raise FewstepError(f"model.options.{name}: {wanted}, not {value!r}") from error
 
 
 def _family_of(folder: Path) -> type[Backbone]:
