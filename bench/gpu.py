@@ -30,12 +30,12 @@ from step import EVERY, Counted, Side, grids_of, hardware_name
 from torch import Tensor
 
 from fewstep.config.memory import MemoryRecipe
-from fewstep.hardware import describe, peak_memory_gb
-from fewstep.randomness import Draws
-from fewstep.schedules import RandomGrid
-from fewstep.train.repeatable import repeatable
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import RandomGrid
+from fewstep.train.determinism import repeatable
 from fewstep.train.roles import STUDENT
 from fewstep.train.step import iteration
+from fewstep.utils.hardware import describe, peak_memory_gb
 
 # ---------------------------------------------------------------------------------------- parts
 

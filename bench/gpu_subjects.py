@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import backbones
-from fewstep.backbones import Backbone
+from fewstep import models
 from fewstep.config import Recipe, load_recipe
-from fewstep.plan.asked import stand_in
-from fewstep.plan.dry_run import build_objectives
-from fewstep.plan.estimate import Estimate
-from fewstep.records import Conditioning
-from fewstep.train.parallel import ALONE
-from fewstep.train.quantise import quantise
+from fewstep.core.types import Conditioning
+from fewstep.models import Backbone
+from fewstep.planning.dry_run import build_objectives
+from fewstep.planning.dummy_conditioning import stand_in
+from fewstep.planning.estimate import Estimate
+from fewstep.train.distributed import ALONE
+from fewstep.train.memory.quantization import quantise
 from fewstep.train.roles import cast
-from fewstep.train.run import _algorithm, _trainees
+from fewstep.train.state import _algorithm, _trainees
 from fewstep.train.step import Algorithm, Batch, Trainees
 
 LATE = 1000  # a step at which the recipes' weights have warmed up
@@ -130,7 +130,7 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     objectives, count = build_objectives(recipe), recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_configs(model, Path(folder), tiny=size.tiny)
-        backbone = backbones.outline(folder, **recipe.model.options)
+        backbone = models.outline(folder, **recipe.model.options)
     estimate = Estimate(backbone, objectives, 1, not size.tiny)
     items = [each for each in estimate.memory(recipe) if each.counts and each.name not in NOT_HERE]
     flops = estimate.trace(recipe).flops

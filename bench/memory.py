@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from step import hardware_name
 
-from fewstep.hardware import describe
+from fewstep.utils.hardware import describe
 
 HIDDEN, LAYERS = 384, 6
 LORA = ["student.mode=lora", "student.lora.rank=8"]
@@ -69,7 +69,7 @@ ON_GPU = {
 
 def build_model(folder: Path) -> None:
     """A random pipeline, written to a folder."""
-    from fewstep.world.pipeline import Sizes, build
+    from fewstep.toyworld.pipeline import Sizes, build
 
     sizes = Sizes(hidden=HIDDEN, heads=6, layers=LAYERS, clip=16, t5=32)
     build(0, sizes).save_pretrained(folder, safe_serialization=True)
@@ -82,11 +82,11 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
 
     from fewstep.config import Recipe, parse_recipe
     from fewstep.config.strict import apply_override
-    from fewstep.plan.live import LiveBytes
-    from fewstep.randomness import Draws
-    from fewstep.train.loop import _batch
-    from fewstep.train.run import build, check
+    from fewstep.core.noise import Draws
+    from fewstep.planning.memory_tracker import LiveBytes
+    from fewstep.train.state import build, check
     from fewstep.train.step import iteration
+    from fewstep.train.trainer import _batch
 
     data = {
         "model": {"path": str(folder), "options": {"max_sequence_length": 16}},

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fewstep.hardware import describe
+from fewstep.utils.hardware import describe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WARM = 1  # iterations that are not counted
@@ -93,8 +93,8 @@ def keep(report: dict[str, Any]) -> None:
 
 def prepare(folder: Path, wanted: argparse.Namespace) -> Path:
     """A tiny model, prompts and a recipe that does nothing but iterate."""
-    from fewstep import yaml12
-    from fewstep.world.pipeline import build
+    from fewstep.toyworld.pipeline import build
+    from fewstep.utils import yaml
 
     build(0).save_pretrained(folder / "model", safe_serialization=True)
     prompts = folder / "prompts.txt"
@@ -112,7 +112,7 @@ def prepare(folder: Path, wanted: argparse.Namespace) -> Path:
         "health": {"every": never, "count": 1},
     }
     file = folder / "recipe.yaml"
-    file.write_text(yaml12.dump(recipe | {"parallel": {"shard": wanted.shard}}), encoding="utf-8")
+    file.write_text(yaml.dump(recipe | {"parallel": {"shard": wanted.shard}}), encoding="utf-8")
     return file
 
 
@@ -137,9 +137,9 @@ def work(recipe_file: Path, out: Path) -> None:
     from rich.console import Console
 
     from fewstep.config import load_recipe
-    from fewstep.train.loop import advance
-    from fewstep.train.parallel import joined
-    from fewstep.train.run import build, check
+    from fewstep.train.distributed import joined
+    from fewstep.train.state import build, check
+    from fewstep.train.trainer import advance
 
     recipe, console = load_recipe(recipe_file), Console(quiet=True)
     out.mkdir(exist_ok=True)

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.backbones import Backbone
-from fewstep.evaluate.oracle import attribute_shares, wholly_right
-from fewstep.evaluate.runner import make_reader, resolve_arms
-from fewstep.runs import Run
-from fewstep.sample import guided_velocity
-from fewstep.schedules import StaticShift, few_step_sigmas
-from fewstep.simulate import sample
+from fewstep.core.schedules import StaticShift, few_step_sigmas
+from fewstep.core.solver import sample
+from fewstep.evaluation.metrics.oracle import attribute_shares, wholly_right
+from fewstep.evaluation.runner import make_reader, resolve_arms
+from fewstep.inference.load import Run
+from fewstep.inference.sample import guided_velocity
+from fewstep.models import Backbone
 
 STEPS = 4
 PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS", "SSS2", "SSS4")

@@ -28,21 +28,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep import backbones, objectives
-from fewstep.backbones import Backbone
+from fewstep import models, objectives
 from fewstep.config import EmaRecipe, FakeTeacherOptimizerRecipe, FakeTeacherRecipe, StudentRecipe
-from fewstep.hardware import describe, peak_memory_gb, pick_device
-from fewstep.randomness import Draws
-from fewstep.records import Conditioning
-from fewstep.resources import resolve
-from fewstep.schedules import RandomGrid
-from fewstep.train.ema import Ema
-from fewstep.train.rate import Rate
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import RandomGrid
+from fewstep.core.types import Conditioning
+from fewstep.models import Backbone
+from fewstep.train.optim import Ema, Rate, Updater
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
 from fewstep.train.step import Algorithm, Batch, Trainees, iteration
-from fewstep.train.updater import Updater
+from fewstep.utils.hardware import describe, peak_memory_gb, pick_device
+from fewstep.utils.resources import resolve
 
-EMBEDDED = "package://fewstep.world/data/pipeline"
+EMBEDDED = "package://fewstep.toyworld/data/pipeline"
 MOST, EVERY = 28, 2
 PROMPTS = ("a red circle", "a blue square", "two green triangles", "a small ring")
 KINDS = ("plain", "fused")
@@ -122,15 +120,17 @@ class Side:
 def load(name: str | None, folder: Path) -> tuple[Backbone, tuple[int, int], list[str]]:
     """A backbone, the size of its pictures, and prompts."""
     if name is None:
-        prompts = resolve("package://fewstep.world/data/prompts/train.txt").read_text().split("\n")
-        return backbones.load(EMBEDDED, max_sequence_length=14), (64, 64), prompts[:64]
+        prompts = (
+            resolve("package://fewstep.toyworld/data/prompts/train.txt").read_text().split("\n")
+        )
+        return models.load(EMBEDDED, max_sequence_length=14), (64, 64), prompts[:64]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from tiny import discover
 
     tiny = discover()[name]
     if not (folder / "model_index.json").exists():
         tiny.build(folder)
-    return backbones.load(folder, **tiny.options), tiny.size, list(PROMPTS)
+    return models.load(folder, **tiny.options), tiny.size, list(PROMPTS)
 
 
 def make_side(kind: str, args: argparse.Namespace, folder: Path) -> Side:

@@ -17,16 +17,16 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from fewstep import backbones
-from fewstep.flow import velocity_from_x0
-from fewstep.resources import resolve
-from fewstep.schedules import StaticShift, few_step_sigmas, with_shift
-from fewstep.simulate import euler
-from fewstep.world.autoencoder import LATENT_STD, encode
-from fewstep.world.oracle import judge, read
-from fewstep.world.pipeline import MAX_TOKENS, SHIFT
-from fewstep.world.posterior import posterior_mean
-from fewstep.world.scenes import Prompt, distinct_prompts, draw_scene, render
+from fewstep import models
+from fewstep.core.flow import velocity_from_x0
+from fewstep.core.schedules import StaticShift, few_step_sigmas, with_shift
+from fewstep.core.solver import euler
+from fewstep.toyworld.autoencoder import LATENT_STD, encode
+from fewstep.toyworld.oracle import judge, read
+from fewstep.toyworld.pipeline import MAX_TOKENS, SHIFT
+from fewstep.toyworld.posterior import posterior_mean
+from fewstep.toyworld.scenes import Prompt, distinct_prompts, draw_scene, render
+from fewstep.utils.resources import resolve
 
 STDS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 5))
 
@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=16)
     asked = parser.parse_args()
-    data = resolve("package://fewstep.world/data/pipeline")
-    backbone = backbones.load(data, max_sequence_length=MAX_TOKENS)
+    data = resolve("package://fewstep.toyworld/data/pipeline")
+    backbone = models.load(data, max_sequence_length=MAX_TOKENS)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     right: dict[tuple[Fraction, int], list[bool]] = {}
     for prompt in distinct_prompts(asked.prompts, 5, held_out=True):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.records import Anchor, Conditioning
+from fewstep.core.types import Anchor, Conditioning
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
@@ -114,7 +114,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
     """A real StableDiffusion3Pipeline folder with random weights, a millisecond a network call."""
-    from fewstep.world import pipeline
+    from fewstep.toyworld import pipeline
 
     folder = tmp_path_factory.mktemp("teacher") / "pipeline"
     pipeline.build(seed=0).save_pretrained(folder, safe_serialization=True)
@@ -135,10 +135,10 @@ def make_run(tmp_path_factory, pipeline_folder):
     @cache
     def students(recipe):
         """Step -> what a checkpoint of it holds, and its score."""
-        from fewstep import backbones
+        from fewstep import models
         from fewstep.train.roles import Roles
 
-        backbone = backbones.load(pipeline_folder, max_sequence_length=16)
+        backbone = models.load(pipeline_folder, max_sequence_length=16)
         start = Roles.build(backbone, recipe, seed=0).student_state()
         generator = torch.Generator().manual_seed(1)
         return {
@@ -148,7 +148,7 @@ def make_run(tmp_path_factory, pipeline_folder):
 
     def make(mode="full", **sections):
         from fewstep.config import dump_recipe, parse_recipe
-        from fewstep.train import checkpoint
+        from fewstep.train.checkpoint import store
 
         folder = tmp_path_factory.mktemp("runs") / "run"
         folder.mkdir()
@@ -164,7 +164,7 @@ def make_run(tmp_path_factory, pipeline_folder):
         }
         recipe = parse_recipe({**data, **sections})
         for step, (groups, score) in students(recipe.student).items():
-            checkpoint.save(folder / "checkpoints", step, groups, {"score": score})
+            store.save(folder / "checkpoints", step, groups, {"score": score})
         (folder / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         return folder
 

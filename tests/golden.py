@@ -3,11 +3,11 @@
     python tests/golden.py            measure again and print what differs from the recorded values
     python tests/golden.py --write    record (only for a change that is meant to alter results)
 
-Everything goes through the command line, in processes of their own. A run is recorded by its losses
-and gradient norms as exact numbers, and by the sha256 of every tensor of its last checkpoint: weights,
-moments (the first moment after one update is the gradient) and running mean. Exact equality can be
-asked for only where arithmetic is the same, so a fingerprint of this machine's arithmetic is recorded
-too.
+Everything goes through the command line, in processes of their own. A run is recorded by its
+losses and gradient norms as exact numbers, and by the sha256 of every tensor of its last
+checkpoint: weights, moments (the first moment after one update is the gradient) and average. Exact
+equality can be asked for only where arithmetic is the same, so a fingerprint of this machine's
+arithmetic is recorded too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FILE = Path(__file__).parent / "data" / "golden" / "runs.json"
 SOURCE = Path(__file__).parent.parent / "src"
 CLOCK = {"seconds", "images_per_second", "memory_gb"}
 
-PIPELINE = "package://fewstep.world/data/pipeline"
+PIPELINE = "package://fewstep.toyworld/data/pipeline"
 FULL: dict[str, Any] = {
     "model": {"path": PIPELINE, "options": {"t5": False, "max_sequence_length": 1}},
     "data": {
-        "prompts": "package://fewstep.world/data/prompts/train.txt",
+        "prompts": "package://fewstep.toyworld/data/prompts/train.txt",
         "batch_size": 4,
         "encode_ahead": True,
     },
@@ -49,7 +49,7 @@ FULL: dict[str, Any] = {
     "checkpoint": {"every": 3, "keep_last": 1, "keep_best": 0},
     "preview": {
         "every": 3,
-        "path": "package://fewstep.world/data/prompts/preview.txt",
+        "path": "package://fewstep.toyworld/data/prompts/preview.txt",
         "count": 2,
         "rows": 2,
         "teacher": {"steps": 2, "guidance": 2.0},
@@ -169,7 +169,7 @@ def tensors_of(checkpoint: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:
-            for key in opened.keys():
+            for key in opened.keys():  # noqa: SIM118
                 array = opened.get_tensor(key)
                 digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
                 found[f"{file.stem}/{key}"] = digest

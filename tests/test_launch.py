@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from fewstep import yaml12
 from fewstep.cli import app
 from fewstep.config import Recipe
 from fewstep.config.strict import apply_override
 from fewstep.recipes import find
+from fewstep.utils import yaml
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 SCRIPTS = [LAUNCH / "torchrun.sh", LAUNCH / "slurm.sbatch"]
@@ -24,7 +24,7 @@ VALUES = {"recipe": "sd3.5-medium-lora", "RECIPE": "sd3.5-medium-lora", "nodes":
 def text_of(path: Path) -> str:
     """The shell text of a launch file."""
     if path.suffix == ".yaml":
-        return yaml12.load(path.read_text(encoding="utf-8"))["run"]
+        return yaml.load(path.read_text(encoding="utf-8"))["run"]
     return path.read_text(encoding="utf-8")
 
 
@@ -45,7 +45,7 @@ def test_the_shell_can_read_it(path: Path):
 
 
 def test_the_yaml_can_be_read(tmp_path: Path):
-    task = yaml12.load((LAUNCH / "skypilot.yaml").read_text(encoding="utf-8"))
+    task = yaml.load((LAUNCH / "skypilot.yaml").read_text(encoding="utf-8"))
     assert task["resources"]["use_spot"] is True
     assert {"name", "resources", "setup", "run", "file_mounts"} <= task.keys()
     for part in ("setup", "run"):

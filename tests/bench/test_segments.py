@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep import backbones
-from fewstep.resources import resolve
-from fewstep.sample import Sampler
+from fewstep import models
+from fewstep.inference.sample import Sampler
+from fewstep.utils.resources import resolve
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "segments.py"
 
@@ -27,7 +27,7 @@ def script():
 @pytest.mark.parametrize("scale", [1.0, 0.4])
 @pytest.mark.parametrize(("plan", "steps"), [("SSSS", 4), ("TTTT", 8), ("3333", 12)])
 def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps, scale):
-    backbone = backbones.load(resolve("package://fewstep.world/data/pipeline"))
+    backbone = models.load(resolve("package://fewstep.toyworld/data/pipeline"))
     walks = script.segments(backbone, (64, 64), plan, 2, shift_scale=scale)
     joined = torch.cat([*(walk[:-1] for walk in walks), walks[-1][-1:]])
     expected = Sampler(steps, shift_scale=scale).sigmas(backbone)

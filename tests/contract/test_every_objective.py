@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fewstep import objectives
-from fewstep.randomness import Draws
-from fewstep.records import Anchor, Conditioning
+from fewstep.core.noise import Draws
+from fewstep.core.types import Anchor, Conditioning
 
 OTHER_SETTINGS = [
     {"name": "dm", "teacher_guidance": {"low": 1, "high": 8}},

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import objectives
-from fewstep.fake_teacher import denoising_loss, pull_towards, update_loss
-from fewstep.flow import add_noise, expand
-from fewstep.randomness import Draws
-from fewstep.records import Conditioning
-from fewstep.schedules import RandomGrid, StaticShift, few_step_sigmas, with_shift
-from fewstep.simulate import sample, simulate
+from fewstep.core.flow import add_noise, expand
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import RandomGrid, StaticShift, few_step_sigmas, with_shift
+from fewstep.core.solver import sample, simulate
+from fewstep.core.types import Conditioning
+from fewstep.objectives.fake_teacher import denoising_loss, pull_towards, update_loss
 
 SEEDS = 5
 BATCH = 128

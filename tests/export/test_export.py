@@ -16,12 +16,12 @@ import yaml
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
-from fewstep.errors import FewstepError
-from fewstep.evaluate.summary import write_json
+from fewstep.core.schedules import few_step_sigmas
+from fewstep.evaluation.summary import write_json
 from fewstep.export import export_run
-from fewstep.runs import LORA, open_model
-from fewstep.sample import Sampler, sample_images, write_samples
-from fewstep.schedules import few_step_sigmas
+from fewstep.inference.load import LORA, open_model
+from fewstep.inference.sample import Sampler, sample_images, write_samples
+from fewstep.utils.errors import FewstepError
 
 PROMPT = "small red circle left"  # what the snippet draws: the run's first prompt
 
@@ -113,15 +113,15 @@ def _pretrained(run):
 
 
 def test_the_trainers_student_is_the_exported_adapter(make_run, pipeline_folder):
-    from fewstep import backbones
+    from fewstep import models
     from fewstep.config import load_recipe
-    from fewstep.train import checkpoint
+    from fewstep.train.checkpoint import store
     from fewstep.train.roles import Roles, load_parameters
 
     run = make_run("lora", student={"mode": "lora", "lora": {"rank": 2, "alpha": 5.0}})
-    backbone = backbones.load(pipeline_folder, max_sequence_length=16)
+    backbone = models.load(pipeline_folder, max_sequence_length=16)
     roles = Roles.build(backbone, load_recipe(run / "config.yaml").student, seed=0)
-    weights = checkpoint.student_weights(checkpoint.find(run, "best"))
+    weights = store.student_weights(store.find(run, "best"))
     load_parameters(roles.parameters("student"), weights)
     cond = backbone.encode([PROMPT])
     xt, sigma = torch.randn(1, 16, 8, 8), torch.tensor([0.7])
@@ -210,7 +210,7 @@ def test_an_export_replaces_an_export_and_nothing_else(make_run, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(make_run, tmp_path, monkeypatch):
-    import fewstep.export.folder as module
+    import fewstep.export.run as module
 
     def fail(*_):
         raise OSError("disk full")

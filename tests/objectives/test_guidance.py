@@ -10,16 +10,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fewstep.config import Recipe, parse_recipe
-from fewstep.errors import FewstepError
+from fewstep.core.noise import Draws
+from fewstep.core.types import Conditioning
 from fewstep.objectives import build, evaluate, refuse_misfits
 from fewstep.objectives.directions import at_guidance
-from fewstep.randomness import Draws
-from fewstep.records import Conditioning
 from fewstep.train import distill
 from fewstep.train.roles import STUDENT
-from fewstep.train.run import build as build_run
-from fewstep.train.run import check
+from fewstep.train.state import build as build_run
+from fewstep.train.state import check
 from fewstep.train.step import Batch, iteration
+from fewstep.utils.errors import FewstepError
 from tiny import discover
 
 INDICES = torch.arange(5)

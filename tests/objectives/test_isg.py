@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fewstep.core.noise import Draws
 from fewstep.objectives import build, evaluate
 from fewstep.objectives.isg import Charbonnier, Squared
-from fewstep.randomness import Draws
 
 INDICES = torch.arange(5)
 

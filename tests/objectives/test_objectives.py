@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep.flow import x0_from_velocity
+from fewstep.core.flow import x0_from_velocity
+from fewstep.core.noise import Draws
 from fewstep.objectives import build, by_site, evaluate
 from fewstep.objectives.base import Answer
 from fewstep.objectives.questions import reply_to
-from fewstep.randomness import Draws
 
 INDICES = torch.arange(5)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.fake_teacher import denoising_loss
-from fewstep.flow import x0_from_velocity
+from fewstep.core.flow import x0_from_velocity
+from fewstep.core.types import Conditioning
 from fewstep.objectives import build, pull_loss
-from fewstep.records import Conditioning
+from fewstep.objectives.fake_teacher import denoising_loss
 
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "objectives.npz")
 CASES = sorted({key.split("/")[0] for key in GOLDEN.files})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.errors import FewstepError
+from fewstep.core.schedules import LogitNormal
 from fewstep.objectives import Pull, available, build, settings_model
 from fewstep.objectives.sites import AtAnchor, FreshNoise
-from fewstep.schedules import LogitNormal
+from fewstep.utils.errors import FewstepError
 
 
 def test_the_published_objectives_are_there():

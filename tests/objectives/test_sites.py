@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.flow import add_noise, velocity_from_x0
+from fewstep.core.flow import add_noise, velocity_from_x0
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import LogitNormal
 from fewstep.objectives.sites import AlongVelocity, AtAnchor, FreshNoise
-from fewstep.randomness import Draws
-from fewstep.schedules import LogitNormal
 
 DRAWS, INDICES = Draws(0, 0), torch.arange(5)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.errors import FewstepError
-from fewstep.evaluate import evaluate_run, summarize
-from fewstep.files import read_json, write_json
+from fewstep.evaluation import evaluate_run, summarize
 from fewstep.report import write_report
-from fewstep.world.scenes import distinct_prompts
+from fewstep.toyworld.scenes import distinct_prompts
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import read_json, write_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 NASTY = '<script>document.title = "owned"</script> & "quoted" <b>bold</b> \u202e {{ 7 * 7 }}'

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.backbones import Backbone
+from fewstep.models import Backbone
 
 Size = tuple[int, int]
 

@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torchvision_available
 
-from fewstep.backbones import Backbone
-from fewstep.backbones.packing import pack, unpack
+from fewstep.models import Backbone
+from fewstep.models.packing import pack, unpack
 from tiny import Size, Tiny, parts
 
 _MARKS = (

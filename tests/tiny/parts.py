@@ -32,8 +32,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from fewstep.world.pipeline import clip_tokenizer, t5_tokenizer
-from fewstep.world.scenes import distinct_prompts
+from fewstep.toyworld.pipeline import clip_tokenizer, t5_tokenizer
+from fewstep.toyworld.scenes import distinct_prompts
 
 __all__ = [
     "CHATML",

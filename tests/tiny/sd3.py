@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from fewstep.world import pipeline
+from fewstep.toyworld import pipeline
 from tiny import Tiny
 
 

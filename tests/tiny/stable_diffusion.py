@@ -17,7 +17,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from fewstep.backbones import Backbone
+from fewstep.models import Backbone
 from tiny import Size, Tiny, parts
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

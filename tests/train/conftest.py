@@ -14,8 +14,8 @@ from rich.console import Console
 
 from fewstep.config import Recipe, parse_recipe
 from fewstep.config.strict import apply_override
-from fewstep.train.checkpoint import load
-from fewstep.train.run import Run, build, check
+from fewstep.train.checkpoint.store import load
+from fewstep.train.state import Run, build, check
 
 PROMPTS = ["a red circle", "a blue square", "two green triangles", "a small ring", "nothing else"]
 MODES = {"full": ["student.mode=full"], "lora": ["student.mode=lora", "student.lora.rank=4"]}
@@ -25,7 +25,7 @@ CLOCK = ("seconds", "images_per_second", "memory_gb")
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights."""
-    from fewstep.world.pipeline import build as build_pipeline
+    from fewstep.toyworld.pipeline import build as build_pipeline
 
     folder = tmp_path_factory.mktemp("model")
     build_pipeline(0).save_pretrained(folder, safe_serialization=True)

@@ -16,24 +16,25 @@ from pathlib import Path
 import torch
 
 from fewstep.config import parse_recipe
-from fewstep.train import checkpoint, distill
+from fewstep.train import distill
+from fewstep.train.checkpoint import store
 
 
 def trouble_writing(die: int, dawdle: int) -> None:
     """What goes wrong with this process when its pieces of a step's checkpoint are half done."""
-    real = checkpoint.sums_of
+    real = store.sums_of
 
     def sums_of(files):
         found = sorted(files)
         place = found[0].parent
-        if place == checkpoint.unfinished(place.parent, die):
+        if place == store.unfinished(place.parent, die):
             os.truncate(found[0], found[0].stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        if place == checkpoint.unfinished(place.parent, dawdle):
+        if place == store.unfinished(place.parent, dawdle):
             time.sleep(20)
         return real(found)
 
-    checkpoint.sums_of = sums_of
+    store.sums_of = sums_of
 
 
 def main() -> None:

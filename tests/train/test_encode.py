@@ -14,14 +14,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from fewstep import backbones, cli
-from fewstep.errors import FewstepError
-from fewstep.runs import Run
-from fewstep.train import checkpoint, distill
-from fewstep.train.embeddings import Embeddings, StoredEncoder
-from fewstep.train.encode import Encoding, encode_ahead
-from fewstep.train.prompts import AHEAD
-from fewstep.train.run import build, check
+from fewstep import cli, models
+from fewstep.data.embeddings import Embeddings, StoredEncoder
+from fewstep.data.precompute import Encoding, encode_ahead
+from fewstep.data.prompts import AHEAD
+from fewstep.inference.load import Run
+from fewstep.train import distill
+from fewstep.train.checkpoint import store
+from fewstep.train.state import build, check
+from fewstep.utils.errors import FewstepError
 from tiny import discover
 
 PROMPTS = ["a red circle", "a blue square", "two green triangles", "a small ring", "nothing else"]
@@ -59,7 +60,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_read_is_what_the_backbone_encodes(model, cache):
-    backbone = backbones.load(model, **OPTIONS)
+    backbone = models.load(model, **OPTIONS)
     found = Embeddings.open(cache)
     for prompt in PROMPTS:
         assert_equal(found.read([prompt]), backbone.encode([prompt]))
@@ -72,10 +73,10 @@ def test_every_family_encodes_without_its_network_and_trains_without_encoders(na
     tiny, folder = TINIES[name], tmp_path / "model"
     tiny.build(folder)
     prompts = PROMPTS[:2]
-    whole = backbones.load(folder, **tiny.options)
+    whole = models.load(folder, **tiny.options)
     done = encode_ahead(prompts, Encoding(str(folder), tiny.options, device="cpu"), tmp_path / "c")
     assert done["overlong"] == 0
-    without = backbones.load(folder, encoders=False, **tiny.options)
+    without = models.load(folder, encoders=False, **tiny.options)
     assert all(getattr(without.pipe, part, None) is None for part in without.encoder_names)
     encoder = StoredEncoder(Embeddings.open(tmp_path / "c"), without)
     assert_equal(encoder.encode(prompts[1:]), whole.encode(prompts[1:]))
@@ -106,7 +107,7 @@ def test_bfloat16_stays_bfloat16(model, tmp_path):
     encode_ahead(PROMPTS[:1], settings, tmp_path / "cache")
     found = Embeddings.open(tmp_path / "cache").read(PROMPTS[:1])
     assert found.tensors["prompt_embeds"].dtype == torch.bfloat16
-    assert_equal(found, backbones.load(model, dtype="bfloat16", **OPTIONS).encode(PROMPTS[:1]))
+    assert_equal(found, models.load(model, dtype="bfloat16", **OPTIONS).encode(PROMPTS[:1]))
 
 
 # ------------------------------------------------------------------------------ interruptions
@@ -178,7 +179,7 @@ def test_two_processes_do_not_write_to_one_folder(encoding, cache):
 
 
 def test_embeddings_of_other_settings_or_models_are_refused(encoding, cache, model, tmp_path):
-    from fewstep.world.pipeline import build as build_pipeline
+    from fewstep.toyworld.pipeline import build as build_pipeline
 
     longer = Encoding(str(model), {"max_sequence_length": 32}, device="cpu")
     with pytest.raises(FewstepError, match="max_sequence_length is 16 there and 32 here"):
@@ -221,7 +222,7 @@ def test_training_from_disk_equals_training_that_encodes(
     ends = []
     for name, setting in (("one", rival), ("other", f"data.cache={tmp_path / 'cache'}")):
         distill(make_recipe(*few, setting), tmp_path / name, console=quiet())
-        ends.append(checkpoint.load(tmp_path / name / "checkpoints" / "step-00000003").groups)
+        ends.append(store.load(tmp_path / name / "checkpoints" / "step-00000003").groups)
     for group, tensors in ends[0].items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, ends[1][group][name]), f"{group}: {name}"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.randomness import Draws
-from fewstep.records import Conditioning
+from fewstep.core.noise import Draws
+from fewstep.core.types import Conditioning
 from fewstep.train import step
-from fewstep.train.anchors import Remembering, simulate_to, walk_to
+from fewstep.train.fused import Remembering, simulate_to, walk_to
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED
 from fewstep.train.step import Batch, iteration
 

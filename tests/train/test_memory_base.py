@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fewstep.errors import FewstepError
-from fewstep.randomness import Draws
-from fewstep.train.loop import advance as step
-from fewstep.train.quantise import is_quantised, quantise
+from fewstep.core.noise import Draws
+from fewstep.train.memory.quantization import is_quantised, quantise
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED, become_student
+from fewstep.train.trainer import advance as step
+from fewstep.utils.errors import FewstepError
 
 FORMATS = {"int8": (0.01, 1.1), "fp8": (0.04, 1.1), "nf4": (0.12, 0.6)}
 """Format -> relative error of a weight and of a layer's answer, bytes a weight at most."""
@@ -140,20 +140,20 @@ def test_a_run_on_a_quantised_base(name, make_run):
 
 def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
     """Trained on codes, loaded onto the published weights: the same change of each layer."""
-    from fewstep import backbones
+    from fewstep import models
     from fewstep.train.roles import adapter_parameters
 
     run = make_run(*LORA, AGAIN, "memory.base=int8", "student.every=1")
     advance(run)
     state = run.trainees.roles.student_state()
     model = run.recipe.model
-    fresh = backbones.load(model.path, **model.options)
+    fresh = models.load(model.path, **model.options)
     net = become_student(fresh, run.recipe.student, state)
     assert not layers(net)
     found = adapter_parameters(net, STUDENT)
     assert all(torch.equal(found[name], value) for name, value in state.items())
     fresh.save_lora(tmp_path / "lora", net, STUDENT)
-    other = backbones.load(model.path, **model.options)
+    other = models.load(model.path, **model.options)
     other.load_lora(tmp_path / "lora")
     xt, cond = Draws(3, 0).normal("xt", range(2), (16, 8, 8)), run.encoder.encode(["a", "b"])
     sigma = torch.tensor([0.8, 0.3])
@@ -200,7 +200,7 @@ def test_a_missing_torchao_is_named_with_its_extra(make_run, monkeypatch, overri
 
 
 def test_it_is_loaded_without_a_word():
-    code = "import fewstep.backbones; from torchao import optim; import diffusers.quantizers"
+    code = "import fewstep.models; from torchao import optim; import diffusers.quantizers"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stdout + done.stderr

@@ -7,10 +7,10 @@ import gc
 import pytest
 import torch
 
-from fewstep.randomness import Draws
-from fewstep.train.loop import advance as step
-from fewstep.train.offload import vae_here
+from fewstep.core.noise import Draws
+from fewstep.train.memory.offload import vae_here
 from fewstep.train.roles import STUDENT, TEACHER, TRAINED
+from fewstep.train.trainer import advance as step
 
 LORA = ["student.mode=lora", "student.lora.rank=4"]
 

@@ -10,13 +10,11 @@ from rich.console import Console
 from torch import nn
 
 from fewstep.config import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
-from fewstep.fake_teacher import pull_towards
-from fewstep.rounding import round_at_random
+from fewstep.core.stochastic_rounding import round_at_random
+from fewstep.objectives.fake_teacher import pull_towards
 from fewstep.train import distill
-from fewstep.train.ema import Ema
-from fewstep.train.lean import KINDS
-from fewstep.train.rate import Rate
-from fewstep.train.updater import Updater
+from fewstep.train.memory.low_memory_adamw import KINDS
+from fewstep.train.optim import Ema, Rate, Updater
 
 LEAN = [name for name in KINDS if name != "adamw"]
 LOSS = {"dm": torch.tensor(1.0)}
@@ -207,7 +205,7 @@ def test_a_run_is_the_same_with_moments_mean_and_vae_elsewhere(make_recipe, tmp_
 
 
 def same_weights(one, other) -> None:
-    from fewstep.train.checkpoint import load
+    from fewstep.train.checkpoint.store import load
 
     a, b = (load(each / "checkpoints" / "step-00000004").groups for each in (one, other))
     assert a.keys() == b.keys()

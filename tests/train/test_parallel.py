@@ -22,14 +22,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from fewstep import runs
 from fewstep.config.data import DataRecipe
 from fewstep.config.parallel import ParallelRecipe
-from fewstep.errors import FewstepError
-from fewstep.train import checkpoint, distill, parallel
-from fewstep.train.interrupt import Interrupts
-from fewstep.train.log import METRICS, last_step
-from fewstep.train.parallel import Together
+from fewstep.inference import load
+from fewstep.train import distill, distributed
+from fewstep.train.checkpoint import store
+from fewstep.train.distributed import Together
+from fewstep.train.monitor.logger import METRICS, last_step
+from fewstep.train.signals import Interrupts
+from fewstep.utils.errors import FewstepError
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 STEPS, CLOCK = 2, ("seconds", "images_per_second", "memory_gb", "evaluations")
@@ -54,7 +55,7 @@ def free_port() -> int:
 
 def torchrun(processes: int, *command: str) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    source = str(Path(parallel.__file__).parents[2])
+    source = str(Path(distributed.__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
@@ -108,7 +109,7 @@ def assert_close(one: Path, other: Path, step: int = STEPS) -> None:
     by some hundredths of the step of 1e-3; the gradients (first moments) agree to 1e-6.
     """
     name = f"step-{step:08d}"
-    a, b = (checkpoint.load(each / "checkpoints" / name) for each in (one, other))
+    a, b = (store.load(each / "checkpoints" / name) for each in (one, other))
     assert a.groups.keys() == b.groups.keys()
     for group, tensors in a.groups.items():
         assert tensors.keys() == b.groups[group].keys()
@@ -165,8 +166,8 @@ def test_two_processes_are_one(case, two, alone):
     for step in range(1, STEPS + 1):
         assert_close(alone(CASES[case]), two[case], step)
         path = two[case] / "checkpoints" / f"step-{step:08d}"
-        state = checkpoint.read_state(path)
-        assert state["format"] == checkpoint.SHARDED
+        state = store.read_state(path)
+        assert state["format"] == store.SHARDED
         if case == "full, sharded":
             sizes = [(path / name).stat().st_size for name in state["files"]]
             assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
@@ -186,7 +187,7 @@ def test_another_number_of_processes_goes_on(case, two, make_recipe, tmp_path):
 @pytest.mark.slow
 def test_bfloat16_computes_over_float32_shards(two, alone):
     """Losses as of one process to bfloat16's rounding; whatever is trained stays float32."""
-    saved = checkpoint.load(checkpoint.find(two["low"], "last"))
+    saved = store.load(store.find(two["low"], "last"))
     kinds = {tensor.dtype for group in saved.groups.values() for tensor in group.values()}
     assert kinds == {torch.float32}
     files = [(folder / METRICS).read_text().splitlines() for folder in (alone(LOW), two["low"])]
@@ -200,9 +201,9 @@ def test_bfloat16_computes_over_float32_shards(two, alone):
 @pytest.mark.slow
 def test_the_pieces_are_a_student(two):
     """What several processes saved can be sampled and exported like any other run."""
-    run = runs.Run.open(two["full, sharded"])
+    run = load.Run.open(two["full, sharded"])
     student = run.load_student(run.load_backbone(), "last")
-    whole = checkpoint.load(checkpoint.find(run.folder, "last")).groups["ema"]
+    whole = store.load(store.find(run.folder, "last")).groups["ema"]
     for name, parameter in student.net.named_parameters():
         assert torch.equal(parameter, whole[name])
 
@@ -211,11 +212,11 @@ def test_the_pieces_are_a_student(two):
 def test_a_damaged_piece_is_noticed(two, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(two["full"], folder)
-    path = checkpoint.find(folder, "last")
+    path = store.find(folder, "last")
     piece = sorted(path.glob("*.safetensors"))[-1]
     piece.write_bytes(piece.read_bytes()[:-8] + b"\0" * 8)
-    with pytest.raises(checkpoint.BrokenCheckpointError, match="damaged"):
-        checkpoint.load(path)
+    with pytest.raises(store.BrokenCheckpointError, match="damaged"):
+        store.load(path)
 
 
 @pytest.mark.slow
@@ -273,8 +274,8 @@ def test_a_signal_to_any_of_them_stops_all_at_one_step(who, endless, make_recipe
     for each in told:
         each.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    (path,) = checkpoint.listed(folder / "checkpoints")
-    step = checkpoint.read_state(path)["step"]
+    (path,) = store.listed(folder / "checkpoints")
+    step = store.read_state(path)["step"]
     assert last_step(folder / METRICS) == step < 500
     assert f"stopped after step {step}; continue with --resume" in output
     if who == "one process":  # else torchrun says that it was signalled
@@ -292,9 +293,9 @@ def test_killed_while_writing(make_recipe, alone, tmp_path):
     """A checkpoint is there when all have written their pieces of it, or not at all."""
     recipe, folder = recipe_of(make_recipe, (FULL,)), tmp_path / "run"
     run_all(2, [(recipe, folder, False)], tmp_path, die=STEPS)
-    kept = checkpoint.listed(folder / "checkpoints")
+    kept = store.listed(folder / "checkpoints")
     assert [path.name for path in kept] == [f"step-{step:08d}" for step in range(1, STEPS)]
-    assert [*checkpoint.unfinished(folder / "checkpoints", STEPS).iterdir()]
+    assert [*store.unfinished(folder / "checkpoints", STEPS).iterdir()]
     run_all(2, [(recipe, folder, True)], tmp_path, dawdle=STEPS)  # which is waited for at the end
     assert_close(alone(()), folder)
     assert not [*(folder / "checkpoints").glob(".unfinished-*")]
@@ -315,7 +316,7 @@ def test_a_slow_disk_holds_nobody_up(make_recipe, alone, tmp_path):
 def test_a_killed_process_ends_the_job(make_recipe, endless):
     """kill -9 of one: the job ends within a minute and says why; --resume goes on, here alone."""
     process, folder = endless(FULL)
-    while not checkpoint.listed(folder / "checkpoints"):
+    while not store.listed(folder / "checkpoints"):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
     psutil.Process(process.pid).children()[-1].kill()
@@ -327,8 +328,8 @@ def test_a_killed_process_ends_the_job(make_recipe, endless):
     assert "another process of the job is gone" in output, output
     assert "Traceback" not in output.partition("ChildFailedError")[0].rpartition("Traceback")[0]
 
-    newest = checkpoint.listed(folder / "checkpoints")[-1]
-    step = checkpoint.read_state(newest)["step"]
+    newest = store.listed(folder / "checkpoints")[-1]
+    step = store.read_state(newest)["step"]
     console, steps = quiet(), max(step, 2) + 1
     again = recipe_of(make_recipe, (), steps)
     distill(again, folder, resume=True, console=console)
@@ -367,7 +368,7 @@ def test_a_recipe_must_fit_the_processes(section, data, said, monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     recipe, batch = ParallelRecipe(**section), DataRecipe(prompts="x.txt", **data)
-    with pytest.raises(FewstepError, match=said), parallel.joined(recipe, batch, "cpu"):
+    with pytest.raises(FewstepError, match=said), distributed.joined(recipe, batch, "cpu"):
         pass
 
 
@@ -391,7 +392,7 @@ def test_saving_beside_the_training_keeps_the_moment(make_recipe, tmp_path, same
     for beside in ("true", "false"):
         recipe = make_recipe(f"checkpoint.asynchronous={beside}", "train.steps=3")
         ends.append(distill(recipe, tmp_path / beside, console=quiet()))
-    a, b = (checkpoint.load(checkpoint.find(end, "last")) for end in ends)
+    a, b = (store.load(store.find(end, "last")) for end in ends)
     for group, tensors in a.groups.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, b.groups[group][name])

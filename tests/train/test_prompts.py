@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
-from fewstep.errors import FewstepError
-from fewstep.records import Conditioning
-from fewstep.train.prompts import Encoder, Order, read_prompts
+from fewstep.core.types import Conditioning
+from fewstep.data.prompts import Encoder, Order, read_prompts
+from fewstep.utils.errors import FewstepError
 
 
 @pytest.mark.parametrize(

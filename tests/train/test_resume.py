@@ -17,8 +17,9 @@ import pytest
 from rich.console import Console
 
 from fewstep.config import Recipe
-from fewstep.errors import FewstepError
-from fewstep.train import NonFiniteError, Stopped, checkpoint, distill, loop, step
+from fewstep.train import NonFiniteError, Stopped, distill, step, trainer
+from fewstep.train.checkpoint import store
+from fewstep.utils.errors import FewstepError
 
 STEPS = 6
 
@@ -33,7 +34,7 @@ def quiet() -> Console:
 
 def crash_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """End the run within the iteration that follows a step."""
-    real = loop.iteration
+    real = trainer.iteration
 
     def iteration(trainees, parts, draws, algorithm):
         measured = real(trainees, parts, draws, algorithm)
@@ -41,7 +42,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise Crash
         return measured
 
-    monkeypatch.setattr(loop, "iteration", iteration)
+    monkeypatch.setattr(trainer, "iteration", iteration)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,7 @@ def copy_of(finished, tmp_path) -> Callable[[int], Path]:
     def make(step: int) -> Path:
         folder = tmp_path / "copy"
         shutil.copytree(finished("full"), folder)
-        for path in checkpoint.listed(folder / "checkpoints"):
+        for path in store.listed(folder / "checkpoints"):
             if int(path.name.removeprefix("step-")) > step:
                 shutil.rmtree(path)
         return folder
@@ -136,28 +137,28 @@ def test_a_killed_process_and_a_stopped_one(finished, make_recipe, tmp_path, mon
     os.kill(process.pid, signal.SIGTERM)
     process.join()
     assert process.exitcode == 0
-    newest = checkpoint.listed(folder / "checkpoints")[-1]
+    newest = store.listed(folder / "checkpoints")[-1]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert checkpoint.read_state(newest)["step"] == json.loads(lines[-1])["step"] < STEPS
+    assert store.read_state(newest)["step"] == json.loads(lines[-1])["step"] < STEPS
 
     distill(recipe, folder, resume=True, console=quiet())
     same_end(finished("full"), folder, STEPS)
 
 
 def test_a_signal_finishes_the_step_and_saves(make_recipe, tmp_path, monkeypatch):
-    real = loop.iteration
+    real = trainer.iteration
 
     def iteration(trainees, parts, draws, algorithm):
         if draws.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return real(trainees, parts, draws, algorithm)
 
-    monkeypatch.setattr(loop, "iteration", iteration)
+    monkeypatch.setattr(trainer, "iteration", iteration)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped) as stopped:
         distill(make_recipe(), tmp_path / "run", console=quiet())
     assert (stopped.value.code, stopped.value.step) == (0, 3)
-    assert checkpoint.listed(tmp_path / "run" / "checkpoints")[-1].name == "step-00000003"
+    assert store.listed(tmp_path / "run" / "checkpoints")[-1].name == "step-00000003"
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -183,7 +184,7 @@ def test_a_non_finite_gradient_leaves_the_last_checkpoint(
 @pytest.mark.parametrize("file", ["student.safetensors", "optimizers.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_damage_is_found(file, damage, copy_of):
-    newest = checkpoint.listed(copy_of(STEPS) / "checkpoints")[-1]
+    newest = store.listed(copy_of(STEPS) / "checkpoints")[-1]
     content = bytearray((newest / file).read_bytes())
     if damage == "remove":
         (newest / file).unlink()
@@ -192,16 +193,16 @@ def test_damage_is_found(file, damage, copy_of):
     else:
         content[-20] ^= 1
         (newest / file).write_bytes(content)
-    with pytest.raises(checkpoint.BrokenCheckpointError, match=r"missing|damaged"):
-        checkpoint.load(newest)
-    found, notes = checkpoint.newest(newest.parent)
+    with pytest.raises(store.BrokenCheckpointError, match=r"missing|damaged"):
+        store.load(newest)
+    found, notes = store.newest(newest.parent)
     assert found is not None and found.state["step"] < STEPS
     assert len(notes) == 1 and newest.name in notes[0]
 
 
 def test_resume_falls_back_to_the_checkpoint_before(finished, copy_of, make_recipe, same_end):
     folder = copy_of(STEPS)
-    newest = checkpoint.listed(folder / "checkpoints")[-1]
+    newest = store.listed(folder / "checkpoints")[-1]
     os.truncate(newest / "student.safetensors", 1000)
     console = quiet()
     distill(recipe_of(make_recipe, "full"), folder, resume=True, console=console)
@@ -212,7 +213,7 @@ def test_resume_falls_back_to_the_checkpoint_before(finished, copy_of, make_reci
 
 def test_never_silently_back_to_step_0(copy_of, make_recipe):
     recipe, folder = recipe_of(make_recipe, "full"), copy_of(STEPS)
-    for path in checkpoint.listed(folder / "checkpoints"):
+    for path in store.listed(folder / "checkpoints"):
         (path / "state.json").write_text("{}")
     for _ in range(2):
         with pytest.raises(FewstepError, match="no sound checkpoint"):
@@ -224,18 +225,18 @@ def test_never_silently_back_to_step_0(copy_of, make_recipe):
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(copy_of, monkeypatch, tmp_path):
     folder = copy_of(4) / "checkpoints"
-    before = checkpoint.load(folder / "step-00000004")
+    before = store.load(folder / "step-00000004")
 
     def crash(*args, **kwargs):
         raise Crash
 
     for name in ("save_file", "_sync", "_sha256_of"):
         with monkeypatch.context() as patch, pytest.raises(Crash):
-            patch.setattr(checkpoint, name, crash)
-            checkpoint.save(folder, 5, before.groups, {})
-        assert checkpoint.listed(folder)[-1].name == "step-00000004"
-    checkpoint.save(folder, 5, before.groups, {})
-    assert checkpoint.listed(folder)[-1].name == "step-00000005"
+            patch.setattr(store, name, crash)
+            store.save(folder, 5, before.groups, {})
+        assert store.listed(folder)[-1].name == "step-00000004"
+    store.save(folder, 5, before.groups, {})
+    assert store.listed(folder)[-1].name == "step-00000005"
     assert not list(folder.glob(".unfinished-*"))
 
 
@@ -252,16 +253,16 @@ def test_a_finished_run_resumes_to_itself(finished, copy_of, make_recipe, same_e
 
 def test_a_value_may_have_been_spelled_otherwise(finished, copy_of, make_recipe, same_end):
     folder = copy_of(4)
-    saved = checkpoint.load(checkpoint.listed(folder / "checkpoints")[-1])
+    saved = store.load(store.listed(folder / "checkpoints")[-1])
     state = {key: value for key, value in saved.state.items() if key != "sha256"}
     assert state["recipe"]["fake_teacher"]["target"] == {"x0": 1.0}
     state["recipe"]["fake_teacher"]["target"] = "x0"
-    checkpoint.save(folder / "checkpoints", 4, saved.groups, state)
+    store.save(folder / "checkpoints", 4, saved.groups, state)
     distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
     same_end(finished("full"), folder, STEPS)
     state["recipe"]["fake_teacher"]["aim"] = "x0"
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
-    checkpoint.save(folder / "checkpoints", 5, saved.groups, state | {"step": 5})
+    store.save(folder / "checkpoints", 5, saved.groups, state | {"step": 5})
     with pytest.raises(FewstepError, match=r"fake_teacher\.aim: the run was started with 'x0'"):
         distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
 

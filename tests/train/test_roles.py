@@ -7,9 +7,8 @@ import copy
 import pytest
 import torch
 
-from fewstep import backbones
-from fewstep.errors import FewstepError
-from fewstep.randomness import Draws
+from fewstep import models
+from fewstep.core.noise import Draws
 from fewstep.train.roles import (
     FAKE_TEACHER,
     STUDENT,
@@ -19,6 +18,7 @@ from fewstep.train.roles import (
     become_student,
     load_parameters,
 )
+from fewstep.utils.errors import FewstepError
 
 LORA = ["student.mode=lora", "student.lora.rank=4"]
 MODES = [["student.mode=full"], LORA]
@@ -139,7 +139,7 @@ def test_a_saved_student_comes_back(mode, make_run, point):
     shake(run, STUDENT)
     student = ask(run, STUDENT, point).detach()
     recipe = run.recipe
-    fresh = backbones.load(recipe.model.path, **recipe.model.options)
+    fresh = models.load(recipe.model.path, **recipe.model.options)
     net = become_student(fresh, recipe.student, run.trainees.roles.student_state())
     assert net is fresh.net and not any(p.requires_grad for p in net.parameters())
     cond = run.encoder.encode(["a ring", "a star"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.flow import x0_from_velocity
-from fewstep.randomness import Draws
-from fewstep.records import Conditioning
-from fewstep.schedules import with_shift
-from fewstep.simulate import simulate
+from fewstep.core.flow import x0_from_velocity
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import with_shift
+from fewstep.core.solver import simulate
+from fewstep.core.types import Conditioning
 from fewstep.train import NonFiniteError, step
-from fewstep.train.anchors import simulate_to
+from fewstep.train.fused import simulate_to
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED
 from fewstep.train.step import Batch, iteration
 

@@ -8,10 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.config import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
-from fewstep.fake_teacher import pull_towards
-from fewstep.train.ema import Ema
-from fewstep.train.rate import Rate
-from fewstep.train.updater import Updater
+from fewstep.objectives.fake_teacher import pull_towards
+from fewstep.train.optim import Ema, Rate, Updater
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:

@@ -15,13 +15,13 @@ from PIL import Image
 from rich.console import Console
 
 from fewstep.config import ConfigError, LogRecipe
-from fewstep.errors import FewstepError
 from fewstep.train import distill
-from fewstep.train.interrupt import Interrupts
-from fewstep.train.log import Log, last_step, summary, truncate
-from fewstep.train.loop import look
-from fewstep.train.preview import drift, preview_score
+from fewstep.train.monitor.logger import Log, last_step, summary, truncate
+from fewstep.train.monitor.previews import drift, preview_score
 from fewstep.train.roles import STUDENT
+from fewstep.train.signals import Interrupts
+from fewstep.train.trainer import look
+from fewstep.utils.errors import FewstepError
 
 
 def brightness(images, prompts, teacher_images) -> float:

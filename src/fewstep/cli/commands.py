@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from fewstep import __version__
+from fewstep.cli.console import note, say, say_json, table, tables
 from fewstep.cli.encode import encode
 from fewstep.cli.options import Json, Overrides, RecipeName, Resume, RunFolder, Which
 from fewstep.cli.plan import plan
 from fewstep.cli.world import world
-from fewstep.console import note, say, say_json, table, tables
-from fewstep.errors import FewstepError
+from fewstep.utils.errors import FewstepError
 
 app = typer.Typer(
     name="fewstep",
@@ -57,8 +57,8 @@ def demo(
     from fewstep.recipes import find
 
     path = find(recipe)
+    from fewstep.cli.demo import free_folder, run_all
     from fewstep.config import load_recipe
-    from fewstep.demo import free_folder, run_all
 
     folder = out or Path("runs") / path.stem
     folder = folder if resume or out else free_folder(folder)
@@ -136,8 +136,8 @@ def sample(
 ) -> None:
     """Draw pictures of prompts with an exported student (or any pipeline, without guidance)."""
     wanted = _prompts(prompt, prompts)
-    from fewstep.runs import open_model
-    from fewstep.sample import Sampler, write_samples
+    from fewstep.inference.load import open_model
+    from fewstep.inference.sample import Sampler, write_samples
 
     model = open_model(folder, device=device)
     rows = []
@@ -174,7 +174,7 @@ def export(
 @app.command()
 def evaluate(run: RunFolder, which: Which = "best", as_json: Json = False) -> None:
     """Score a run's student against its teacher, and write the report."""
-    from fewstep.demo import judge, report
+    from fewstep.cli.demo import judge, report
 
     judge(run, which=which)
     summary = report(run)
@@ -193,7 +193,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put the figures of two or more evaluated runs side by side."""
-    from fewstep.compare import figures
+    from fewstep.cli.compare import figures
 
     found = figures(runs)
     if as_json:
@@ -205,7 +205,7 @@ def compare(
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be distilled, and those that are refused."""
-    from fewstep.models import REFUSED_COLUMNS, SHOWN, matrix, refused
+    from fewstep.cli.models import REFUSED_COLUMNS, SHOWN, matrix, refused
 
     rows, not_these = matrix(), refused()
     if as_json:
@@ -222,8 +222,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check whether this machine is ready, and say what to do if not."""
-    from fewstep.doctor import as_json as as_object
-    from fewstep.doctor import examine
+    from fewstep.cli.doctor import as_json as as_object
+    from fewstep.cli.doctor import examine
 
     checks = examine(folder.absolute())
     report = as_object(checks)
@@ -237,7 +237,7 @@ def doctor(
 
 def _show_dry_run(recipe: Any, as_json: bool) -> None:
     """What a recipe would take, as tables or as one object."""
-    from fewstep.plan import dry_run
+    from fewstep.planning import dry_run
 
     found = dry_run(recipe)
     if as_json:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fewstep.cli.console import note, say, say_json
 from fewstep.cli.options import Json
-from fewstep.console import note, say, say_json
-from fewstep.errors import FewstepError
+from fewstep.utils.errors import FewstepError
 
 
 def encode(
@@ -35,7 +35,7 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode prompts ahead, for data.cache; run it again to go on or to add more."""
-    from fewstep.train.encode import encode_ahead, encoding_of, gather
+    from fewstep.data.precompute import encode_ahead, encoding_of, gather
 
     found = gather(prompts or [], prompt or [], column=column, split=split)
     if not model:
@@ -52,9 +52,7 @@ def encode(
 
 def _settings(written: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs of the command line; the values are YAML, as in recipes."""
-    import yaml
-
-    from fewstep import yaml12
+    from fewstep.utils import yaml
 
     found = {}
     for each in written or []:
@@ -62,7 +60,7 @@ def _settings(written: Sequence[str] | None) -> dict[str, Any]:
         if not equals or not name:
             raise FewstepError(f"--set {each}: write it as NAME=VALUE")
         try:
-            found[name] = yaml12.load(value)
+            found[name] = yaml.load(value)
         except yaml.YAMLError as error:
             raise FewstepError(f"--set {each}: the value is not valid YAML") from error
     return found

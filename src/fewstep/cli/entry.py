@@ -16,9 +16,9 @@ from typing import Any
 import typer
 
 from fewstep.cli.commands import app
-from fewstep.console import complain, note
-from fewstep.errors import FewstepError
-from fewstep.ranks import rank
+from fewstep.cli.console import complain, note
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.ranks import rank
 
 # typer carries its own click, whose classes it exports only in part.
 ClickError: type[Exception] = next(

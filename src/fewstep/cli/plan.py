@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fewstep.cli.console import note, say, say_json, tables
 from fewstep.cli.options import Json, Overrides, RecipeName
-from fewstep.console import note, say, say_json, tables
 
 
 def plan(
@@ -25,13 +25,13 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a run would take on given accelerators: memory, time and cost; writes nothing."""
-    from fewstep.plan.gpus import find_gpu
+    from fewstep.planning.gpus import find_gpu
     from fewstep.recipes import find
 
     find_gpu(gpu)
     path = find(recipe)
     from fewstep.config import load_recipe
-    from fewstep.plan.estimate import plan as work_out
+    from fewstep.planning.estimate import plan as work_out
 
     note("walking through the network; nothing is loaded")
     found = work_out(

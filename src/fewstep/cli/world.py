@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fewstep.cli.console import note, say, say_json
 from fewstep.cli.options import Json
-from fewstep.console import note, say, say_json
-from fewstep.errors import FewstepError
+from fewstep.utils.errors import FewstepError
 
 world = typer.Typer(help="The embedded tiny world.")
 
@@ -36,9 +36,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
-    from fewstep.hardware import pick_device
-    from fewstep.resources import resolve
-    from fewstep.world.make import make
+    from fewstep.toyworld.make import make
+    from fewstep.utils.hardware import pick_device
+    from fewstep.utils.resources import resolve
 
     begin = resolve(start) if start else None
     if begin and not (begin / "model_index.json").is_file():
@@ -68,7 +68,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Draw some captioned scenes into one PNG: a row per prompt, eight scenes each."""
-    from fewstep.world.sheet import write_sheet
+    from fewstep.toyworld.sheet import write_sheet
 
     captions = write_sheet(out, count=count, seed=seed)
     if as_json:

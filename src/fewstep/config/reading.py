@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from fewstep import yaml12
 from fewstep.config.data import is_repo_id
 from fewstep.config.recipe import Recipe
 from fewstep.config.strict import ConfigError, apply_override, explain, one_line
-from fewstep.resources import resolve
+from fewstep.utils import yaml
+from fewstep.utils.resources import resolve
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool = True) -> Recipe:
@@ -30,7 +29,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool 
     """
     file = resolve(path)
     try:
-        data = yaml12.load(file.read_text(encoding="utf-8"))
+        data = yaml.load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: cannot read the recipe: {reason}") from error
@@ -63,7 +62,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML text of a recipe, defaults written out; `load_recipe` gives the same recipe back."""
-    return yaml12.dump(recipe.model_dump(mode="json"))
+    return yaml.dump(recipe.model_dump(mode="json"))
 
 
 def missing_files(recipe: Recipe) -> dict[str, str]:

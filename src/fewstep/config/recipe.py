@@ -14,7 +14,7 @@ from fewstep.config.memory import MemoryRecipe
 from fewstep.config.optimizer import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
 from fewstep.config.parallel import ParallelRecipe
 from fewstep.config.strict import Amount, Beta, Count, Positive, Section, Unit
-from fewstep.schedules import Grid, Law, RandomGrid, Uniform
+from fewstep.core.schedules import Grid, Law, RandomGrid, Uniform
 
 
 class ModelRecipe(Section):

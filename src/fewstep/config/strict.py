@@ -5,12 +5,11 @@ from __future__ import annotations
 import types
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from fewstep import yaml12
-from fewstep.errors import FewstepError, did_you_mean
+from fewstep.utils import yaml
+from fewstep.utils.errors import FewstepError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
@@ -50,7 +49,7 @@ def apply_override(data: dict[str, Any], override: str, root: type[BaseModel]) -
     if not equals or not all(keys):
         raise ConfigError(f"override {override!r}: write it as section.key=value")
     try:
-        value = yaml12.load(text)
+        value = yaml.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: not valid YAML: {one_line(error)}") from error
     node: Any = data

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fewstep.export.folder import export_run
+from fewstep.export.run import export_run
 
 __all__ = ["export_run"]

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import fewstep
-from fewstep import yaml12
-from fewstep.backbones.base import Backbone
 from fewstep.config import dump_recipe
-from fewstep.files import read_json
-from fewstep.resources import resolve
-from fewstep.runs import Run, Student
-from fewstep.schedules import few_step_sigmas
+from fewstep.core.schedules import few_step_sigmas
+from fewstep.inference.load import Run, Student
+from fewstep.models.base import Backbone
+from fewstep.utils import yaml
+from fewstep.utils.files import read_json
+from fewstep.utils.resources import resolve
 
 _PAPER = "arXiv:2605.06376"
 _LICENCE = ("license", "license_name", "license_link")
@@ -87,7 +86,7 @@ def write_card(folder: Path, card: Card) -> None:
     environment.filters["code"] = _as_code
     height, width = card.run.size
     text = environment.get_template("card.md.j2").render(
-        metadata=yaml.safe_dump(metadata(card), sort_keys=False, allow_unicode=True).strip(),
+        metadata=yaml.dump(metadata(card)).strip(),
         title=f"{card.run.folder.resolve().name}: pictures in {card.steps} steps",
         teacher=_teacher(card.run),
         adapter=card.adapter,
@@ -142,7 +141,7 @@ def teacher_metadata(source: Path) -> dict[str, Any]:
         return {}
     header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
-        found = yaml12.load(header[1]) if header else {}
+        found = yaml.load(header[1]) if header else {}
     except yaml.YAMLError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -209,7 +208,7 @@ def _example(card: Card) -> str:
     sources = (recipe.preview.path, None), (recipe.evaluate.prompts, None)
     for file, column in (*sources, (data.prompts, data.column)):
         if file and resolve(file).is_file():
-            from fewstep.train.prompts import read_prompts
+            from fewstep.data.prompts import read_prompts
 
             return read_prompts(file, column=column).texts[0]
     return "a photograph of a lighthouse at dusk"

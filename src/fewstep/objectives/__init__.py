@@ -14,9 +14,9 @@ import pkgutil
 from pydantic import ValidationError
 
 from fewstep.config.strict import ConfigError, explain
-from fewstep.errors import unknown
 from fewstep.objectives.base import Objective, Pull, by_site, evaluate, refuse_misfits
 from fewstep.objectives.pull import pull_loss, pull_norm
+from fewstep.utils.errors import unknown
 
 __all__ = [
     "Objective",

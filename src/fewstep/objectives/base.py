@@ -24,17 +24,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fewstep.errors import FewstepError
-from fewstep.flow import x0_from_velocity
-from fewstep.noising import renoise_evenly
+from fewstep.core.flow import x0_from_velocity
+from fewstep.core.noise import Draws, renoise_evenly
+from fewstep.core.schedules import Law
+from fewstep.core.types import Anchor, Conditioning, Term
 from fewstep.objectives.directions import Direction
 from fewstep.objectives.pull import FLOOR, pull_loss, pull_norm
 from fewstep.objectives.questions import Ask, Question, Reply, reply_to
 from fewstep.objectives.sites import Site
 from fewstep.objectives.weights import Weight
-from fewstep.randomness import Draws
-from fewstep.records import Anchor, Conditioning, Term
-from fewstep.schedules import Law
+from fewstep.utils.errors import FewstepError
 
 Positive = Annotated[float, Field(gt=0)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from fewstep.core.schedules import Law, UpToAnchor
 from fewstep.objectives.base import Positive, Pull
 from fewstep.objectives.directions import Guidance
 from fewstep.objectives.sites import AtAnchor, Site
-from fewstep.schedules import Law, UpToAnchor
 
 
 class CA(Pull):

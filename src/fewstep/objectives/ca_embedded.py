@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fewstep.core.schedules import Law, UpToAnchor
 from fewstep.objectives.base import Positive, Pull
 from fewstep.objectives.directions import GuidanceDifference
 from fewstep.objectives.sites import AtAnchor, Site
-from fewstep.schedules import Law, UpToAnchor
 
 
 class CAEmbedded(Pull):

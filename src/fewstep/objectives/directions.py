@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.core.types import Conditioning
 from fewstep.objectives.questions import Ask, Question, reply_to
-from fewstep.records import Conditioning
+from fewstep.utils.errors import FewstepError
 
 
 class Direction(ABC):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fewstep.core.schedules import Law, Uniform
 from fewstep.objectives.directions import TeacherMinusFake
 from fewstep.objectives.matching import Matching
 from fewstep.objectives.sites import AtAnchor, Site
-from fewstep.schedules import Law, Uniform
 
 
 class DM(Matching):

@@ -11,12 +11,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fewstep.flow import euler_step
+from fewstep.core.flow import euler_step
+from fewstep.core.types import Term, per_sample
 from fewstep.objectives.base import Answer, Objective
 from fewstep.objectives.questions import Question, Reply
 from fewstep.objectives.sites import AtAnchor
-from fewstep.records import Term
-from fewstep.reductions import per_sample
 
 _NO_EXTRA = ConfigDict(extra="forbid")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.flow import expand
-from fewstep.reductions import Reduction, per_sample, reduced
+from fewstep.core.flow import expand
+from fewstep.core.types import Reduction, per_sample, reduced
 
 FLOOR = 0.1
 """Least normaliser k: keeps a student that already agrees from being pulled without bound."""

@@ -9,8 +9,8 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fewstep.flow import x0_from_velocity
-from fewstep.records import Conditioning, VelocityFn
+from fewstep.core.flow import x0_from_velocity
+from fewstep.core.types import Conditioning, VelocityFn
 
 
 class Ask(Protocol):

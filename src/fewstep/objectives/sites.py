@@ -13,11 +13,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fewstep.flow import euler_step
-from fewstep.noising import renoise
-from fewstep.randomness import Draws
-from fewstep.records import Anchor
-from fewstep.schedules import Law, Uniform
+from fewstep.core.flow import euler_step
+from fewstep.core.noise import Draws, renoise
+from fewstep.core.schedules import Law, Uniform
+from fewstep.core.types import Anchor
 
 _NO_EXTRA = ConfigDict(extra="forbid")
 

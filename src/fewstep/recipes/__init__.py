@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.errors import FewstepError, did_you_mean
+from fewstep.utils.errors import FewstepError, did_you_mean
 
 FOLDER = Path(__file__).resolve().parent
 

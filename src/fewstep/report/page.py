@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import fewstep
-from fewstep.errors import FewstepError
-from fewstep.files import read_json, write_text
 from fewstep.report import curves, pictures, tables
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import read_json, write_text
 
 _SECTIONS = (
     ("side_by_side", "side-by-side", "Side by side"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep.files import read_json
+from fewstep.utils.files import read_json
 
 _LARGEST = 320  # pixels on the longer side of a gallery's picture
 _LARGEST_SHEET = 1400

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep import yaml12
+from fewstep.utils import yaml
 
 _NONE = "–"
 # Key, heading, what is better, and how many digits; shares are shown in percent.
@@ -172,7 +172,7 @@ def _asked(bar: Mapping[str, Any]) -> str:
 
 def subtitle(recipe: str) -> str:
     """What was distilled, from the recipe's text."""
-    found = yaml12.load(recipe)
+    found = yaml.load(recipe)
     mode = {"full": "full fine-tuning", "lora": "LoRA"}.get(found["student"]["mode"], "")
     terms = ", ".join(term["name"].upper() for term in found["objectives"])
     return (

@@ -17,12 +17,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.base import Backbone
 from fewstep.config import LoraRecipe, StudentRecipe
 from fewstep.config.memory import MemoryRecipe
-from fewstep.errors import FewstepError
-from fewstep.records import Conditioning
-from fewstep.train.activations import checkpoint_activations
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.train.memory.activation_checkpointing import checkpoint_activations
+from fewstep.utils.errors import FewstepError
 
 STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
 TRAINED = (STUDENT, FAKE_TEACHER)

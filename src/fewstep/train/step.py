@@ -14,18 +14,17 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from fewstep.fake_teacher import pull_towards, update_loss
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import Grid, Law, Shift, with_shift
+from fewstep.core.solver import simulate
+from fewstep.core.types import Anchor, Conditioning, Term
 from fewstep.objectives import Objective, by_site, evaluate
+from fewstep.objectives.fake_teacher import pull_towards, update_loss
 from fewstep.objectives.questions import Ask
 from fewstep.objectives.sites import AtAnchor
-from fewstep.randomness import Draws
-from fewstep.records import Anchor, Conditioning, Term
-from fewstep.schedules import Grid, Law, Shift, with_shift
-from fewstep.simulate import simulate
-from fewstep.train.anchors import Remembering, anchor_at, walk_to
-from fewstep.train.ema import Ema
+from fewstep.train.fused import Remembering, anchor_at, walk_to
+from fewstep.train.optim import Ema, Updater
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
-from fewstep.train.updater import Updater
 
 Metrics = dict[str, Tensor]
 

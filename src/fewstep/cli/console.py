@@ -1,0 +1,96 @@
+"""What the command line says: results on stdout, everything else on stderr.
+
+On a terminal tables are drawn; into a pipe they are plain aligned columns. With ``--json`` stdout
+carries exactly one JSON object. Of several processes only the first one speaks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fewstep.utils.ranks import rank
+
+DASH = "-"
+
+
+def note(message: str) -> None:
+    """One line of progress, on stderr."""
+    if rank() == 0:
+        complain(message)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, of whichever process."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def say(message: str) -> None:
+    """One line of result, on stdout."""
+    if rank() == 0:
+        sys.stdout.write(message + "\n")
+
+
+def say_json(content: Mapping[str, Any]) -> None:
+    """The one machine-readable object, on stdout; figures that are not finite become null."""
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    say(text)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Rows under headings on stdout: drawn on a terminal, aligned columns elsewhere."""
+    cells = [[cell(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        _draw(columns, cells, title)
+        return
+    if title:
+        say(title)
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    for row in [list(columns), *cells]:
+        padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        say("  ".join(padded).rstrip())
+
+
+def tables(several: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]]) -> None:
+    """Several tables, each (title, columns, rows), with an empty line after each."""
+    for title, columns, rows in several:
+        table(columns, rows, title)
+        say("")
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it: four significant digits, ``-`` for what is not there."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else DASH
+    if isinstance(value, list | tuple):
+        return ", ".join(map(cell, value)) or DASH
+    return " ".join(str(value).split())
+
+
+def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*columns, title=title or None, title_justify="left")
+    for row in cells:
+        drawn.add_row(*(Text(text) for text in row))
+    Console().print(drawn)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

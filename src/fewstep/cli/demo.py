@@ -1,0 +1,77 @@
+"""From a recipe to a report: distil, evaluate, export, summarise. Any recipe, the demo's is one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from fewstep.cli.console import note
+from fewstep.config import Recipe
+
+
+def free_folder(wanted: Path) -> Path:
+    """The folder itself if nothing is there, else the first free ``name-2``, ``name-3``, ..."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Everything, one stage after the other; each works on what the one before left in the folder.
+
+    Args:
+        recipe: What to do.
+        folder: Run folder, made if need be.
+        resume: Continue a run that was interrupted. Its whole time is then unknown, as it is where
+            the teacher need not be drawn again.
+
+    Returns:
+        What summary.json holds, and the folders: ``run``, ``report``, ``export``.
+    """
+    from fewstep.export import export_run
+    from fewstep.train import distill
+
+    note(f"1/4 distilling into {folder}")
+    distill(recipe, folder, resume=resume)
+    note("2/4 evaluating")
+    kept = any(arm["kept"] for arm in judge(folder)["arms"])
+    if kept:
+        note(
+            "the teacher's readings are an earlier run's, so this one's minutes and memory are not "
+            "counted; FEWSTEP_CACHE=FOLDER keeps them elsewhere"
+        )
+    note("3/4 exporting")
+    export = export_run(folder)
+    note("4/4 reporting")
+    summary = report(folder, seconds=None if resume or kept else process_seconds())
+    places = {"run": folder, "report": folder / "report.html", "export": export}
+    return summary | {name: str(place) for name, place in places.items()}
+
+
+def judge(folder: Path, *, which: str = "best") -> dict[str, Any]:
+    """Evaluates a run and tells on stderr how far it is; returns what evaluation.json holds."""
+    from fewstep.evaluation import evaluate_run
+
+    return evaluate_run(folder, which=which, say=note)
+
+
+def report(folder: Path, *, seconds: float | None = None) -> dict[str, Any]:
+    """Writes summary.json and report.html of an evaluated run; returns the summary."""
+    from fewstep.evaluation import summarize
+    from fewstep.report import write_report
+    from fewstep.utils.hardware import peak_memory_gb
+
+    peak = None if seconds is None else peak_memory_gb()
+    summary = summarize(folder, seconds=seconds, peak_memory_gb=peak)
+    write_report(folder)
+    return summary
+
+
+def process_seconds() -> float:
+    """Seconds since this process began, the start of Python and its imports included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()

@@ -1,0 +1,133 @@
+"""Random values as functions of (seed, step, name, global sample index), and re-noising.
+
+There is no state to save: resuming is exact by construction, splitting a batch over micro-batches
+or processes changes nothing, and no two purposes share a stream. Equation numbers refer to
+``docs/math.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core.flow import add_noise
+from fewstep.core.schedules import Law
+
+# A torch seed is 63 bits, of which the CPU generator uses 32: two samples that are far apart may
+# once in a long run share their noise, which does no harm.
+_BITS = 63
+_UNIFORM_CELLS = 1 << 23  # midpoints of these cells are exact in float32, and never 0 or 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All the random values of one step.
+
+    Attributes:
+        seed: Seed of the run.
+        step: Iteration the values belong to.
+        device: Where values are put; they are drawn on the CPU, so it does not change them.
+    """
+
+    seed: int
+    step: int
+    device: torch.device | str = "cpu"
+
+    def shared(self, name: str) -> torch.Generator:
+        """CPU generator equal on all ranks, for what decides the number of network calls."""
+        return torch.Generator().manual_seed(self._bits(name, "shared"))
+
+    def normal(self, name: str, indices: Iterable[int] | Tensor, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise per sample, float32: [len(indices), *shape]."""
+        keys = self._keys(name, indices)
+        noise = torch.empty(len(keys), *shape)
+        rng = torch.Generator()
+        for row, key in zip(noise, keys, strict=True):
+            row.normal_(generator=rng.manual_seed(key))
+        return noise.to(self.device, non_blocking=True)  # never waits for the device
+
+    def uniform(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
+        """Uniform value per sample in the open interval (0, 1), float32: [len(indices)]."""
+        cells = self.integers(name, indices, _UNIFORM_CELLS)
+        return (cells + 0.5) / _UNIFORM_CELLS
+
+    def integers(self, name: str, indices: Iterable[int] | Tensor, high: int) -> Tensor:
+        """Integer per sample, uniform in 0..high-1, int64: [len(indices)]."""
+        values = [key * high >> _BITS for key in self._keys(name, indices)]
+        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+    def _keys(self, name: str, indices: Iterable[int] | Tensor) -> list[int]:
+        numbers = indices.tolist() if isinstance(indices, Tensor) else indices
+        return [self._bits(name, number) for number in numbers]
+
+    def _bits(self, name: str, index: int | str) -> int:
+        """The random bits that belong to one purpose and sample: a number below 2^63."""
+        text = f"{self.seed}/{self.step}/{name}/{index}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> (64 - _BITS)
+
+
+class Noised(NamedTuple):
+    """A noisy latent and what it was made of.
+
+    Attributes:
+        xt: Noisy latent, [B, ...].
+        sigma: Its noise level, [B].
+        eps: The noise in it, [B, ...].
+    """
+
+    xt: Tensor
+    sigma: Tensor
+    eps: Tensor
+
+
+def renoise(
+    x0: Tensor, law: Law, *, anchor_sigma: Tensor, name: str, draws: Draws, indices: Tensor
+) -> Noised:
+    """Detached clean latents under fresh noise, Eq. 21; see `renoise_evenly`."""
+    (noised,) = renoise_evenly(
+        x0, law, 1, anchor_sigma=anchor_sigma, name=name, draws=draws, indices=indices
+    )
+    return noised
+
+
+def renoise_evenly(
+    x0: Tensor,
+    law: Law,
+    count: int,
+    *,
+    anchor_sigma: Tensor,
+    name: str,
+    draws: Draws,
+    indices: Tensor,
+) -> list[Noised]:
+    """The same several times, for means that vary less than those of independent draws, Eq. 21a.
+
+    The sigmas are spread evenly over the law, and every second noise mirrors the one before. Each
+    is by itself what `renoise` draws, and the first is that very draw.
+
+    Args:
+        x0: Clean latent, [B, ...].
+        law: Law of the sigma.
+        count: How many, at least 1.
+        anchor_sigma: Sigma of the anchor, for laws that look at it, [B].
+        name: Purpose; draws of different names are independent.
+        draws: The step's random values.
+        indices: Global index of each sample, [B].
+    """
+    u = draws.uniform(f"{name}/sigma", indices)
+    found: list[Noised] = []
+    for number in range(count):
+        if number % 2:
+            eps = -found[-1].eps
+        else:
+            purpose = f"{name}/eps/{number}" if number else f"{name}/eps"
+            eps = draws.normal(purpose, indices, x0.shape[1:])
+        sigma = law((u + number / count) % 1, anchor_sigma)
+        found.append(Noised(add_noise(x0.detach(), eps, sigma), sigma, eps))
+    return found

@@ -1,0 +1,1 @@
+"""Prompts: where they come from, their order, and their embeddings."""

@@ -1,0 +1,295 @@
+"""Embeddings on disk: a folder of safetensors that is read by memory mapping.
+
+``index.json`` names the model and the settings that made them, and every other file with its
+sha256. A shard is there whole or not at all, and carries its prompts in its header. Shards are only
+ever added, so a folder that was being written to when the process was killed is a sound one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors import SafetensorError
+from safetensors.torch import save
+
+from fewstep import models
+from fewstep.core.types import Conditioning
+from fewstep.models import hub
+from fewstep.models.base import Backbone
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import digest_model, digest_text, read_json
+
+FORMAT = 1
+INDEX = "index.json"
+_NULL = "null"
+
+Key = Mapping[str, Any]
+"""What embeddings depend on besides their prompts: model, family, dtype, options."""
+
+
+def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
+    """The key of a model and its settings; the model must be a folder or in reach.
+
+    Args:
+        model: Folder or hub id.
+        dtype: That its weights are held in.
+        options: Of the family; what is left out has the family's default.
+
+    Raises:
+        FewstepError: There is no such model, or it is not supported.
+    """
+    family = models.family_of(model)
+    settings = {
+        name: parameter.default
+        for name, parameter in inspect.signature(family).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    told = json.loads(json.dumps({**settings, **options}, default=str))
+    digest = digest_model(hub.whole(model))
+    return {"model": digest, "family": family.name, "dtype": dtype, "options": told}
+
+
+class Embeddings:
+    """A folder of embeddings.
+
+    Attributes:
+        folder: Where they are.
+        key: What made them.
+        damaged: Files that are missing, truncated or changed, as far as was looked.
+    """
+
+    def __init__(self, folder: Path, key: Key, files: Mapping[str, str]) -> None:
+        """Takes note of what is there; `open` and `create` are for use."""
+        self.folder = folder
+        self.key = key
+        self.damaged: list[str] = []
+        self._files = dict(files)
+        self._open: dict[str, Any] = {}
+        self._place: dict[str, tuple[str, int]] = {}
+        self._overlong: set[str] = set()
+        for file in list(files):
+            self._look_into(file)
+
+    @staticmethod
+    def open(folder: Path) -> Embeddings:
+        """The embeddings in a folder.
+
+        Raises:
+            FewstepError: There are none, or of another format.
+        """
+        content = read_json(folder / INDEX)
+        if content is None:
+            what = "is not readable" if (folder / INDEX).exists() else "is not there"
+            raise FewstepError(f"{folder}: no embeddings: {INDEX} {what}")
+        if content.get("format") != FORMAT:
+            raise FewstepError(f"{folder}: embeddings of another version of fewstep; make new ones")
+        return Embeddings(folder, content["key"], content["files"])
+
+    @staticmethod
+    def create(folder: Path, key: Key) -> Embeddings:
+        """A folder with no embeddings yet.
+
+        Raises:
+            FewstepError: There is something else in the folder.
+        """
+        if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
+            raise FewstepError(f"{folder}: not empty, and no embeddings in it; give another --out")
+        made = Embeddings(folder, key, {})
+        made._write_index()
+        return made
+
+    # ------------------------------------------------------------------------------- looking
+
+    def __contains__(self, prompt: str) -> bool:
+        """Whether a prompt is there."""
+        return prompt in self._place
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self._place)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the encoded empty prompt is there."""
+        return _file(_NULL) in self._open
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the files."""
+        return sum((self.folder / file).stat().st_size for file in self._open)
+
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        """Which prompts are not there, each once, in order."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._place]
+
+    def overlong(self, prompts: Iterable[str]) -> int:
+        """How many prompts were longer than the model reads."""
+        return sum(prompt in self._overlong for prompt in prompts)
+
+    def refuse_other(self, key: Key) -> None:
+        """Raises unless the embeddings were made by that model with these settings.
+
+        Raises:
+            FewstepError: One line that says what differs.
+        """
+        theirs, mine = _flat(self.key), _flat(key)
+        for name in sorted(theirs.keys() | mine.keys()):
+            if theirs.get(name) != mine.get(name):
+                raise FewstepError(
+                    f"{self.folder}: these embeddings are not of this model and its settings: "
+                    f"{name} is {theirs.get(name)} there and {mine.get(name)} here; "
+                    "use another folder or encode again"
+                )
+
+    def verify(self, prompts: Iterable[str] | None = None) -> list[str]:
+        """Reads every file that holds one of the prompts (None: every file) against its sha256.
+
+        Returns:
+            What is damaged; it counts as missing from now on.
+        """
+        files = list(self._open) if prompts is None else self._holding(prompts)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            sums = list(pool.map(partial(_sha256, self.folder), files))
+        for file, found in zip(files, sums, strict=True):
+            if found != self._files[file]:
+                self._forget(file)
+        return self.damaged
+
+    def digest(self, prompts: Iterable[str]) -> str:
+        """Fingerprint of the files that hold some prompts."""
+        return digest_text(*(self._files[file] for file in self._holding(prompts)))
+
+    def _holding(self, prompts: Iterable[str]) -> list[str]:
+        """The files that hold some prompts, and the empty prompt's."""
+        held = {self._place[prompt][0] for prompt in prompts if prompt in self._place}
+        return sorted(held | ({_file(_NULL)} & self._open.keys()))
+
+    # ------------------------------------------------------------------------------- reading
+
+    def read(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of some prompts, on the CPU; only their own bytes are read.
+
+        Raises:
+            FewstepError: One of them is not there.
+        """
+        if missing := self.missing(prompts):
+            raise FewstepError(f"{self.folder}: lacks the prompt {missing[0]!r}")
+        return Conditioning.cat([self._row(*self._place[prompt]) for prompt in prompts])
+
+    def null(self) -> Conditioning:
+        """The encoded empty prompt, batch 1."""
+        return self._row(_file(_NULL), 0)
+
+    def _row(self, file: str, row: int) -> Conditioning:
+        tensors = self._open[file]
+        names = tensors.keys()
+        return Conditioning({name: tensors.get_slice(name)[row : row + 1] for name in names})
+
+    # ------------------------------------------------------------------------------- writing
+
+    def add(self, prompts: Sequence[str], cond: Conditioning, overlong: Sequence[bool]) -> None:
+        """Writes a shard; it counts as soon as the index names it.
+
+        Args:
+            prompts: N prompts that are not there yet.
+            cond: Their embeddings, batch N.
+            overlong: Whether each is longer than the model reads.
+        """
+        rows = [row for row, flag in enumerate(overlong) if flag]
+        about = {"prompts": list(prompts), "overlong": rows}
+        self._add(f"prompts-{digest_text(*prompts)}", cond, about)
+
+    def add_null(self, cond: Conditioning) -> None:
+        """Writes the encoded empty prompt."""
+        self._add(_NULL, cond, {"prompts": [], "overlong": []})
+
+    def _add(self, name: str, cond: Conditioning, about: dict[str, Any]) -> None:
+        # One key: safetensors writes several in any order, and the same must give the same bytes.
+        tensors = {name: tensor.contiguous() for name, tensor in cond.to("cpu").tensors.items()}
+        content, file = save(tensors, metadata={"about": json.dumps(about)}), _file(name)
+        _write(self.folder / file, content)
+        self._files[file] = hashlib.sha256(content).hexdigest()
+        self._write_index()
+        self._look_into(file)
+
+    def _write_index(self) -> None:
+        content = {"format": FORMAT, "key": self.key, "files": self._files}
+        _write(self.folder / INDEX, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _look_into(self, file: str) -> None:
+        try:
+            tensors: Any = safetensors.safe_open(self.folder / file, framework="pt")
+            about = json.loads(tensors.metadata()["about"])
+            prompts = about["prompts"]
+            self._overlong |= {prompts[row] for row in about["overlong"]}
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+            self._forget(file)
+            return
+        self._open[file] = tensors
+        self._place |= {prompt: (file, row) for row, prompt in enumerate(prompts)}
+
+    def _forget(self, file: str) -> None:
+        """Leaves a damaged file out of everything, and out of the index that is written next."""
+        self.damaged.append(file)
+        self._files.pop(file)
+        self._open.pop(file, None)
+        self._place = {prompt: at for prompt, at in self._place.items() if at[0] != file}
+
+
+class StoredEncoder:
+    """What `prompts.Encoder` is, without encoders: every prompt comes from a folder."""
+
+    def __init__(self, embeddings: Embeddings, backbone: Backbone) -> None:
+        """The backbone learns the empty prompt, which it cannot encode."""
+        self._embeddings = embeddings
+        self._backbone = backbone
+        backbone.keep_null(embeddings.null())
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of some prompts, on the backbone's device."""
+        return self._embeddings.read(prompts).to(self._backbone.device)
+
+    def null(self, batch: int) -> Conditioning:
+        """The encoded empty prompt, `batch` times."""
+        return self._backbone.null(batch)
+
+    def overlong(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the model reads."""
+        return self._embeddings.overlong(prompts)
+
+
+def _file(name: str) -> str:
+    return f"{name}.safetensors"
+
+
+def _flat(key: Key) -> dict[str, Any]:
+    options = {f"option {name}": value for name, value in key["options"].items()}
+    return {name: value for name, value in key.items() if name != "options"} | options
+
+
+def _sha256(folder: Path, file: str) -> str | None:
+    try:
+        with (folder / file).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and waits until it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Metrics of pictures, one file each, found by name."""

@@ -1,0 +1,67 @@
+"""Precision, recall, density and coverage by k nearest neighbours, against every reference.
+
+Precision and recall as in Kynkaanniemi et al. 2019 (arXiv 1904.06991), density and coverage as in
+Naeem et al. 2020 (arXiv 2002.09797).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.evaluation.metrics.base import Readings, References
+
+NEIGHBOURS = 5
+
+
+def neighbour_scores(fake: Tensor, real: Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
+    """How well one cloud fills another; each sample owns the ball that reaches its k-th neighbour.
+
+    Args:
+        fake: Features of the samples judged, [N, F], N > k.
+        real: Features of the reference, [M, F], M > k.
+        k: Neighbours that a ball holds, the sample itself not counted.
+
+    Returns:
+        `precision`: share of the fakes in some real ball. `recall`: share of the reals in some fake
+        ball. `density`: real balls around a fake, over k (may exceed 1). `coverage`: share of the
+        real balls that hold a fake.
+    """
+    real_radius, fake_radius = _radius(real, k), _radius(fake, k)
+    apart = _distances(real, fake)  # [M, N]
+    in_real, in_fake = apart <= real_radius[:, None], apart <= fake_radius[None, :]
+    return {
+        "precision": float(in_real.any(0).double().mean()),
+        "recall": float(in_fake.any(1).double().mean()),
+        "density": float(in_real.sum(0).double().mean() / k),
+        "coverage": float(in_real.any(1).double().mean()),
+    }
+
+
+def _radius(points: Tensor, k: int) -> Tensor:
+    """Distance to the k-th neighbour, [N]; the nearest of all is the point itself."""
+    return _distances(points, points).kthvalue(k + 1, dim=1).values
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(first.double(), second.double(), compute_mode=mode)
+
+
+class Coverage:
+    """The four neighbour scores against each reference."""
+
+    name = "coverage"
+    needs_truth = False
+
+    def __call__(self, arm: Readings, references: References) -> dict[str, float]:
+        """`precision_teacher`, ..., and `precision_real`, ... where real pictures can be drawn."""
+        scores: dict[str, float] = {}
+        for name, other in references.besides(arm):
+            if min(len(arm.single), len(other.single)) > NEIGHBOURS:
+                found = neighbour_scores(arm.single, other.single)
+                scores |= {f"{score}_{name}": value for score, value in found.items()}
+        return scores
+
+
+SCORE = Coverage()

@@ -1,0 +1,52 @@
+"""summary.json: every figure that a bar names, hardware, seconds, and whether all bars hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fewstep.evaluation.criteria import bars
+from fewstep.utils import hardware
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import read_json, write_json
+
+
+def summarize(
+    run_folder: str | Path, *, seconds: float | None = None, peak_memory_gb: float | None = None
+) -> dict[str, Any]:
+    """Writes summary.json from the run's evaluation.json and returns it.
+
+    Args:
+        run_folder: A run that was evaluated.
+        seconds: Duration of the whole run; None keeps what an earlier summary says.
+        peak_memory_gb: Its peak resident memory in 1e9 bytes; None likewise.
+
+    Raises:
+        FewstepError: The run was not evaluated.
+    """
+    folder = Path(run_folder)
+    evaluation = read_json(folder / "evaluation.json")
+    if evaluation is None:
+        raise FewstepError(f"{folder}: not evaluated yet; run `fewstep evaluate {folder}` first")
+    before = read_json(folder / "summary.json") or {}
+    seconds = before.get("seconds") if seconds is None else round(seconds, 1)
+    peak = before.get("peak_memory_gb") if peak_memory_gb is None else round(peak_memory_gb, 3)
+    minutes = None if seconds is None else round(seconds / 60, 2)
+    found = bars(evaluation, minutes=minutes, gigabytes=peak)
+    summary = before | {
+        "bars_met": all(bar.met for bar in found),
+        "bars": [bar.row() for bar in found],
+        "seconds": seconds,
+        "peak_memory_gb": peak,
+        "student": {"which": evaluation["which"], "step": evaluation["step"]},
+        "arms": {arm["name"]: _figures(arm) for arm in evaluation["arms"]},
+        "real": (evaluation.get("real") or {}).get("scores"),
+        "hardware": hardware.describe(),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _figures(arm: dict[str, Any]) -> dict[str, Any]:
+    cost = {name: arm[name] for name in ("evaluations", "seconds_per_image")}
+    return cost | arm["scores"]

@@ -1,0 +1,1 @@
+"""Opening what can be sampled, and drawing pictures from it."""

@@ -1,0 +1,250 @@
+"""Prompts in, pictures and a manifest out.
+
+`sample_images` repeats, bit for bit, what the stock diffusers pipeline does for one prompt with the
+same generator, so it takes the pictures one at a time: kernels that see a larger batch may round
+the last bit otherwise. `sample_batch` is the quick way for evaluation, where it does not matter.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fewstep.core.schedules import few_step_sigmas, with_shift
+from fewstep.core.solver import sample
+from fewstep.core.types import Conditioning, VelocityFn
+from fewstep.inference.load import Model
+from fewstep.models.base import Backbone
+from fewstep.utils.errors import FewstepError
+
+MOST_STEPS = 1000
+_FRAME_MS = 62  # 16 frames a second, as Wan's videos are meant to run
+_DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slower, and memory
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How pictures are drawn from a network: Euler steps, guidance (1 is off) and size in pixels.
+
+    `height` and `width` of None mean the size that the backbone was trained at. `shift_scale` is
+    what the network was distilled with: a factor to its model's shift.
+    """
+
+    steps: int = 4
+    guidance: float = 1.0
+    height: int | None = None
+    width: int | None = None
+    shift_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses step counts and guidance that mean nothing."""
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise FewstepError(f"steps must be 1 to {MOST_STEPS}, not {self.steps}")
+        if not self.guidance >= 1.0:
+            raise FewstepError(f"guidance must be at least 1 (1 is off), not {self.guidance}")
+
+    @classmethod
+    def of(cls, model: Model, steps: int = 4) -> Self:
+        """How a model wants to be drawn: at the size and on the grid it was distilled with."""
+        height, width = model.size or (None, None)
+        return cls(steps, height=height, width=width, shift_scale=model.shift_scale)
+
+    def evaluations(self, backbone: Backbone) -> int:
+        """Network evaluations per picture."""
+        both = self.guidance != 1.0 and backbone.guidance == "cfg"
+        return self.steps * (2 if both else 1)
+
+    @property
+    def base_sigmas(self) -> list[float]:
+        """What a diffusers call takes as `sigmas=`: the grid before the model's shift."""
+        return few_step_sigmas(self.steps, self.shift_scale)
+
+    def sigmas(self, backbone: Backbone) -> Tensor:
+        """The grid that the Euler loop walks: shifted, float32, with the final 0: [steps + 1]."""
+        # Shifted in float32, as the scheduler does: float64 would round otherwise.
+        base = torch.tensor(self.base_sigmas, dtype=torch.float32)
+        return with_shift(base, backbone.shift(*self.size(backbone)))
+
+    def size(self, backbone: Backbone) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if self.height and self.width:
+            return self.height, self.width
+        height, width = default_size(backbone)
+        return self.height or height, self.width or width
+
+
+def default_size(backbone: Backbone) -> tuple[int, int]:
+    """Height and width in pixels that the stock pipeline draws when told nothing.
+
+    Raises:
+        FewstepError: The pipeline does not say.
+    """
+    trained = getattr(backbone.net.config, "sample_size", None)  # latents; not all networks say
+    cells = getattr(backbone.pipe, "default_sample_size", trained)
+    factor = getattr(backbone.pipe, "vae_scale_factor", None)
+    if isinstance(cells, int) and factor is not None:
+        return cells * factor, cells * factor
+    call = inspect.signature(type(backbone.pipe).__call__).parameters
+    height, width = (call[name].default if name in call else None for name in ("height", "width"))
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise FewstepError(f"{backbone.source}: give height and width, the model has no default")
+    return height, width
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    net: nn.Module,
+    cond: Conditioning,
+    seeds: Sequence[int],
+    *,
+    sampler: Sampler,
+) -> Tensor:
+    """Clean latents [B, ...] of encoded prompts, one seed each."""
+    device = next(net.parameters()).device
+    noise = backbone.draw_noise(seeds, *sampler.size(backbone)).to(device)
+    velocity = guided_velocity(backbone, net, len(seeds), sampler.guidance)
+    return sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
+
+
+def guided_velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: float) -> VelocityFn:
+    """A network's velocity for batches of this size under guidance, see `Backbone.guided`."""
+
+    def velocity(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return backbone.velocity(net, xt, sigma, cond)
+
+    return backbone.guided(velocity, batch, guidance)
+
+
+@torch.no_grad()
+def sample_batch(
+    backbone: Backbone,
+    net: nn.Module,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampler: Sampler,
+    batch: int = 64,
+) -> Tensor:
+    """Pictures [N, 3, H, W] in [0, 1] on the CPU, float32, a batch at a time.
+
+    Picture i has seeds[i]; the same as `sample_images` gives for these seeds, up to rounding.
+    """
+    images = []
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        cond = backbone.encode(list(prompts[part]))
+        latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
+        for some in latents.split(_DECODED_AT_ONCE):
+            images.append(backbone.decode(some).float().clamp(0, 1).cpu())
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def sample_frames(
+    backbone: Backbone, net: nn.Module, prompt: str, seed: int, *, sampler: Sampler
+) -> Tensor:
+    """Frames [T, 3, H, W] in [0, 1] on the CPU, float32: one where the family draws pictures."""
+    latents = sample_latents(backbone, net, backbone.encode([prompt]), [seed], sampler=sampler)
+    return backbone.decode_video(latents)[0].transpose(0, 1).float().clamp(0, 1).cpu()
+
+
+def sample_images(
+    backbone: Backbone,
+    net: nn.Module,
+    prompts: Sequence[str],
+    *,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Pictures [N, 3, H, W] in [0, 1], one at a time; picture i starts from the noise of seed + i.
+
+    With guidance off and float32 weights, pixel-identical to `pipe(prompt,
+    sigmas=sampler.base_sigmas, generator=torch.Generator("cpu").manual_seed(seed + i))`.
+    """
+    chosen = sampler or Sampler()
+    pictures = [
+        sample_batch(backbone, net, [prompt], [seed + i], sampler=chosen)
+        for i, prompt in enumerate(prompts)
+    ]
+    return torch.cat(pictures)
+
+
+def to_pixels(image: Tensor) -> Image.Image:
+    """One picture [3, H, W] in [0, 1] as 8-bit RGB, rounded as diffusers rounds."""
+    array = image.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((array * 255).round().astype(np.uint8))
+
+
+def write_samples(
+    model: Model,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    sampler: Sampler,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Draws pictures one at a time into a folder, with a manifest.jsonl of one line a picture.
+
+    Files of an earlier call are overwritten; the manifest lists those of this call alone.
+
+    Args:
+        model: What to draw from.
+        prompts: One picture each.
+        folder: Made if need be.
+        sampler: How to draw.
+        seed: Picture i starts from the noise of seed + i.
+
+    Yields:
+        The manifest's lines, as the pictures come to be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = sampler.size(model.backbone)
+    sigmas = [round(float(sigma), 6) for sigma in sampler.sigmas(model.backbone)]
+    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+        for index, prompt in enumerate(prompts):
+            began = time.perf_counter()
+            frames = sample_frames(model.backbone, model.net, prompt, seed + index, sampler=sampler)
+            kind = "png" if len(frames) == 1 else "webp"
+            row = {
+                "file": f"{index:04}-{_slug(prompt)}.{kind}",
+                "prompt": prompt,
+                "seed": seed + index,
+                "steps": sampler.steps,
+                "base_sigmas": sampler.base_sigmas,
+                "sigmas": sigmas,
+                "guidance": sampler.guidance,
+                "height": height,
+                "width": width,
+                "model": model.label,
+                "seconds": round(time.perf_counter() - began, 4),
+            }
+            _write(frames, folder / str(row["file"]))
+            manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
+            manifest.flush()
+            yield row
+
+
+def _write(frames: Tensor, file: Path) -> None:
+    """One frame [1, 3, H, W] as a picture, more as an animation that starts over."""
+    first, *rest = [to_pixels(frame) for frame in frames]
+    if not rest:
+        first.save(file)
+        return
+    first.save(file, save_all=True, append_images=rest, duration=_FRAME_MS, loop=0)
+
+
+def _slug(prompt: str) -> str:
+    """The prompt's first words as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "empty"

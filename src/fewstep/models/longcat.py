@@ -1,0 +1,99 @@
+"""LongCat-Image: packed latents, one text encoder, guidance that may not grow the velocity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.types import Conditioning
+from fewstep.models.packing import Packed, model_clock, position_ids
+from fewstep.models.published import SETTINGS, Published
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+class LongCat(Packed):
+    """LongCat-Image; its prompt rewriting is off, in training and in what is published."""
+
+    name: ClassVar[str] = "longcat"
+    pipelines: ClassVar[tuple[str, ...]] = ("LongCatImagePipeline",)
+    notes: ClassVar[str] = "prompts are padded to 512 tokens and never rewritten"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "LongCat-Image",
+            "meituan-longcat/LongCat-Image",
+            6.27,
+            "exponential, mu 1.15",
+            "Qwen2.5-VL 7B",
+            status=SETTINGS,
+        ),
+    )
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
+    @classmethod
+    def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
+        """No processor: it serves the rewriting of prompts only, and needs torchvision."""
+        return {"text_processor": None}
+
+    def stock_load(self) -> dict[str, Any]:
+        """See `Backbone.stock_load`; where there is no processor, this has to be said."""
+        return self.load_overrides(self.source)
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; pictures are placed diagonally after the text."""
+        embeds = cond.tensors["prompt_embeds"]
+        # Where pictures begin is a constant of the pipeline, not the length of this text.
+        start = int(self.pipe.tokenizer_max_length)
+        places = torch.arange(embeds.shape[1], dtype=torch.float32, device=embeds.device)
+        ids = position_ids(self.grid(xt.shape[1]), embeds.device, first=(start, start), kind=1)
+        velocity: Tensor = net(
+            hidden_states=xt.to(embeds.dtype),
+            timestep=model_clock(sigma, embeds.dtype),
+            encoder_hidden_states=embeds,
+            txt_ids=torch.stack([torch.zeros_like(places), places, places], dim=1),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        # Always with prompts: diffusers 0.42 fails when it is given embeddings alone.
+        embeds, _ = self.pipe.encode_prompt(prompts)
+        return Conditioning({"prompt_embeds": embeds})
+
+    @property
+    def text_tokens(self) -> int:
+        """See `Backbone.text_tokens`; a constant of the pipeline."""
+        return int(self.pipe.tokenizer_max_length)
+
+    def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+        """Guided velocity [B, N, C], patch by patch no longer than the conditional one."""
+        guided = super().guide(cond, null, scale)
+        longest = cond.norm(dim=-1, keepdim=True)
+        return guided * (longest / (guided.norm(dim=-1, keepdim=True) + 1e-8)).clamp(max=1)
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; the stock pipeline rewrites prompts unless told."""
+        return super().stock_call(base_sigmas, height, width) | {"enable_prompt_rewrite": False}
+
+    # The pipeline knows no LoRA; its network does.
+
+    def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
+        """See `Backbone.save_lora`; the file also says the adapter's alpha."""
+        save: Any = net
+        save.save_lora_adapter(folder, adapter_name=adapter, weight_name=_LORA_FILE)
+
+    def load_lora(self, folder: Path) -> None:
+        """See `Backbone.load_lora`."""
+        self.pipe.transformer.load_lora_adapter(folder, prefix=None, weight_name=_LORA_FILE)
+
+    def lora_call(self, address: str) -> str:
+        """See `Backbone.lora_call`."""
+        return (
+            f"pipe.transformer.load_lora_adapter({address!r}, prefix=None, "
+            f"weight_name={_LORA_FILE!r})"
+        )

@@ -1,0 +1,79 @@
+"""PixArt-Sigma: a transformer that predicts eps and its variance, T5, masked padding."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from fewstep.core.types import Conditioning
+from fewstep.models.published import Published
+from fewstep.models.variance_preserving import VariancePreserving
+
+
+class PixArt(VariancePreserving):
+    """PixArt-Sigma (Chen et al. 2024, arXiv 2403.04692)."""
+
+    name: ClassVar[str] = "pixart"
+    pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
+    notes: ClassVar[str] = "prompts are not cleaned; a LoRA is exported merged"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "PixArt-Sigma",
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            0.6,
+            "trained times 0..999",
+            "T5-XXL",
+        ),
+    )
+
+    def __init__(
+        self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 300
+    ) -> None:
+        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        super().__init__(pipe, source)
+        self.max_sequence_length = max_sequence_length
+
+    def predict(self, net: nn.Module, x_vp: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """See `VariancePreserving.predict`; the channels of the learned variance are dropped."""
+        embeds = cond.tensors["prompt_embeds"]
+        answer: Tensor = net(
+            x_vp.to(embeds.dtype),
+            encoder_hidden_states=embeds,
+            encoder_attention_mask=cond.tensors["mask"],
+            timestep=time,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return answer[:, : x_vp.shape[1]].float()
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            clean_caption=False,
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds, "mask": mask})
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `VariancePreserving.stock_call`.
+
+        The size is to be drawn as asked, not the nearest known, and the prompt taken as it is:
+        cleaning it depends on libraries that may not be installed.
+        """
+        return super().stock_call(base_sigmas, height, width) | {
+            "max_sequence_length": self.max_sequence_length,
+            "use_resolution_binning": False,
+            "clean_caption": False,
+        }
+
+    def _multiple(self) -> int:
+        patch: int = self.pipe.transformer.config.patch_size
+        return math.lcm(super()._multiple(), self.pipe.vae_scale_factor * patch)

@@ -1,0 +1,129 @@
+"""SANA: velocity prediction, 32x autoencoder, Gemma 2 with an instruction before every prompt."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from fewstep.core.schedules import Shift, StaticShift
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.models.published import Published
+from fewstep.utils.errors import FewstepError
+
+_SIDES = 32  # the stock pipeline refuses sides that this does not divide
+
+
+class Sana(Backbone):
+    """SANA 0.6B and 1.6B (Xie et al. 2024, arXiv 2410.10629)."""
+
+    name: ClassVar[str] = "sana"
+    pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
+    notes: ClassVar[str] = "the student walks Euler steps, whatever solver the teacher came with"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "SANA 0.6B",
+            "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+            0.6,
+            "static 3",
+            "Gemma 2 2B",
+        ),
+        Published(
+            "SANA 1.6B",
+            "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+            1.6,
+            "static 3",
+            "Gemma 2 2B",
+        ),
+    )
+
+    def __init__(
+        self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 300
+    ) -> None:
+        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        super().__init__(pipe, source)
+        self.max_sequence_length = max_sequence_length
+        if pipe.text_encoder is not None:
+            # Other kernels drop the cap on Gemma's logits; the default depends on the version.
+            pipe.text_encoder.set_attn_implementation("eager")
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; the network's clock runs from 0 to 1000, times a scale."""
+        embeds = cond.tensors["prompt_embeds"]
+        velocity: Tensor = net(
+            hidden_states=xt.to(embeds.dtype),
+            encoder_hidden_states=embeds,
+            encoder_attention_mask=cond.tensors["mask"],
+            timestep=sigma * 1000 * self.pipe.transformer.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        # A network that also learns its variance answers with twice the channels.
+        return velocity[:, : xt.shape[1]].float()
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            # Calling the pipeline puts it before every prompt; encode_prompt has to be told.
+            complex_human_instruction=self._call_default("complex_human_instruction"),
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds, "mask": mask})
+
+    def _encode_null(self) -> Conditioning:
+        """See `Backbone._encode_null`; no instruction comes before a negative prompt."""
+        _, _, embeds, mask = self.pipe.encode_prompt(
+            [""], max_sequence_length=self.max_sequence_length, device=self.device
+        )
+        return Conditioning({"prompt_embeds": embeds, "mask": mask})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[C, H / 32, W / 32] with the published autoencoder."""
+        factor = self.pipe.vae_scale_factor
+        config = self.pipe.transformer.config
+        multiple = math.lcm(_SIDES, factor * config.patch_size)
+        if height % multiple or width % multiple:
+            raise FewstepError(
+                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
+            )
+        return (config.in_channels, height // factor, width // factor)
+
+    def shift(self, height: int, width: int) -> Shift:
+        """See `Backbone.shift`; other solvers than Euler's have it under another name."""
+        if self._has_euler:
+            return super().shift(height, width)
+        return StaticShift(float(self.pipe.scheduler.config["flow_shift"]))
+
+    @property
+    def _has_euler(self) -> bool:
+        return isinstance(self.pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+
+    def student_scheduler(self) -> Any | None:
+        """See `Backbone.student_scheduler`.
+
+        The published solver is of second order, takes no sigmas and rounds timesteps.
+        """
+        if self._has_euler:
+            return None
+        return FlowMatchEulerDiscreteScheduler(shift=self.pipe.scheduler.config["flow_shift"])
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; the size is to be drawn as asked, not the nearest known."""
+        return super().stock_call(base_sigmas, height, width) | {
+            "max_sequence_length": self.max_sequence_length,
+            "use_resolution_binning": False,
+        }
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`; undoes the autoencoder's scale first."""
+        vae = self.pipe.vae
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor
+        images = vae.decode(latents, return_dict=False)[0]
+        return (images * 0.5 + 0.5).clamp(0, 1).float()

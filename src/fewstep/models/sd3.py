@@ -1,0 +1,133 @@
+"""Stable Diffusion 3 and 3.5: velocity prediction, spatial latents, three text encoders."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.models.published import SETTINGS, Published
+from fewstep.utils.errors import FewstepError
+
+_ENCODERS = "CLIP-L, CLIP-bigG, T5-XXL"
+_WITHOUT_T5: dict[str, None] = {"text_encoder_3": None, "tokenizer_3": None}
+
+
+class SD3(Backbone):
+    """SD3-Medium, SD3.5-Medium and SD3.5-Large (Esser et al. 2024, arXiv 2403.03206)."""
+
+    name: ClassVar[str] = "sd3"
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
+    notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "SD3-Medium",
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            2.03,
+            "static 3",
+            _ENCODERS,
+            status=SETTINGS,
+        ),
+        Published(
+            "SD3.5-Medium", "stabilityai/stable-diffusion-3.5-medium", 2.24, "static 3", _ENCODERS
+        ),
+        Published(
+            "SD3.5-Large", "stabilityai/stable-diffusion-3.5-large", 8.06, "static 3", _ENCODERS
+        ),
+    )
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        source: Path,
+        *,
+        max_sequence_length: int = 256,
+        t5: bool = True,
+    ) -> None:
+        """Takes over the pipeline.
+
+        Args:
+            pipe: The pipeline.
+            source: Where it came from.
+            max_sequence_length: T5 tokens that prompts are padded or cut to.
+            t5: Whether T5 reads the prompts. SD3 learned to draw without it as well ("Flexible
+                Text Encoders" in its paper), which saves most of the encoders' memory: its tokens
+                are zeros then.
+        """
+        if not t5:
+            pipe.register_modules(**_WITHOUT_T5)
+        super().__init__(pipe, source)
+        self.max_sequence_length = max_sequence_length
+        self.t5 = t5
+
+    @classmethod
+    def load_overrides(cls, folder: Path, *, t5: bool = True, **options: Any) -> dict[str, Any]:
+        """See `Backbone.load_overrides`; without T5, its weights are not read."""
+        return {} if t5 else dict(_WITHOUT_T5)
+
+    def stock_load(self) -> dict[str, Any]:
+        """See `Backbone.stock_load`; its folder keeps T5, which diffusers misses unless told so."""
+        return self.load_overrides(self.source, t5=self.t5)
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; the network's clock runs from 0 to 1000."""
+        dtype = cond.tensors["prompt_embeds"].dtype
+        velocity: Tensor = net(
+            hidden_states=xt.to(dtype),
+            timestep=sigma * 1000,
+            encoder_hidden_states=cond.tensors["prompt_embeds"],
+            pooled_projections=cond.tensors["pooled"],
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts,
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
+
+    def most_tokens(self, tokenizer: str) -> float:
+        """See `Backbone.most_tokens`; the CLIP encoders always read as much as they can."""
+        return super().most_tokens(tokenizer) if tokenizer == "tokenizer_3" else math.inf
+
+    @property
+    def text_tokens(self) -> int:
+        """See `Backbone.text_tokens`; CLIP's tokens stand before T5's."""
+        return self._first_tokens() + self.max_sequence_length
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; the T5 length is 256 in the stock pipeline unless told."""
+        call = super().stock_call(base_sigmas, height, width)
+        return call | {"max_sequence_length": self.max_sequence_length}
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""
+        factor = self.pipe.vae_scale_factor
+        multiple = factor * self.pipe.patch_size
+        if height % multiple or width % multiple:
+            raise FewstepError(
+                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
+            )
+        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """See `Backbone.image_tokens`: patches, as the stock pipeline counts them."""
+        return super().image_tokens(height, width) // self.pipe.patch_size**2
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`; undoes the VAE's scale and shift first."""
+        vae = self.pipe.vae
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return (images * 0.5 + 0.5).clamp(0, 1).float()

@@ -1,0 +1,199 @@
+"""Teachers that are not flow matching, asked on our path: the exact change of path, Eq. 6-8.
+
+Their networks know ``x_vp = a x0 + b eps`` with ``a^2 + b^2 = 1`` at trained times 0..T-1 and
+predict eps, or v = a eps - b x0. What makes them velocity fields is here; a family only has to
+call its network, see `VariancePreserving.predict`.
+
+The last trained time is not pure noise: its sigma, about 0.94 in Stable Diffusion, is where
+sampling starts. What is known of a point there is its noise, ``sigma eps``, so that is the start,
+and it is the one that diffusers' Euler scheduler makes of the same draw.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from torch import Tensor, nn
+
+from fewstep.core.flow import (
+    expand,
+    sigma_from_vp,
+    velocity_from_x0,
+    vp_from_flow,
+    vp_from_sigma,
+    vp_time,
+)
+from fewstep.core.schedules import Shift, Sigmas
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.utils.errors import FewstepError
+
+_TABLE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+"""Settings of a scheduler that say what was trained, whatever solver it is."""
+
+_SAME_TIME = 2e-3  # sigma in float32 tells times apart no better than to some 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTimes:
+    """Shift of a model with T trained times: base sigma u -> the sigma of time round(T u) - 1.
+
+    On [1, 0.75, 0.5, 0.25] these are the times 999, 749, 499 and 249 of a "trailing" schedule
+    (Lin et al. 2023, arXiv 2305.08891, Table 2). Every grid asks trained times only.
+
+    Attributes:
+        table: Sigma on our path of each trained time, increasing, [T], float64, on the CPU.
+    """
+
+    table: Tensor
+
+    def times(self, base: Tensor | Sequence[float]) -> Tensor:
+        """Trained times 0..T-1 of base sigmas, int64, [N]."""
+        # In float32 whatever comes, so that a list and a tensor round alike.
+        base = torch.as_tensor(base, dtype=torch.float32)
+        count = len(self.table)
+        return (base * count).round().long().sub(1).clamp(0, count - 1)
+
+    def __call__(self, sigmas: Sigmas) -> Sigmas:
+        """Shifted sigmas: a list for a list, a tensor of the same shape for a tensor."""
+        if isinstance(sigmas, Tensor):
+            return self.table.to(sigmas)[self.times(sigmas)]
+        return [float(sigma) for sigma in self.table[self.times(sigmas)]]
+
+
+class VariancePreserving(Backbone):
+    """A backbone whose network predicts eps or v on the variance-preserving path."""
+
+    prediction: ClassVar[str] = "eps"
+
+    def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
+        """Takes over the pipeline; reads from its scheduler what was trained.
+
+        Raises:
+            FewstepError: The scheduler is not one of a variance-preserving model.
+        """
+        super().__init__(pipe, source)
+        self._euler = _euler_of(pipe.scheduler, source)
+        self._alphas_cumprod = self._euler.alphas_cumprod.double()
+        a, b = self._alphas_cumprod.sqrt(), (1 - self._alphas_cumprod).sqrt()
+        self._shift = TrainedTimes(sigma_from_vp(a, b))
+
+    @abstractmethod
+    def predict(self, net: nn.Module, x_vp: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """The network's answer, of the scheduler's `prediction_type`: float32, the shape of x_vp.
+
+        Args:
+            net: Any network of this architecture.
+            x_vp: Points of the variance-preserving path, [B, C, H, W], float32.
+            time: Where on it, in 0..T-1, not always whole, [B].
+            cond: Encoded prompts of the same batch.
+        """
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; Eq. 6-8, exact at every sigma of the trained range.
+
+        Beyond that range the nearest trained time answers and its x0 is taken: the velocity is the
+        one that leads there from xt. The input keeps the variance that the network knows.
+        """
+        time, known = vp_time(sigma, self._alphas_cumprod.to(sigma))
+        whole = time.round()
+        time = torch.where((time - whole).abs() < _SAME_TIME, whole, time)
+        x_vp = vp_from_flow(xt, sigma)
+        answer = self.predict(net, x_vp, time, cond)
+        return velocity_from_x0(xt, self._x0(x_vp, answer, known), sigma)
+
+    def _x0(self, x_vp: Tensor, answer: Tensor, sigma: Tensor) -> Tensor:
+        """Clean latent that the network's answer at a trained sigma means."""
+        a, b = (expand(each, x_vp) for each in vp_from_sigma(sigma))
+        if self._euler.config["prediction_type"] == "v_prediction":
+            return a * x_vp - b * answer
+        return (x_vp - b * answer) / a
+
+    def shift(self, height: int, width: int) -> Shift:
+        """See `Backbone.shift`: the sigmas of trailing times, at any size."""
+        return self._shift
+
+    def noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """See `Backbone.noise`: ``sigma eps`` at the first sigma, which is below 1."""
+        return self._shift([1.0])[0] * super().noise(height, width, generator)
+
+    def student_scheduler(self) -> EulerDiscreteScheduler:
+        """Euler's method with the teacher's table of times, trailing; it starts from sigma eps.
+
+        In its coordinates x_vp / a a step is the same step as ours; other solvers are of higher
+        order or space the times otherwise.
+        """
+        return EulerDiscreteScheduler.from_config(self._euler.config)
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; times instead of sigmas, which have another meaning here."""
+        call = super().stock_call(base_sigmas, height, width)
+        del call["sigmas"]
+        return {"timesteps": self._shift.times(base_sigmas).tolist()} | call
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[C, H / 8, W / 8]; the sides must be multiples of what the stock pipeline asks.
+
+        Raises:
+            FewstepError: They are not.
+        """
+        factor = self.pipe.vae_scale_factor
+        multiple = self._multiple()
+        if height % multiple or width % multiple:
+            raise FewstepError(
+                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
+            )
+        channels = getattr(self.pipe, self.net_name).config.in_channels
+        return (channels, height // factor, width // factor)
+
+    def _multiple(self) -> int:
+        """What both sides of a picture must be multiples of; the stock pipelines insist on 8."""
+        return 8
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`; undoes the autoencoder's scale first."""
+        vae = self.pipe.vae
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor
+        images = vae.decode(latents, return_dict=False)[0]
+        return (images * 0.5 + 0.5).clamp(0, 1).float()
+
+
+def _euler_of(scheduler: Any, source: Path) -> EulerDiscreteScheduler:
+    """Euler's method over the times that a pipeline's own scheduler knows.
+
+    Raises:
+        FewstepError: It is a scheduler of other models.
+    """
+    config = scheduler.config
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
+        raise FewstepError(
+            f"{source}: {type(scheduler).__name__} ({kind}) does not describe a model that predicts"
+            " eps or v on a variance-preserving path; use the scheduler that it was published with"
+        )
+    known = {name: config[name] for name in _TABLE if name in config}
+    # At zero terminal signal to noise it keeps a little signal, so that sigma stays below 1.
+    euler = EulerDiscreteScheduler(**known, timestep_spacing="trailing")
+    theirs = scheduler.alphas_cumprod.double()
+    if theirs.shape != euler.alphas_cumprod.shape or not torch.allclose(
+        theirs, euler.alphas_cumprod.double(), atol=1e-6
+    ):
+        raise FewstepError(
+            f"{source}: {type(scheduler).__name__} has times that EulerDiscreteScheduler cannot"
+            " repeat; save the pipeline with a DDIMScheduler"
+        )
+    return euler

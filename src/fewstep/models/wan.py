@@ -1,0 +1,154 @@
+"""Wan 2.1, text to video: five axes, and a pipeline that takes no sigmas."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from fewstep.core.schedules import Shift, StaticShift
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.models.published import Published
+from fewstep.utils.errors import FewstepError
+
+_SIDE = 16  # what the stock pipeline wants sides to be multiples of, whatever the model
+
+
+class Wan(Backbone):
+    """Wan 2.1 (Alibaba 2025, arXiv 2503.20314)."""
+
+    name: ClassVar[str] = "wan"
+    pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
+    notes: ClassVar[str] = "text to video; previews and scores see the middle frame"
+    models: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "Wan 2.1 T2V 1.3B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 1.42, "static 3", "UMT5-XXL"
+        ),
+        Published(
+            "Wan 2.1 T2V 14B", "Wan-AI/Wan2.1-T2V-14B-Diffusers", 14.3, "static 3", "UMT5-XXL"
+        ),
+    )
+    task: ClassVar[str] = "text-to-video"
+    takes_sigmas: ClassVar[bool] = False
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        source: Path,
+        *,
+        max_sequence_length: int = 512,
+        frames: int = 81,
+    ) -> None:
+        """Takes over the pipeline.
+
+        Args:
+            pipe: The pipeline.
+            source: Its folder.
+            max_sequence_length: Tokens that prompts are padded or cut to.
+            frames: Frames of a video, one more than a multiple of what the autoencoder joins.
+
+        Raises:
+            FewstepError: Two denoisers, or a number of frames that does not fit.
+        """
+        super().__init__(pipe, source)
+        if pipe.transformer_2 is not None or pipe.config.get("boundary_ratio") is not None:
+            raise FewstepError(
+                f"{source}: two denoisers (Wan 2.2); only models with one can be distilled"
+            )
+        every = int(pipe.vae_scale_factor_temporal)
+        if frames < 1 or (frames - 1) % every:
+            raise FewstepError(f"frames must be 1 more than a multiple of {every}, not {frames}")
+        self.max_sequence_length = max_sequence_length
+        self.frames = frames
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; xt is [B, C, T, h, w], the network's clock runs to 1000."""
+        embeds = cond.tensors["prompt_embeds"]
+        velocity: Tensor = net(
+            hidden_states=xt.to(embeds.dtype),
+            timestep=sigma * 1000,
+            encoder_hidden_states=embeds,
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        embeds, _ = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[C, T, H / 8, W / 8], T = 1 + (frames - 1) / 4, at Wan's own factors."""
+        config = self.pipe.transformer.config
+        factor = int(self.pipe.vae_scale_factor_spatial)
+        for name, side, patch in zip(
+            ("height", "width"), (height, width), config.patch_size[1:], strict=True
+        ):
+            multiple = math.lcm(_SIDE, factor * patch)
+            if side % multiple:
+                raise FewstepError(
+                    f"{height}x{width}: {name} must be a multiple of {multiple} for this model"
+                )
+        length = 1 + (self.frames - 1) // int(self.pipe.vae_scale_factor_temporal)
+        return int(config.in_channels), length, height // factor, width // factor
+
+    def shift(self, height: int, width: int) -> Shift:
+        """See `Backbone.shift`; multistep schedulers call it `flow_shift`."""
+        return StaticShift(self._shift)
+
+    @property
+    def _shift(self) -> float:
+        config = self.pipe.scheduler.config
+        return float(config.get("flow_shift") or config.get("shift") or 1.0)
+
+    def student_scheduler(self) -> FlowMapEulerDiscreteScheduler:
+        """See `Backbone.student_scheduler`; plain Euler steps on the grid 1, 1 - 1/n, ..., 1/n.
+
+        The stock pipeline passes on a number of steps and nothing else. From that, UniPC takes
+        steps of higher order, and FlowMatchEuler a grid that ends right above 0: a step wasted.
+        """
+        return FlowMapEulerDiscreteScheduler(shift=self._shift)
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; without sigmas, which the pipeline does not take."""
+        call = super().stock_call(base_sigmas, height, width) | {
+            "num_frames": self.frames,
+            "max_sequence_length": self.max_sequence_length,
+            "output_type": "pil",
+        }
+        del call["sigmas"]
+        return call
+
+    def stock_result(self) -> tuple[str, str]:
+        """See `Backbone.stock_result`; an animation, 16 frames a second."""
+        keep = (
+            'image[0].save("video.webp", save_all=True, append_images=image[1:], '
+            "duration=62, loop=0)"
+        )
+        return ".frames[0]", keep
+
+    def decode_video(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode_video`; undoes the autoencoder's mean and spread first."""
+        vae = self.pipe.vae
+        mean, spread = (
+            torch.tensor(values, device=latents.device).view(-1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        videos: Tensor = vae.decode((latents * spread + mean).to(vae.dtype), return_dict=False)[0]
+        return (videos * 0.5 + 0.5).clamp(0, 1).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`; the middle frame."""
+        videos = self.decode_video(latents)
+        return videos[:, :, videos.shape[2] // 2]

@@ -1,0 +1,110 @@
+"""Z-Image: the negative velocity on a reversed clock, lists of samples in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.models.published import Published
+from fewstep.utils.errors import FewstepError
+
+_PATCH = 2  # of the stock pipeline, which has no other
+
+
+class ZImage(Backbone):
+    """Z-Image (Alibaba 2025, arXiv 2511.22699)."""
+
+    name: ClassVar[str] = "zimage"
+    pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    notes: ClassVar[str] = "the stock pipeline counts guidance from 0: its 4 is 5 here"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    models: ClassVar[tuple[Published, ...]] = (
+        Published("Z-Image", "Tongyi-MAI/Z-Image", 6.16, "static 6", "Qwen3 4B"),
+    )
+
+    def __init__(
+        self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 512
+    ) -> None:
+        """Takes over the pipeline; prompts are cut to `max_sequence_length` tokens."""
+        super().__init__(pipe, source)
+        self.max_sequence_length = max_sequence_length
+
+    def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See `Backbone.velocity`; the network answers x0 - eps, and its time 1 is the picture."""
+        embeds, mask = cond.tensors["prompt_embeds"], cond.tensors["mask"]
+        answers: list[Tensor] = net(
+            list(xt.to(embeds.dtype).unsqueeze(2)),  # one frame each: [C, 1, H, W]
+            (1000 - sigma * 1000) / 1000,  # as the pipeline rounds it: the network multiplies again
+            [tokens[kept] for tokens, kept in zip(embeds, mask, strict=True)],
+            return_dict=False,
+        )[0]
+        return -torch.stack(answers).squeeze(2).float()
+
+    @property
+    def default_guidance(self) -> float:
+        """See `Backbone.default_guidance`; the pipeline's scale is what is added to 1."""
+        return super().default_guidance + 1
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        # The pipeline writes its chat template into the list that it is given.
+        found, _ = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+        )
+        lengths = torch.tensor([len(tokens) for tokens in found], device=self.device)
+        places = torch.arange(self.max_sequence_length, device=self.device)
+        full = found[0].new_zeros(self.max_sequence_length, found[0].shape[1])
+        embeds = pad_sequence([full, *found], batch_first=True)[1:]
+        return Conditioning({"prompt_embeds": embeds, "mask": places < lengths[:, None]})
+
+    def overlong(self, prompts: Sequence[str]) -> list[bool]:
+        """See `Backbone.overlong`; the chat template takes its share of the tokens."""
+        wrapped = [
+            self.pipe.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=True,
+            )
+            for prompt in prompts
+        ]
+        return super().overlong(wrapped)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""
+        factor = self.pipe.vae_scale_factor
+        if height % (factor * _PATCH) or width % (factor * _PATCH):
+            raise FewstepError(
+                f"{height}x{width}: height and width must be multiples of {factor * _PATCH} "
+                "for this model"
+            )
+        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """See `Backbone.image_tokens`."""
+        return super().image_tokens(height, width) // _PATCH**2
+
+    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
+        """See `Backbone.stock_call`; guidance is off at 0, not at 1."""
+        return super().stock_call(base_sigmas, height, width) | {
+            "guidance_scale": 0.0,
+            "max_sequence_length": self.max_sequence_length,
+        }
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`; undoes the VAE's scale and shift first."""
+        vae = self.pipe.vae
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return (images * 0.5 + 0.5).clamp(0, 1).float()

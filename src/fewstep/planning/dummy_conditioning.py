@@ -1,0 +1,46 @@
+"""What a network is asked, without values: latents, noise level and an encoded prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.types import Conditioning
+from fewstep.models.base import Backbone
+from fewstep.utils.errors import FewstepError
+
+_TEXT_WIDTHS = (
+    "joint_attention_dim",
+    "caption_channels",
+    "cap_feat_dim",
+    "text_dim",
+    "cross_attention_dim",  # last: in some families that of what texts are projected to
+)
+_TIME_IDS = 6 * 256  # of SDXL: six numbers, embedded; the rest of that input is the pooled text
+
+
+def stand_in(backbone: Backbone, batch: int, dtype: torch.dtype) -> Conditioning:
+    """An encoded prompt on the meta device, in the shapes that the network's configuration tells.
+
+    Raises:
+        FewstepError: The configuration does not tell how wide texts are.
+    """
+    config: dict[str, Any] = dict(getattr(backbone.net, "config", {}))
+    width = next((config[key] for key in _TEXT_WIDTHS if isinstance(config.get(key), int)), None)
+    if width is None:
+        raise FewstepError(f"{backbone.name}: its configuration does not tell how wide texts are")
+    length = backbone.text_tokens
+
+    def blank(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(batch, *shape, dtype=kind, device="meta")
+
+    tensors = {"prompt_embeds": blank(length, width), "mask": blank(length, kind=torch.bool)}
+    if pooled := config.get("pooled_projection_dim"):
+        tensors["pooled"] = blank(pooled)
+    elif config.get("addition_embed_type") == "text_time":
+        tensors["pooled"] = blank(config["projection_class_embeddings_input_dim"] - _TIME_IDS)
+    if config.get("guidance_embeds"):
+        tensors["guidance"] = blank(kind=torch.float32)
+    return Conditioning(tensors)

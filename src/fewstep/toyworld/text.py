@@ -1,0 +1,151 @@
+"""The world's text encoders: they learn to read captions before the denoiser learns to draw them.
+
+As CLIP and T5 do for real models: the denoiser then trains on frozen text features. Without this
+stage, the text encoders learned colours and shapes through the picture loss alone, which took far
+longer than everything else (docs/tiny-world.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from fewstep.toyworld import pipeline
+from fewstep.toyworld.fit import FitSettings, fit
+from fewstep.toyworld.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    POSITIONS,
+    RADII,
+    SHAPES,
+    Prompt,
+    distinct_prompts,
+)
+
+SETTINGS = FitSettings(steps=3000, lr=2e-3)
+BATCH = 128
+CAPTIONS = 16_384  # distinct ones
+# What is asked of a thing; every question has one more answer: not said.
+_QUESTIONS = (tuple(COLORS), SHAPES, tuple(RADII), POSITIONS)
+_ANSWERS = [len(names) + 1 for names in _QUESTIONS]
+_OF_SCENE = [*_ANSWERS, *_ANSWERS, len(BACKGROUNDS) + 1]
+_NO_QUESTION = -100  # what cross_entropy leaves out
+
+
+class Reader(nn.Module):
+    """The three encoders, and linear heads that ask what was said. The heads are thrown away."""
+
+    def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
+        """Takes the encoders out of the pipeline; they stay shared with it."""
+        super().__init__()
+        self.clips = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2])
+        self.t5 = pipe.text_encoder_3
+        self.pooled = nn.ModuleList(
+            nn.Linear(clip.config.projection_dim, sum(_OF_SCENE)) for clip in self.clips
+        )
+        self.word = nn.Linear(self.t5.config.d_model, sum(_ANSWERS))
+        self.short = nn.Linear(2 * self.clips[0].config.hidden_size, sum(_ANSWERS))
+
+    def forward(self, ids: tuple[Tensor, Tensor, Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Logits: each CLIP's pooled output [B, all], T5's tokens, CLIP's tokens [B, L, one]."""
+        found = [
+            clip(i, output_hidden_states=True) for clip, i in zip(self.clips, ids[:2], strict=True)
+        ]
+        scene = [head(f[0]) for head, f in zip(self.pooled, found, strict=True)]
+        short = torch.cat([f.hidden_states[-2] for f in found], dim=-1)
+        return scene, self.word(self.t5(ids[2])[0]), self.short(short)
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> Tensor:
+    """Token ids [n, MAX_TOKENS], padded."""
+    length = pipeline.MAX_TOKENS
+    found = tokenizer(captions, padding="max_length", max_length=length, truncation=True)
+    return torch.tensor(found.input_ids)
+
+
+def _of_thing(prompt: Prompt, number: int) -> list[int]:
+    if number >= len(prompt.things):
+        return [len(names) for names in _QUESTIONS]
+    thing = prompt.things[number]
+    said = (thing.color, thing.shape, thing.size, thing.position)
+    return [
+        len(names) if word is None else names.index(word)
+        for word, names in zip(said, _QUESTIONS, strict=True)
+    ]
+
+
+def _scene_answers(prompt: Prompt) -> list[int]:
+    grounds = tuple(BACKGROUNDS)
+    ground = len(grounds) if prompt.background is None else grounds.index(prompt.background)
+    return [*_of_thing(prompt, 0), *_of_thing(prompt, 1), ground]
+
+
+def _word_answers(prompt: Prompt, offset: int) -> list[list[int]]:
+    """For every token, what is said of the thing to which its word belongs."""
+    rows = [[_NO_QUESTION] * len(_QUESTIONS) for _ in range(pipeline.MAX_TOKENS)]
+    number, inside = 0, True
+    for place, word in enumerate(str(prompt).split()):
+        number, inside = number + (word == "and"), inside and word != "on"
+        if inside and word != "and":
+            rows[place + offset] = _of_thing(prompt, number)
+    return rows
+
+
+def _cross_entropy(logits: Tensor, answers: Tensor, sizes: list[int]) -> Tensor:
+    parts = logits.split(sizes, dim=-1)
+    losses = [
+        nn.functional.cross_entropy(part.flatten(0, -2), answers[..., i].flatten())
+        for i, part in enumerate(parts)
+    ]
+    return torch.stack(losses).mean()
+
+
+def train(
+    pipe: StableDiffusion3Pipeline,
+    folder: Path,
+    *,
+    seed: int = 0,
+    settings: FitSettings = SETTINGS,
+    device: str = "cpu",
+) -> None:
+    """Trains the pipeline's text encoders in place, and freezes them.
+
+    Args:
+        pipe: Its text encoders are changed, nothing else.
+        folder: For the log, and to continue from.
+        seed: Of captions, order and heads.
+        settings: How long and how fast.
+        device: Where to train.
+    """
+    said = distinct_prompts(CAPTIONS, seed + 2, held_out=False)
+    captions = [str(prompt) for prompt in said]
+    scene = torch.tensor([_scene_answers(prompt) for prompt in said]).to(device)
+    # One token a word, so that words can be found: CLIP puts a mark before the first.
+    words = torch.tensor([_word_answers(prompt, 0) for prompt in said]).to(device)
+    short_words = torch.tensor([_word_answers(prompt, 1) for prompt in said]).to(device)
+    ids = [
+        tokens(tokenizer, captions).to(device)
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = Reader(pipe).train().requires_grad_(True).to(device)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(len(captions), (BATCH,), generator=generator).to(device)
+        asked = (ids[0][rows], ids[1][rows], ids[2][rows])
+        pooled, long, short = reader(asked)
+        terms = {
+            "pooled": sum(_cross_entropy(part, scene[rows], _OF_SCENE) for part in pooled),
+            "t5": _cross_entropy(long, words[rows], _ANSWERS),
+            "clip": _cross_entropy(short, short_words[rows], _ANSWERS),
+        }
+        return {"loss": sum(terms.values()), **terms}
+
+    fit(reader, loss, settings, folder)
+    reader.cpu().eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Checkpoints: the files themselves, and when they are written and removed."""

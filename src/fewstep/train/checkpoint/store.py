@@ -1,0 +1,304 @@
+"""Checkpoints: folders of safetensors and JSON that are there whole or not at all.
+
+A checkpoint is written under a hidden name, synced to the disk, and renamed. state.json holds the
+sha256 of every other file and of itself, so that damage is found before anything is loaded. One
+process writes one file a group; several write their pieces of all of them, see `parallel`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.train import distributed
+from fewstep.train.distributed import Like
+from fewstep.train.roles import STUDENT
+from fewstep.utils.errors import FewstepError, unknown
+
+FORMAT, SHARDED = 1, 2
+_STATE = "state.json"
+_NAMED = ("best", "last")
+_PREFIX, _HIDDEN, _BROKEN = "step-", ".unfinished-", "broken-"
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+class BrokenCheckpointError(FewstepError):
+    """A checkpoint that is incomplete or damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back.
+
+    Attributes:
+        path: Its folder.
+        state: What was saved as JSON.
+        groups: What was saved as tensors: group -> name -> tensor.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    groups: Groups
+
+
+def save(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) -> Path:
+    """Save a checkpoint of a step; one of the same step is replaced.
+
+    Args:
+        folder: The run's ``checkpoints``.
+        step: Finished iterations.
+        groups: Tensors, one file per group.
+        state: Anything JSON can hold; ``step`` is added.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    temporary = begin(folder, step)
+    for group, tensors in groups.items():
+        file = temporary / f"{group}.safetensors"
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+    sums = sums_of(temporary.glob("*.safetensors"))
+    return seal(temporary, {"format": FORMAT, "step": step, **state, "files": sums})
+
+
+def begin(folder: Path, step: int) -> Path:
+    """A fresh folder for a step's checkpoint, under the name of an unfinished one."""
+    temporary = unfinished(folder, step)
+    clear_unfinished(folder)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint is while it is being written."""
+    return folder / f"{_HIDDEN}{_PREFIX}{step:08d}"
+
+
+def sums_of(files: Iterable[Path]) -> dict[str, str]:
+    """Name -> sha256 of files, which are on the disk for good from now on."""
+    sums = {}
+    for file in sorted(files):
+        sums[file.name] = _sha256(file)
+        _sync(file)
+    return sums
+
+
+def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
+    """Finish a checkpoint whose tensors are written: from now on it is there."""
+    text = json.dumps({**content, "sha256": _sha256_of(content)}, indent=1)
+    (temporary / _STATE).write_text(text, encoding="utf-8")
+    _sync(temporary / _STATE)
+    _sync(temporary)
+    final = temporary.with_name(temporary.name.removeprefix(_HIDDEN))
+    if final.exists():
+        _remove(final)
+    temporary.rename(final)
+    _sync(final.parent)
+    return final
+
+
+def check(path: Path) -> Checkpoint:
+    """A checkpoint whose every byte was checked; its tensors are not read.
+
+    Raises:
+        BrokenCheckpointError: A file is missing, truncated or changed.
+    """
+    state = read_state(path)
+    for name in state["files"]:
+        if not (path / name).is_file():
+            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sums = list(pool.map(lambda name: _sha256(path / name), state["files"]))
+    for (name, expected), found in zip(state["files"].items(), sums, strict=True):
+        if found != expected:
+            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
+    return Checkpoint(path, state, {})
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint, checking every byte first.
+
+    Raises:
+        BrokenCheckpointError: A file is missing, truncated or changed.
+    """
+    return read(check(path))
+
+
+def read(checked: Checkpoint, like: Like | None = None) -> Checkpoint:
+    """A checkpoint with its tensors, whole or split as they are wanted.
+
+    Args:
+        checked: A checked one.
+        like: ``like("group/name")`` is split as that tensor is wanted; None or without it: whole.
+
+    Raises:
+        BrokenCheckpointError: A file is not what it should be.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    path, state = checked.path, checked.state
+    try:
+        if state["format"] == SHARDED:
+            for key, tensor in distributed.read_shards(path, like).items():
+                group, _, name = key.partition("/")
+                groups.setdefault(group, {})[name] = tensor
+        else:
+            for file in state["files"]:
+                group = file.removesuffix(".safetensors")
+                groups[group] = {
+                    name: distributed.split_like(tensor, like and like(f"{group}/{name}"))
+                    for name, tensor in load_file(path / file).items()
+                }
+    except SafetensorError as error:
+        raise BrokenCheckpointError(f"{path.name}: {error}") from error
+    return replace(checked, groups=groups)
+
+
+def student_weights(path: Path) -> dict[str, Tensor]:
+    """The student in a checkpoint, by name: its running mean if the run kept one, float32.
+
+    Raises:
+        BrokenCheckpointError: The file is missing, truncated or changed.
+    """
+    state = read_state(path)
+    if state["format"] == SHARDED:
+        check(path)
+        mean = distributed.read_shards(path, prefix="ema/")
+        found = mean or distributed.read_shards(path, prefix=f"{STUDENT}/")
+        return {key.partition("/")[2]: tensor for key, tensor in found.items()}
+    sums = state["files"]
+    file = path / ("ema.safetensors" if "ema.safetensors" in sums else "student.safetensors")
+    if not file.is_file() or _sha256(file) != sums[file.name]:
+        raise BrokenCheckpointError(f"{path.name}: {file.name} is missing or damaged")
+    return load_file(file)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json, checked.
+
+    Raises:
+        BrokenCheckpointError: It is missing, damaged, or of another format.
+    """
+    try:
+        content = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        expected = content.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise BrokenCheckpointError(f"{path.name}: {_STATE} is missing or damaged") from error
+    if _sha256_of(content) != expected:
+        raise BrokenCheckpointError(f"{path.name}: {_STATE} is damaged")
+    if content["format"] not in (FORMAT, SHARDED):
+        raise BrokenCheckpointError(f"{path.name}: written by another version of fewstep")
+    return dict(content)
+
+
+def listed(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first; damaged ones too."""
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def newest(
+    folder: Path, look: Callable[[Path], Checkpoint] = load
+) -> tuple[Checkpoint | None, list[str]]:
+    """Newest checkpoint that is sound, and one line about each newer one that is not.
+
+    It is read, or only looked at with `check`. Damaged ones are renamed to ``broken-...``, so that
+    nothing takes them for checkpoints later.
+    """
+    notes = []
+    for path in reversed(listed(folder)):
+        try:
+            return look(path), notes
+        except BrokenCheckpointError as error:
+            aside = path.with_name(f"{_BROKEN}{path.name}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            notes.append(f"{error}; set aside as {aside.name}")
+    return None, notes
+
+
+def find(run_folder: Path, which: str | int = "best") -> Path:
+    """Folder of one of a run's checkpoints.
+
+    Args:
+        run_folder: The run.
+        which: ``best`` (highest preview score; the newest where none was scored), ``last``, or a
+            step number.
+
+    Raises:
+        FewstepError: There is no such checkpoint.
+    """
+    paths = listed(run_folder / "checkpoints")
+    if isinstance(which, str) and which not in _NAMED:
+        raise unknown("checkpoint", which, _NAMED)
+    if isinstance(which, int):
+        paths = [path for path in paths if path.name == f"{_PREFIX}{which:08d}"]
+    if not paths:
+        raise FewstepError(f"{run_folder}: there is no checkpoint ({which})")
+    if which == "best":
+        return max(paths, key=lambda path: (_score(path), path.name))
+    return paths[-1]
+
+
+def prune(folder: Path, *, keep_last: int, keep_best: int) -> None:
+    """Remove checkpoints but the newest ones and those with the highest scores."""
+    paths = listed(folder)
+    scored = [path for path in paths if _score(path) > float("-inf")]
+    best = sorted(scored, key=lambda path: (_score(path), path.name), reverse=True)[:keep_best]
+    for path in paths:
+        if path not in paths[-keep_last:] and path not in best:
+            _remove(path)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a killed run was in the middle of writing or removing."""
+    for path in folder.glob(f"{_HIDDEN}*"):
+        shutil.rmtree(path)
+
+
+def _score(path: Path) -> float:
+    try:
+        score = read_state(path).get("score")
+    except BrokenCheckpointError:
+        score = None
+    return float("-inf") if score is None else float(score)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder so that it is gone at once: a half-removed one must not look finished."""
+    hidden = path.with_name(f"{_HIDDEN}gone-{path.name}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(content: Mapping[str, Any]) -> str:
+    # As it will be read: numbers that are keys become text, which sorts otherwise.
+    read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,307 @@
+"""Several processes as one run: each takes its part of every batch, and all end up with one state.
+
+The only file that imports torch.distributed, and all of it is PyTorch's own: torchrun starts the
+processes, FSDP2's `fully_shard` splits networks, gradients and optimizers, `all_reduce` averages
+what is not split, and torch.distributed.checkpoint writes the pieces as safetensors. Random values
+are functions of the sample's place in the global batch, so the processes have nothing else to say.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fewstep.config import ConfigError
+from fewstep.config.data import DataRecipe
+from fewstep.config.parallel import ParallelRecipe
+from fewstep.models.base import Backbone
+from fewstep.train.optim import Updater
+from fewstep.train.roles import TEACHER, TRAINED, Roles
+from fewstep.utils import ranks
+from fewstep.utils.errors import FewstepError
+
+T = TypeVar("T")
+
+_BUCKET = 64 * 2**20  # elements that are averaged in one call
+_LOST = ("gloo", "NCCL", "nccl", "Connection closed", "Connection reset", "Broken pipe")
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """The processes of a run, as one of them sees them; the default is a run of one.
+
+    Attributes:
+        rank: Number of this process.
+        size: How many there are.
+        mesh: Devices that the networks are sharded over; None where each holds them whole.
+        words: Group for what they tell each other between two network calls.
+        background: Group for what happens beside the training: saving. Messages of one group must
+            come in one order everywhere, and nothing orders a thread's among the training's.
+    """
+
+    rank: int = 0
+    size: int = 1
+    mesh: Any = None
+    words: Any = None
+    background: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks and writes."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every network call is a joint one, so that all must make equally many."""
+        return self.mesh is not None
+
+    def device(self, device: torch.device) -> torch.device:
+        """This process's own accelerator, where a kind of device was asked for."""
+        if self.size == 1 or device.type == "cpu" or device.index is not None:
+            return device
+        return torch.device(device.type, ranks.local_rank())
+
+    def part(self, total: int) -> slice:
+        """The samples of a global batch that are this process's."""
+        each = total // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes, element by element; a run of one gets the values back."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace whole tensors by their means, in place; sharded ones are means already."""
+        whole = [each for each in tensors if not isinstance(each, DTensor)]
+        for bucket in _buckets(whole) if self.size > 1 else ():
+            flat = self.mean(torch.cat([each.flatten() for each in bucket]))
+            pieces = flat.split([each.numel() for each in bucket])
+            for each, piece in zip(bucket, pieces, strict=True):
+                each.copy_(piece.view_as(each))
+
+    def agreed(self, decide: Callable[[], T]) -> T:
+        """What the first process decides; the others do not look."""
+        if self.size == 1:
+            return decide()
+        box = [decide() if self.first else None]
+        dist.broadcast_object_list(box, src=0, group=self.words)
+        return box[0]  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier(group=self.words)
+
+    def gather(self, value: T) -> list[T]:
+        """Everyone's value, in order; for the thread that saves."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.background)
+        return found
+
+
+ALONE = Together()
+
+
+@contextmanager
+def joined(recipe: ParallelRecipe, data: DataRecipe, device: str) -> Iterator[Together]:
+    """Context in which this process belongs to its job; alone where nothing launched several.
+
+    Args:
+        recipe: How networks are shared out.
+        data: The batch that is shared out.
+        device: The recipe's device.
+
+    Raises:
+        ConfigError: The recipe does not fit the number of processes.
+    """
+    size = ranks.processes()
+    if size == 1:
+        if recipe.shard == "hybrid":
+            raise ConfigError("parallel.shard: 'hybrid' needs several processes; see torchrun")
+        yield ALONE
+        return
+    _check(recipe, data, size)
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(ranks.local_rank())
+    limit = timedelta(seconds=recipe.timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
+    mesh = _mesh(recipe, size, "cuda" if cuda else "cpu")
+    words, background = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
+    together = Together(dist.get_rank(), size, mesh, words, background)
+    try:
+        yield together
+    except SystemExit:  # all were asked to stop, and have saved
+        _leave(together)
+        raise
+    _leave(together)  # not after an error: others may be gone, and torchrun ends what is left
+
+
+def _leave(together: Together) -> None:
+    together.wait()
+    dist.destroy_process_group()
+
+
+def _check(recipe: ParallelRecipe, data: DataRecipe, size: int) -> None:
+    if data.batch_size % size:
+        raise ConfigError(
+            f"data.batch_size: {data.batch_size} samples cannot be shared evenly by {size} "
+            f"processes; take a multiple of {size}"
+        )
+    if recipe.shard == "hybrid" and (size % recipe.replicate or size == recipe.replicate):
+        raise ConfigError(
+            f"parallel.replicate: {size} processes cannot be {recipe.replicate} copies of several; "
+            f"take a proper divisor of {size}"
+        )
+
+
+def _mesh(recipe: ParallelRecipe, size: int, device: str) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if recipe.shard == "none":
+        return None
+    if recipe.shard == "full":
+        return init_device_mesh(device, (size,), mesh_dim_names=("shard",))
+    shape = (recipe.replicate, size // recipe.replicate)
+    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive tensors of one dtype, up to a bucket's size."""
+    bucket: list[Tensor] = []
+    for each in tensors:
+        full = sum(held.numel() for held in bucket) + each.numel() > _BUCKET
+        if bucket and (full or each.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(each)
+    if bucket:
+        yield bucket
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, not that something is wrong here."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(sign in text for sign in _LOST)
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+class SharedUpdater(Updater):
+    """An optimizer that all processes step together: with the mean gradient, or not at all."""
+
+    together: Together = ALONE
+
+    def update(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """As `Updater.update`, with the gradients and losses of the global batch."""
+        gradients = (p.grad for p in self._parameters.values() if p.grad is not None)
+        self.together.average(gradients)
+        means = self.together.mean(torch.stack([*losses.values()]))
+        return super().update(dict(zip(losses, means, strict=True)), step)
+
+
+def shard(roles: Roles, backbone: Backbone, together: Together, device: torch.device) -> None:
+    """Split every network over the processes, in place: its blocks, then the rest.
+
+    Gradient checkpointing is on already. Everything is gathered for one call only (also the root,
+    which FSDP2 would keep): between simulation and update the weights move, and what was kept would
+    be stale. Where three roles share one network, adapters stay whole in each process: they are
+    small, and which of them takes gradients changes from call to call.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    nets = {id(roles.net(role)): roles.net(role) for role in (*TRAINED, TEACHER)}
+    whole: set[nn.Parameter] = set()
+    if len(nets) == 1:
+        whole = {p for role in TRAINED for p in roles.parameters(role).values()}
+        for parameter in whole:
+            parameter.data = parameter.data.to(device)
+    options = {"mesh": together.mesh, "reshard_after_forward": True, "ignored_params": whole}
+    for net in nets.values():
+        for block in backbone.blocks(net):
+            fully_shard(block, **options)
+        fully_shard(net, **options)
+
+
+# ----------------------------------------------------------------------------------- checkpoints
+
+Like = Callable[[str], Tensor | None]
+"""``like(key)``: a tensor that is split as the tensor of that key is wanted; None: whole."""
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], together: Together) -> Future[Any]:
+    """Start to write tensors, each process its own pieces, as safetensors.
+
+    What is written is as it was at the call; the writing itself goes on in a thread.
+
+    Returns:
+        What is done when this process's pieces are on the disk.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    state = {name: tensor.detach() for name, tensor in tensors.items()}
+    saved: Any = async_save(state, storage_writer=writer, process_group=together.background)
+    return saved
+
+
+def shards_of(folder: Path, rank: int) -> list[Path]:
+    """The files of a folder that a process wrote."""
+    return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
+
+
+def read_shards(folder: Path, like: Like | None = None, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors that any number of processes wrote, whole or split as they are wanted here.
+
+    Nothing is communicated: each process reads its own pieces.
+
+    Args:
+        folder: Where they are.
+        like: How each is split; without it, all are whole.
+        prefix: Only keys that begin with it.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+    for key, about in found.items():
+        if key.startswith(prefix):
+            model = like(key) if like else None
+            if isinstance(model, DTensor):
+                tensors[key] = torch.zeros_like(model, dtype=about.properties.dtype)
+            else:
+                tensors[key] = torch.zeros(about.size, dtype=about.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return tensors
+
+
+def split_like(tensor: Tensor, model: Tensor | None) -> Tensor:
+    """A whole tensor, split as another is; nothing is communicated."""
+    if not isinstance(model, DTensor):
+        return tensor
+    moved = tensor.to(model.device)
+    return distribute_tensor(moved, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def lost(error: BaseException, last: str) -> FewstepError:
+    """What to say when another process is gone."""
+    first = str(error).strip().splitlines()[0]
+    return FewstepError(f"another process of the job is gone ({first}); {last}; use --resume")

@@ -1,0 +1,83 @@
+"""Measurements that say whether training is sound, where losses say nothing.
+
+Few-step losses wander by nature. What should stay near zero is the drift of the student's latents
+from where they began, and what should stay small is the gap between the fake teacher's and the
+teacher's losses on the student's samples: that gap is what distribution matching closes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.config import HealthRecipe
+from fewstep.core.flow import add_noise
+from fewstep.core.noise import Draws
+from fewstep.core.schedules import Shift, few_step_sigmas, with_shift
+from fewstep.core.solver import sample
+from fewstep.core.types import Conditioning
+from fewstep.objectives.fake_teacher import denoising_loss
+from fewstep.train.roles import Roles
+from fewstep.train.step import Metrics
+
+STEPS = 4
+
+
+class Health:
+    """A fixed set of prompts and noises, looked at every so often."""
+
+    def __init__(
+        self,
+        recipe: HealthRecipe,
+        cond: Conditioning,
+        *,
+        latent_shape: tuple[int, ...],
+        shift: Shift,
+        shift_scale: float = 1.0,
+    ) -> None:
+        """Draws the noises; nothing is evaluated yet.
+
+        Args:
+            recipe: How many samples, at which noise levels.
+            cond: The prompts.
+            latent_shape: Shape of one sample.
+            shift: What the model does to base sigmas.
+            shift_scale: The student's factor to it.
+        """
+        device = next(iter(cond.tensors.values())).device
+        draws, samples = Draws(0, 0, device), range(cond.batch)
+        self._recipe = recipe
+        self._cond = cond
+        self._start = draws.normal("health/start", samples, latent_shape)
+        self._eps = draws.normal("health/eps", samples, latent_shape)
+        base = torch.tensor(few_step_sigmas(STEPS, shift_scale))
+        self._sigmas = with_shift(base, shift).to(device)
+        self._baseline: tuple[Tensor, Tensor] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether a step is one to measure at; the start is."""
+        return step % self._recipe.every == 0
+
+    @torch.no_grad()
+    def measure(self, roles: Roles) -> Metrics:
+        """Drift of the student's few-step samples, and both teachers' losses on them.
+
+        ``health/mean_drift`` is in units of the standard deviation at the start, where the student
+        is the teacher; ``health/std_ratio`` is 1 there.
+        """
+        if self._baseline is None:
+            self._baseline = _moments(sample(roles.teacher, self._start, self._sigmas, self._cond))
+        x0 = sample(roles.student, self._start, self._sigmas, self._cond)
+        (mean, std), (mean_0, std_0) = _moments(x0), self._baseline
+        metrics = {"health/mean_drift": (mean - mean_0) / std_0, "health/std_ratio": std / std_0}
+        for sigma in self._recipe.sigmas:
+            sigmas = torch.full((len(x0),), sigma, device=x0.device)
+            xt = add_noise(x0, self._eps, sigmas)
+            for name, ask in (("fake_teacher", roles.fake_teacher), ("teacher", roles.teacher)):
+                loss = denoising_loss(ask(xt, sigmas, self._cond), x0, self._eps)
+                metrics[f"health/{name}_loss@{sigma:g}"] = loss
+        return metrics
+
+
+def _moments(x0: Tensor) -> tuple[Tensor, Tensor]:
+    return x0.mean(), x0.std()

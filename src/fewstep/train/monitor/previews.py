@@ -1,0 +1,195 @@
+"""Pictures of fixed prompts from fixed noise: the teacher's, drawn once, beside the student's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.config import ConfigError, PreviewRecipe, Recipe
+from fewstep.core.schedules import few_step_sigmas, with_shift
+from fewstep.core.solver import sample
+from fewstep.core.types import Conditioning, VelocityFn
+from fewstep.data.prompts import Encoder
+from fewstep.models.base import Backbone
+from fewstep.train.distributed import ALONE, Together
+from fewstep.train.memory.offload import vae_here
+from fewstep.train.roles import Roles
+from fewstep.utils.errors import unknown
+from fewstep.utils.files import digest_text, write_json
+
+PreviewScore: TypeAlias = Callable[[Tensor, Sequence[str], Tensor], float]
+"""``score(images, prompts, teacher_images) -> float``, higher is better; images [P, 3, H, W]."""
+
+_GAP = 2  # pixels between pictures
+
+
+def drift(images: Tensor, prompts: Sequence[str], teacher_images: Tensor) -> float:
+    """Minus the mean distance between the colour statistics of student and teacher, per prompt.
+
+    Compares mean and standard deviation of each channel; 0 is the best there is. It sees colour
+    casts and over-baked contrast, not whether the prompt was followed.
+    """
+    mean, std = images.mean((2, 3)), images.std((2, 3))
+    mean_t, std_t = teacher_images.mean((2, 3)), teacher_images.std((2, 3))
+    return -float(((mean - mean_t).abs() + (std - std_t).abs()).mean())
+
+
+_SCORES: dict[str, PreviewScore] = {"drift": drift}
+
+
+def preview_score(name: str) -> PreviewScore:
+    """The score a recipe names: ``drift``, or ``package.module:function``.
+
+    Raises:
+        ConfigError: There is no such score.
+    """
+    if name in _SCORES:
+        return _SCORES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        hint = str(unknown("score", name, _SCORES))
+        raise ConfigError(f"preview.score: {hint} (or write package.module:function)")
+    try:
+        score = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"preview.score: {name!r} cannot be imported: {error}") from error
+    if not callable(score):
+        raise ConfigError(f"preview.score: {name!r} is not a function")
+    return score
+
+
+class Preview:
+    """What a run shows of itself.
+
+    Attributes:
+        prompts: The prompts that are drawn and scored.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        folder: Path,
+        *,
+        prompts: Sequence[str],
+        model: str | None = None,
+        together: Together = ALONE,
+    ) -> None:
+        """Checks the score and draws the noise; no network is asked yet.
+
+        Args:
+            recipe: The run's recipe.
+            backbone: The model.
+            folder: The run's ``previews``.
+            prompts: What to draw.
+            model: Fingerprint of the model, so that another one's pictures are not taken for its.
+            together: The processes that draw: all do, as their networks may be split; one writes.
+        """
+        self._together = together
+        self.prompts = list(prompts)
+        self._recipe: PreviewRecipe = recipe.preview
+        self._backbone = backbone
+        self._identity = f"{recipe.model.model_dump_json()} {model}"
+        self._folder = folder
+        self._score = preview_score(self._recipe.score)
+        size = recipe.resolution.height, recipe.resolution.width
+        self._shift, self._scale = backbone.shift(*size), recipe.grid.shift_scale
+        self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
+        seeds = range(recipe.preview.seed, recipe.preview.seed + len(prompts))
+        self._noise = backbone.draw_noise(seeds, *size)
+        self._teacher_steps = self._recipe.teacher.steps or backbone.default_steps
+        scale = self._recipe.teacher.guidance
+        self._guidance = backbone.default_guidance if scale is None else scale
+        self._teacher_images: Tensor | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether a step is one to draw at; the start is."""
+        return step % self._recipe.every == 0
+
+    @torch.no_grad()
+    def draw(self, step: int, roles: Roles, encoder: Encoder) -> float:
+        """Draw the student and write ``step-00000100.png``; returns the score of the first column.
+
+        The picture has a row per prompt: the teacher's, then the student's at each number of steps.
+        """
+        teacher = self._teacher(roles, encoder)
+        grids = [few_step_sigmas(steps, self._scale) for steps in self._recipe.steps]
+        students = [self._sample(lambda cond: roles.student, base, encoder) for base in grids]
+        if self._together.first:
+            framed = [_framed(images) for images in (teacher, *students)]
+            rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
+            sheet = torch.cat(rows[: self._recipe.rows], dim=1)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_png(self._folder / f"step-{step:08d}.png", sheet)
+        return self._together.agreed(lambda: self._score(students[0], self.prompts, teacher))
+
+    def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
+        """The teacher's pictures: from memory, from a file of this run, or drawn now."""
+        if self._teacher_images is None:
+            file = self._folder / f"teacher-{self._key()}.safetensors"
+            if self._together.agreed(file.is_file):
+                self._teacher_images = load_file(file)["images"]
+                return self._teacher_images
+            base = few_step_sigmas(self._teacher_steps)
+            images = self._sample(self._guided(roles), base, encoder)
+            if self._together.first:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                save_file({"images": images}, file.with_suffix(".part"))
+                file.with_suffix(".part").replace(file)
+                self._describe()
+            self._teacher_images = images
+        return self._teacher_images
+
+    def _guided(self, roles: Roles) -> Callable[[Conditioning], VelocityFn]:
+        return lambda cond: self._backbone.guided(roles.teacher, cond.batch, self._guidance)
+
+    def _sample(
+        self,
+        velocity_for: Callable[[Conditioning], VelocityFn],
+        base: list[float],
+        encoder: Encoder,
+    ) -> Tensor:
+        """Pictures [P, 3, H, W] on the CPU, a micro-batch at a time."""
+        device = self._backbone.device
+        sigmas = with_shift(torch.tensor(base), self._shift).to(device)
+        images = []
+        for start in range(0, len(self.prompts), self._chunk):
+            part = slice(start, start + self._chunk)
+            cond = encoder.encode(self.prompts[part])
+            latents = sample(velocity_for(cond), self._noise[part].to(device), sigmas, cond)
+            with vae_here(self._backbone):
+                images.append(self._backbone.decode(latents).float().cpu())
+        return torch.cat(images).contiguous()
+
+    def _key(self) -> str:
+        settings = (
+            self._recipe.seed,
+            self._teacher_steps,
+            self._guidance,
+            tuple(self._noise.shape),
+        )
+        return digest_text(self._identity, repr(settings), *self.prompts)
+
+    def _describe(self) -> None:
+        columns = [f"teacher, {self._teacher_steps} steps, guidance {self._guidance:g}"]
+        columns += [f"student, {steps} steps" for steps in self._recipe.steps]
+        content = {"columns": columns, "rows": self.prompts[: self._recipe.rows]}
+        write_json(self._folder / "previews.json", content | {"seed": self._recipe.seed})
+
+
+def _framed(images: Tensor) -> Tensor:
+    """Pictures with a white margin on the right and below."""
+    return torch.nn.functional.pad(images, (0, _GAP, 0, _GAP), value=1.0)
+
+
+def _write_png(file: Path, image: Tensor) -> None:
+    pixels = (image.clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(file.with_suffix(".part"), format="PNG")
+    file.with_suffix(".part").replace(file)

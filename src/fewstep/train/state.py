@@ -1,0 +1,387 @@
+"""A run between two steps: what it is made of, and what has to be saved to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fewstep import __version__, models, objectives
+from fewstep.config import ConfigError, Recipe, parse_recipe
+from fewstep.core.schedules import Shift
+from fewstep.data.embeddings import Embeddings, StoredEncoder
+from fewstep.data.precompute import stored
+from fewstep.data.prompts import Encoder, Order, Prompts, read_prompts
+from fewstep.models.base import Backbone
+from fewstep.objectives import Objective
+from fewstep.train.checkpoint.manager import Saving
+from fewstep.train.checkpoint.store import Checkpoint, read
+from fewstep.train.distributed import ALONE, SharedUpdater, Together, shard
+from fewstep.train.memory.offload import encoders_alone, leave_vae, refuse_sharded
+from fewstep.train.memory.quantization import quantise
+from fewstep.train.monitor.health import Health
+from fewstep.train.monitor.logger import Log, NoLog
+from fewstep.train.monitor.previews import Preview, preview_score
+from fewstep.train.optim import Ema, Rate
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
+from fewstep.train.step import Algorithm, Trainees
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import digest_model
+from fewstep.utils.hardware import pick_device
+
+PREVIEWS, CHECKPOINTS = "previews", "checkpoints"
+_MAY_CHANGE = (
+    "train.steps",
+    "train.device",
+    "model.force",
+    "data.cache_gb",
+    "data.cache",
+    "parallel",
+    "checkpoint",
+    "log",
+    "evaluate",
+    "card",
+    "memory.offload_optimizer",
+    "memory.offload_ema",
+    "memory.offload_vae",
+)
+"""What a resumed run may set anew; all else decides what the weights become."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a recipe asks for, found to be there before any weight is loaded."""
+
+    objectives: list[Objective]
+    prompts: Prompts
+    preview_prompts: list[str]
+    device: torch.device
+    embeddings: Embeddings | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything a run consists of.
+
+    Attributes:
+        recipe: What was asked for.
+        folder: Where the run lives.
+        backbone: The model.
+        trainees: Networks and optimizers.
+        algorithm: What Algorithm 1 leaves open, decided.
+        order: Which prompts come when.
+        encoder: What encodes them.
+        preview: What draws pictures of fixed prompts.
+        health: What measures a few fixed samples.
+        log: Where figures go.
+        identity: Fingerprints of what the weights depend on besides the recipe.
+        saving: What writes checkpoints.
+        together: The processes that make up the run.
+        step: Finished iterations.
+        evaluations: Network evaluations spent in them, in samples.
+        seconds: Time spent in them.
+        scores: Preview scores by step.
+    """
+
+    recipe: Recipe
+    folder: Path
+    backbone: Backbone
+    trainees: Trainees
+    algorithm: Algorithm
+    order: Order
+    encoder: Encoder | StoredEncoder
+    preview: Preview
+    health: Health
+    log: Log
+    identity: dict[str, str | None]
+    saving: Saving
+    together: Together = ALONE
+    step: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    scores: dict[int, float] = field(default_factory=dict)
+
+
+# ----------------------------------------------------------------------------------------- setup
+
+
+def check(recipe: Recipe) -> Checked:
+    """Look for everything a recipe names, except the model's weights.
+
+    Raises:
+        FewstepError: Something is not there; one line says what.
+    """
+    preview_score(recipe.preview.score)
+    found = []
+    for number, each in enumerate(recipe.objectives):
+        try:
+            found.append(objectives.build(each.name, **each.settings))
+        except FewstepError as error:
+            raise ConfigError(f"objectives.{number}: {error}") from error
+    data = recipe.data
+    prompts = read_prompts(data.prompts, column=data.column, split=data.split)
+    device = pick_device(recipe.train.device, "train.device")
+    previewed = _preview_prompts(recipe, prompts)
+    embeddings = stored(recipe, prompts.distinct, previewed) if data.cache is not None else None
+    return Checked(found, prompts, previewed, device, embeddings)
+
+
+def build(
+    recipe: Recipe,
+    folder: Path,
+    checked: Checked,
+    console: Console,
+    together: Together = ALONE,
+) -> Run:
+    """Load the model and put a run together, at step 0; writes nothing."""
+    kind = Log if together.first else NoLog
+    log = kind(folder, recipe.log, total=recipe.train.steps, console=console)
+    wanted = recipe.model
+    backbone = models.load(
+        wanted.path,
+        dtype=wanted.dtype,
+        force=wanted.force,
+        encoders=checked.embeddings is None,
+        **wanted.options,
+    )
+    if recipe.memory.base is not None:
+        quantise(backbone, recipe.memory.base)  # first: the whole may not fit the device
+    encoder = _encoder(recipe, backbone, checked)
+    backbone.to(checked.device)
+    if recipe.memory.offload_vae:
+        leave_vae(backbone)
+    told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
+    objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
+    backbone.refuse_shift_scale(recipe.grid.shift_scale)
+    size = recipe.resolution.height, recipe.resolution.width
+    shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
+    previews, model = folder / PREVIEWS, digest_model(backbone.source)
+    preview = Preview(
+        recipe,
+        backbone,
+        previews,
+        prompts=checked.preview_prompts,
+        model=model,
+        together=together,
+    )
+    return Run(
+        recipe=recipe,
+        folder=folder,
+        backbone=backbone,
+        trainees=_trainees(recipe, backbone, together),
+        algorithm=_algorithm(recipe, checked.objectives, shape, shift),
+        order=Order(checked.prompts.texts, recipe.train.seed),
+        encoder=encoder,
+        preview=preview,
+        health=_health(recipe, encoder, checked, shape, shift),
+        log=log,
+        identity={
+            "prompts": checked.prompts.digest,
+            "model": model,
+            "embeddings": _digest_of_embeddings(checked),
+        },
+        saving=Saving(folder / CHECKPOINTS, recipe.checkpoint, together),
+        together=together,
+    )
+
+
+def _health(
+    recipe: Recipe,
+    encoder: Encoder | StoredEncoder,
+    checked: Checked,
+    shape: tuple[int, ...],
+    shift: Shift,
+) -> Health:
+    watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
+    scale = recipe.grid.shift_scale
+    return Health(recipe.health, watched, latent_shape=shape, shift=shift, shift_scale=scale)
+
+
+def _encoder(recipe: Recipe, backbone: Backbone, checked: Checked) -> Encoder | StoredEncoder:
+    if checked.embeddings is not None:
+        return StoredEncoder(checked.embeddings, backbone)
+    encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
+    if recipe.data.encode_ahead:
+        with encoders_alone(backbone):  # both at once need not fit the device
+            backbone.to(checked.device)
+            encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
+    return encoder
+
+
+def _digest_of_embeddings(checked: Checked) -> str | None:
+    if checked.embeddings is None:
+        return None
+    return checked.embeddings.digest([*checked.prompts.distinct, *checked.preview_prompts])
+
+
+def _trainees(recipe: Recipe, backbone: Backbone, together: Together) -> Trainees:
+    device = backbone.device
+    if together.sharded:
+        backbone.net.to("cpu")  # three copies that are whole need not fit the accelerator
+        refuse_sharded(recipe)
+    memory, seed = recipe.memory, recipe.train.seed
+    roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
+    if together.sharded:
+        shard(roles, backbone, together, device)
+    rate = Rate(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
+    settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
+    updaters = {
+        role: SharedUpdater(
+            role,
+            roles.parameters(role),
+            settings[role],
+            rate=rate,
+            on_host=memory.offload_optimizer,
+            seed=seed,
+        )
+        for role in TRAINED
+    }
+    for updater in updaters.values():
+        updater.together = together
+    ema = None
+    if recipe.ema:
+        student = roles.parameters(STUDENT)
+        ema = Ema(student, recipe.ema.max_decay, on_host=memory.offload_ema)
+    return Trainees(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
+
+
+def _algorithm(
+    recipe: Recipe, found: list[Objective], shape: tuple[int, ...], shift: Any
+) -> Algorithm:
+    return Algorithm(
+        objectives=found,
+        grid=recipe.grid,
+        shift=shift,
+        latent_shape=shape,
+        every=recipe.student.every,
+        law=recipe.fake_teacher.law,
+        target=recipe.fake_teacher.target,
+        fake_updates=recipe.fake_teacher.updates,
+        pull=recipe.fake_teacher.pull,
+        fused=recipe.train.step == "fused",
+        batch_teachers=recipe.train.batch_teachers,
+    )
+
+
+def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
+    """Written out in the recipe, of the file it names, or the first ones of training."""
+    source = training.distinct
+    if recipe.preview.prompts is not None:
+        source = list(recipe.preview.prompts)
+    elif recipe.preview.path is not None:
+        source = read_prompts(recipe.preview.path).distinct
+    if not source:
+        raise ConfigError("preview.prompts: the list is empty")
+    return source[: recipe.preview.count]
+
+
+# ------------------------------------------------------------------------------ saving, going on
+
+
+def groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
+    """All tensors of a run's state, one group per file."""
+    trainees = run.trainees
+    found: dict[str, Mapping[str, Tensor]] = {
+        role: trainees.roles.parameters(role) for role in TRAINED
+    }
+    found["optimizers"] = trainees.student.tensors() | trainees.fake_teacher.tensors()
+    if trainees.ema is not None:
+        found["ema"] = trainees.ema.weights
+    return found
+
+
+def state(run: Run) -> dict[str, Any]:
+    """All else of a run's state, as JSON holds it."""
+    trainees = run.trainees
+    return {
+        "score": run.scores.get(run.step),
+        "scores": run.scores,
+        "prompt_cursor": run.step * run.recipe.data.batch_size,
+        "evaluations": run.evaluations,
+        "seconds": run.seconds,
+        "updates": {
+            STUDENT: trainees.student.updates,
+            FAKE_TEACHER: trainees.fake_teacher.updates,
+            "ema": trainees.ema.updates if trainees.ema else 0,
+        },
+        "pending_metrics": run.log.pending,
+        "identity": run.identity,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "versions": {"fewstep": __version__, "torch": torch.__version__},
+    }
+
+
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Put a freshly built run into a saved state, whoever saved it: one process or several.
+
+    Args:
+        run: The run, at step 0.
+        saved: A checked checkpoint; each process reads what it holds of it.
+
+    Raises:
+        FewstepError: The recipe, the prompts or the model are not those of the saved run.
+    """
+    content, updates = saved.state, saved.state["updates"]
+    _refuse_another(run, content)
+    trainees = run.trainees
+    saved = read(saved, lambda key: _like(run, key))
+    for role in TRAINED:
+        load_parameters(trainees.roles.parameters(role), saved.groups[role])
+    for updater in (trainees.student, trainees.fake_teacher):
+        updater.load(saved.groups["optimizers"], updates[updater.role])
+    if trainees.ema is not None:
+        trainees.ema.load(saved.groups["ema"], updates["ema"])
+    run.step = content["step"]
+    run.evaluations = content["evaluations"]
+    run.seconds = content["seconds"]
+    run.scores = {int(step): score for step, score in content["scores"].items()}
+    run.log.pending = content["pending_metrics"]
+
+
+def _like(run: Run, key: str) -> Tensor | None:
+    """The parameter that a saved tensor belongs to, and is split like."""
+    group, _, name = key.partition("/")
+    role = STUDENT if group == "ema" else group
+    if group == "optimizers":
+        role, moment, name = name.split("/", 2)
+        if moment == "step":
+            return None
+    return run.trainees.roles.parameters(role).get(name)
+
+
+def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
+    for what, digest in run.identity.items():
+        if content["identity"].get(what) != digest:
+            raise FewstepError(
+                f"the {what} are not those the run was started with; resume with those"
+            )
+    new, old = _flat(run.recipe.model_dump(mode="json")), _flat(_respelled(content["recipe"]))
+    for key in sorted(new.keys() | old.keys()):
+        free = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
+        if not free and new.get(key) != old.get(key):
+            raise FewstepError(
+                f"{key}: the run was started with {old.get(key)!r}, not {new.get(key)!r}; "
+                "start another run folder or set it back"
+            )
+
+
+def _respelled(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved recipe with every value as it is written now: versions may spell one otherwise."""
+    try:
+        return parse_recipe(saved).model_dump(mode="json")
+    except ConfigError:  # a key that is gone differs, and is named by who compares
+        return saved
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{path}.{key}" if path else key)
+    return found

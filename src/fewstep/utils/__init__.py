@@ -1,0 +1,1 @@
+"""Small helpers without mathematics: errors, files, resources, hardware, YAML."""

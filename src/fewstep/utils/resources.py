@@ -1,0 +1,35 @@
+"""Paths to files, whether on disk or shipped inside an installed package."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from fewstep.utils.errors import FewstepError
+
+SCHEME = "package://"
+_MOVED = {"fewstep.world": "fewstep.toyworld"}
+"""Packages under the names that older run folders know them by."""
+
+
+def resolve(path: str | Path) -> Path:
+    """Path on disk of a file or folder, which need not exist.
+
+    ``package://fewstep.toyworld/data/pipeline`` is ``data/pipeline`` inside the installed package
+    ``fewstep.world``; everything else is an ordinary path, ``~`` included.
+
+    Args:
+        path: What the user wrote.
+
+    Raises:
+        FewstepError: The package is not installed.
+    """
+    text = str(path)
+    if not text.startswith(SCHEME):
+        return Path(path).expanduser()
+    package, _, inside = text.removeprefix(SCHEME).partition("/")
+    package = _MOVED.get(package, package)
+    try:
+        return Path(str(resources.files(package))) / inside
+    except (ImportError, TypeError, ValueError) as error:
+        raise FewstepError(f"{text}: package {package!r} is not installed") from error

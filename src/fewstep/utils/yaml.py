@@ -1,0 +1,72 @@
+"""YAML as people expect it: ``1e-5`` is a number, ``on`` is a word, a key given twice is an error.
+
+PyYAML follows YAML 1.1, where ``lr: 1e-5`` is a string, ``name: no`` is a boolean and the second of
+two equal keys wins silently.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from yaml import YAMLError
+
+__all__ = ["YAMLError", "dump", "load"]
+
+
+class _Rules:
+    """Scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+class _Loader(_Rules, yaml.SafeLoader):
+    """Reads YAML 1.2 scalars; refuses duplicate keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Mapping of a node whose keys must differ."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(_Rules, yaml.SafeDumper):
+    """Quotes exactly the words that `_Loader` would not read as words."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values out in full: no anchors in a file for people."""
+        return True
+
+
+_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_SCALARS = (  # tag, pattern, first characters; the first pattern that fits wins
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", rf"{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
+)
+for _tag, _pattern, _first in _SCALARS:
+    for _owner in (_Loader, _Dumper):
+        _owner.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+        )
+
+
+def load(text: str) -> Any:
+    """Value that a YAML text stands for.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML, or gives a key twice.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def dump(value: Any) -> str:
+    """YAML text of a plain value, keys in their order; `load` gives the value back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)

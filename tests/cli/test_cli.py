@@ -1,0 +1,310 @@
+"""The command line: what it prints where, its exit codes, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from fewstep import cli, recipes
+from fewstep.cli import doctor
+from fewstep.config import load_recipe
+from fewstep.objectives import build
+from fewstep.utils.errors import FewstepError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+model: {path: MODEL, options: {max_sequence_length: 8}}
+data: {prompts: PROMPTS, batch_size: 2}
+resolution: {height: 64, width: 64}
+grid: {name: random, max_steps: 2}
+objectives: [{name: ca}, {name: dm}, {name: cdm}]
+student: {every: 1}
+train: {steps: 2, warmup: 0}
+checkpoint: {every: 1}
+preview: {every: 2, count: 2, rows: 2, teacher: {steps: 2}}
+health: {every: 2, count: 2}
+evaluate:
+  prompts: PROMPTS
+  count: 3
+  repeats: [1, 2]
+  gallery: 2
+  truth: scenes
+  arms: [{model: teacher, steps: 3}, {model: student, steps: 4}]
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for a random SD3 pipeline of the real classes; a few seconds from end to end."""
+    from fewstep.toyworld.pipeline import build as build_pipeline
+
+    folder = tmp_path_factory.mktemp("tiny")
+    build_pipeline(0).save_pretrained(folder / "model")
+    (folder / "prompts.txt").write_text("red circle\nblue square on gray\ngreen cross\n")
+    text = TINY.replace("MODEL", str(folder / "model"))
+    (folder / "tiny.yaml").write_text(text.replace("PROMPTS", str(folder / "prompts.txt")))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path) -> Path:
+    """A run folder that has been through every stage."""
+    folder = tiny.parent / "run"
+    assert cli.run(["demo", "--recipe", str(tiny), "--out", str(folder), "--json"]) == 0
+    return folder
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a mistake: exit code 2, nothing on stdout."""
+    assert cli.run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1, said.err
+    return said.err
+
+
+def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    """The one JSON object of a command that went well."""
+    capsys.readouterr()
+    assert cli.run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# ------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["dstill"], "distill"),
+        (["sample", "x", "--stps", "4"], "--steps"),
+        (["sample", "x", "--steps", "9", "--prompt", "a"], "--steps"),
+        (["sample", "x"], "--prompt"),
+        (["sample", "x", "--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["sample", "./nowhere", "--prompt", "a"], "nowhere"),
+        (["distill"], "RECIPE"),
+        (["distill", "demoo"], "'demo'"),
+        (["distill", "demo", "--set", "train.stepss=3"], "did you mean 'steps'"),
+        (["distill", "demo", "--set", "model.pth=x"], "did you mean 'path'"),
+        (["distill", "demo", "--set", "train.steps=many"], "train.steps"),
+        (["distill", "demo", "--set", "train"], "section.key=value"),
+        (["distill", "demo", "--set", "data.prompts=nowhere.txt"], "nowhere.txt"),
+        (["export", "./nowhere"], "not a run folder"),
+        (["evaluate", "./nowhere"], "not a run folder"),
+        (["compare", "./nowhere"], "two or more"),
+        (["compare", "./nowhere", "./neither"], "summary.json"),
+        (["world", "shw"], "show"),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(arguments, expected, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(arguments, capsys)
+    assert list(tmp_path.iterdir()) == [], "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: [", "YAML"),
+        ("- 1\n", "mapping"),
+        ("model: {path: x}\nmodle: {}\n", "'model'"),
+        ("\xff", "UTF-8"),
+    ],
+)
+def test_a_broken_recipe_is_one_line(text, expected, capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    out = tmp_path / "run"
+    assert expected in refused(["distill", str(path), "--out", str(out)], capsys)
+    assert not out.exists()
+
+
+def test_an_objective_that_is_not_there_writes_nothing(tiny, capsys, tmp_path):
+    out = tmp_path / "run"
+    command = ["distill", str(tiny), "--out", str(out), "--set", "objectives=[{name: cdmm}]"]
+    assert "'cdm'" in refused(command, capsys)
+    assert not out.exists()
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.run(["doctor"])
+
+
+def test_debug_shows_the_traceback_of_mistakes_too(monkeypatch):
+    monkeypatch.setenv("FEWSTEP_DEBUG", "1")
+    with pytest.raises(FewstepError):
+        cli.run(["distill", "nowhere.yaml"])
+
+
+# ------------------------------------------------------------------------------ processes
+
+
+def process(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "fewstep", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, **more)
+
+
+def test_no_arguments_show_the_help():
+    run = process()
+    assert run.returncode == 0
+    for name in ("demo", "distill", "sample", "evaluate", "export", "compare", "models", "doctor"):
+        assert f"  {name}" in run.stdout
+    assert "\x1b" not in run.stdout, "no colours into a pipe"
+    assert "╭" not in run.stdout, "no frames into a pipe"
+
+
+def test_a_mistake_in_a_process_exits_with_2():
+    run = process("distill", "demoo")
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "did you mean 'demo'" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_error():
+    python, source = sys.executable, ROOT / "src"
+    line = f"PYTHONPATH='{source}' '{python}' -m fewstep --help | true"
+    run = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert "Traceback" not in run.stderr
+
+
+def test_every_command_has_help_and_json():
+    group = typer.main.get_command(cli.app)
+    commands = {**group.commands, **group.commands["world"].commands}
+    for name, command in commands.items():
+        if name != "world":
+            assert command.help, name
+            assert any("--json" in option.opts for option in command.params), f"{name} lacks --json"
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+def test_version(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("fewstep ")
+
+
+def test_models_lists_what_can_be_distilled(capsys):
+    rows = answer(["models"], capsys)["models"]
+    assert any("StableDiffusion3Pipeline" in row["pipelines"] for row in rows)
+    assert cli.run(["models"]) == 0
+    assert "StableDiffusion3Pipeline" in capsys.readouterr().out
+
+
+def test_doctor_tells_a_truncated_weight_file(tmp_path):
+    from fewstep.toyworld.pipeline import build as build_pipeline
+
+    build_pipeline(0).save_pretrained(tmp_path)
+    count, size = doctor.check_folder(tmp_path)
+    assert count == 5
+    assert size > 0
+    weights = next(tmp_path.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(FewstepError, match=weights.name):
+        doctor.check_folder(tmp_path)
+
+
+def test_doctor_fails_where_it_may_not_write(monkeypatch, tmp_path):
+    def forbidden(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", forbidden)
+    checks = {check.name: check for check in doctor.examine(tmp_path / "not" / "yet")}
+    assert checks["write here"].status == "fail"
+    assert checks["write here"].fix
+    assert checks["python"].status == checks["torch"].status == "ok"
+    assert not doctor.as_json(list(checks.values()))["ok"]
+
+
+def test_world_show_draws(capsys, tmp_path):
+    out = tmp_path / "deep" / "scenes.png"
+    made = answer(["world", "show", "--out", str(out), "--count", "2"], capsys)
+    assert len(made["prompts"]) == 2
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_from_recipe_to_report(finished, capsys):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "export/README.md"):
+        assert (finished / name).is_file(), name
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["bars_met"] == all(bar["met"] for bar in summary["bars"])
+    assert summary["seconds"] > 0
+
+
+def test_a_demo_that_did_not_draw_the_teacher_does_not_claim_its_minutes(finished, tiny, capsys):
+    again = tiny.parent / "again"
+    assert cli.run(["demo", "--recipe", str(tiny), "--out", str(again)]) == 0
+    assert "an earlier run's" in capsys.readouterr().err
+    summary = json.loads((again / "summary.json").read_text())
+    (minutes,) = [bar for bar in summary["bars"] if bar["name"] == "minutes"]
+    assert summary["seconds"] is None and minutes["value"] is None and not minutes["met"]
+
+
+def test_evaluate_prints_a_table(finished, capsys):
+    assert cli.run(["evaluate", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "student@4" in said
+    assert "report.html" in said
+
+
+def test_export_and_sample(finished, capsys, tmp_path):
+    out = tmp_path / "student"
+    assert answer(["export", str(finished), "--out", str(out)], capsys)["folder"] == str(out)
+    drawn = tmp_path / "drawn"
+    command = ["sample", str(out), "--prompt", "red circle", "--steps", "2", "--out", str(drawn)]
+    made = answer(command, capsys)
+    assert [row["prompt"] for row in made["images"]] == ["red circle"]
+    assert (drawn / made["images"][0]["file"]).is_file()
+
+
+def test_compare_puts_runs_side_by_side(finished, capsys):
+    found = answer(["compare", str(finished), str(finished)], capsys)
+    left, right = found["figures"]["student@4.evaluations"]
+    assert left == right == 4
+    assert cli.run(["compare", str(finished), str(finished)]) == 0
+    assert "student@4.evaluations" in capsys.readouterr().out
+
+
+def test_distill_resumes_and_refuses_to_overwrite(tiny, capsys, tmp_path):
+    command = ["distill", str(tiny), "--out", str(tmp_path / "run")]
+    assert answer(command, capsys)["finished"]
+    assert "--resume" in refused(command, capsys)
+    more = [*command, "--resume", "--set", "train.steps=3"]
+    assert answer(more, capsys) == {"run": str(tmp_path / "run"), "step": 3, "finished": True}
+
+
+# ------------------------------------------------------------------------------ recipes
+
+
+@pytest.mark.parametrize("name", recipes.available())
+def test_every_recipe_is_valid(name, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    yours = [] if name.startswith("demo") else [f"data.prompts={prompts}"]
+    given = load_recipe(recipes.find(name), yours)
+    assert given.objectives
+    for objective in given.objectives:
+        assert build(objective.name, **objective.settings).name == objective.name
+    text = recipes.find(name).read_text(encoding="utf-8")
+    assert text.startswith("#"), "a recipe begins with what it is for and its command"
+
+
+def test_recipes_nobody_ran_say_so():
+    for name in recipes.available():
+        if not name.startswith("demo"):
+            text = recipes.find(name).read_text(encoding="utf-8")
+            assert "untested at full size here" in text
