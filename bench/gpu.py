@@ -32,7 +32,7 @@ from torch import Tensor
 from fewstep.config.memory import MemoryRecipe
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid
-from fewstep.train.determinism import repeatable
+from fewstep.train.determinism import deterministic
 from fewstep.train.roles import STUDENT
 from fewstep.train.step import iteration
 from fewstep.utils.hardware import describe, peak_memory_gb
@@ -109,11 +109,11 @@ class Turns:
         subject = self.subject
         algorithm = replace(subject.algorithm, fused=SIDES[kind][0] == "fused")
         counted = Counted(subject.backbone)
-        return Side(subject.trainees, algorithm, subject.batch, counted, self.size.device)
+        return Side(subject.train_state, algorithm, subject.batch, counted, self.size.device)
 
     def _turn(self, kind: str, side: Side, grids: tuple[int, int], number: int) -> None:
         compiled = SIDES[kind][1] and not self.size.tiny
-        self.subject.trainees.roles.backbone = side.counted
+        self.subject.train_state.roles.backbone = side.counted
         with torch.compiler.set_stance("default" if compiled else "force_eager"):
             side.update(number, grids)
 
@@ -156,8 +156,10 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def memory(model: str, name: str, overrides: list[str], bar: float, size: Size) -> dict[str, Any]:
-    """Most memory in two student updates at batch 1, and which bar in 1e9 bytes it has to meet."""
+def memory(
+    model: str, name: str, overrides: list[str], criterion: float, size: Size
+) -> dict[str, Any]:
+    """Most memory in two student updates at batch 1, and the bound on it in 1e9 bytes."""
     subject = build(model, name, ["data.batch_size=1", *overrides], size)
     cuda, seconds = size.device.type == "cuda", []
     if cuda:
@@ -167,10 +169,10 @@ def memory(model: str, name: str, overrides: list[str], bar: float, size: Size) 
     algorithm = replace(subject.algorithm, grid=RandomGrid(min_steps=2, max_steps=2))
     for step in range(LATE, LATE + 2 * EVERY):  # the second student update has all its moments
         began = now(size.device)
-        iteration(subject.trainees, [subject.batch], Draws(0, step, size.device), algorithm)
+        iteration(subject.train_state, [subject.batch], Draws(0, step, size.device), algorithm)
         seconds.append(round(now(size.device) - began, 3))
     peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else peak_memory_gb()
-    trained = subject.trainees.roles.parameters(STUDENT).values()
+    trained = subject.train_state.roles.parameters(STUDENT).values()
     return {
         "recipe": name,
         "settings": ["data.batch_size=1", *overrides],
@@ -178,8 +180,8 @@ def memory(model: str, name: str, overrides: list[str], bar: float, size: Size) 
         "peak_gb": round(peak, 3),
         "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 3) if cuda else None,
         "planned_gb": subject.planned / 1e9,
-        "bar_gb": bar,
-        "bar_met": peak < bar if cuda else None,
+        "bar_gb": criterion,
+        "bar_met": peak < criterion if cuda else None,
         "iteration_seconds": seconds,
     }
 
@@ -225,7 +227,7 @@ def child(part: str, size: Size) -> dict[str, Any]:
     """One part, in this process; an error is a result as well."""
     began = time.perf_counter()
     try:
-        with repeatable(True):  # as recipes have it unless told
+        with deterministic(True):  # as recipes have it unless told
             found = PARTS[part][0](size)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]

@@ -17,13 +17,13 @@ from fewstep.config import Recipe, load_recipe
 from fewstep.core.types import Conditioning
 from fewstep.models import Backbone
 from fewstep.planning.dry_run import build_objectives
-from fewstep.planning.dummy_conditioning import stand_in
+from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.estimate import Estimate
-from fewstep.train.distributed import ALONE
-from fewstep.train.memory.quantization import quantise
+from fewstep.train.distributed import SINGLE
+from fewstep.train.memory.quantization import quantize
 from fewstep.train.roles import cast
 from fewstep.train.state import _algorithm, _trainees
-from fewstep.train.step import Algorithm, Batch, Trainees
+from fewstep.train.step import Algorithm, Batch, TrainState
 
 LATE = 1000  # a step at which the recipes' weights have warmed up
 SIDES = {"plain": ("plain", False), "fused": ("fused", False), "compiled": ("fused", True)}
@@ -107,7 +107,7 @@ class Subject:
     Attributes:
         recipe: The shipped one with its overrides.
         backbone: Its model.
-        trainees: Networks and optimizers.
+        train_state: Networks and optimizers.
         algorithm: What one iteration does.
         batch: Random prompts.
         tflop: Arithmetic of one forward pass of one sample, in 1e12.
@@ -116,7 +116,7 @@ class Subject:
 
     recipe: Recipe
     backbone: Backbone
-    trainees: Trainees
+    train_state: TrainState
     algorithm: Algorithm
     batch: Batch
     tflop: float
@@ -130,7 +130,7 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     objectives, count = build_objectives(recipe), recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_configs(model, Path(folder), tiny=size.tiny)
-        backbone = models.outline(folder, **recipe.model.options)
+        backbone = models.load_meta(folder, **recipe.model.options)
     estimate = Estimate(backbone, objectives, 1, not size.tiny)
     items = [each for each in estimate.memory(recipe) if each.counts and each.name not in NOT_HERE]
     flops = estimate.trace(recipe).flops
@@ -140,13 +140,13 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
         net = cast(type(empty).from_config(empty.config), dtype).eval()
     setattr(backbone.pipe, backbone.net_name, net)
     if recipe.memory.base is not None:
-        quantise(backbone, recipe.memory.base)
+        quantize(backbone, recipe.memory.base)
     pixels = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*pixels), backbone.shift(*pixels)
     return Subject(
         recipe,
         backbone,
-        _trainees(recipe, backbone, ALONE),
+        _trainees(recipe, backbone, SINGLE),
         _algorithm(recipe, objectives, shape, shift),
         Batch(texts(backbone, count), texts(backbone, count), torch.arange(count)),
         tflop=flops / 1e12,
@@ -167,7 +167,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def texts(backbone: Backbone, batch: int) -> Conditioning:
     """Random encoded prompts, of the shapes that the family's real ones have."""
-    shapes = stand_in(backbone, batch, next(backbone.net.parameters()).dtype).tensors
+    shapes = dummy_conditioning(backbone, batch, next(backbone.net.parameters()).dtype).tensors
 
     def filled(blank: Tensor) -> Tensor:
         return torch.randn(blank.shape, dtype=blank.dtype, device=backbone.device)

@@ -83,7 +83,7 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     from fewstep.config import Recipe, parse_recipe
     from fewstep.config.strict import apply_override
     from fewstep.core.noise import Draws
-    from fewstep.planning.memory_tracker import LiveBytes
+    from fewstep.planning.memory_tracker import MemoryTracker
     from fewstep.train.state import build, check
     from fewstep.train.step import iteration
     from fewstep.train.trainer import _batch
@@ -103,15 +103,15 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
         apply_override(data, override, Recipe)
     recipe = parse_recipe(data)
     run = build(recipe, folder / "run", check(recipe), Console(file=io.StringIO()))
-    with LiveBytes() as live:
-        nets = {id(net): net for net in map(run.trainees.roles.net, ROLES)}
+    with MemoryTracker() as live:
+        nets = {id(net): net for net in map(run.train_state.roles.net, ROLES)}
         for net in (*nets.values(), run.backbone.pipe.vae):
             live.watch(net.state_dict().values())
-        if run.trainees.ema is not None:
-            live.watch(run.trainees.ema.weights.values())
+        if run.train_state.ema is not None:
+            live.watch(run.train_state.ema.weights.values())
         for step in range(2):
             draws = Draws(0, step, run.backbone.device)
-            iteration(run.trainees, _batch(run), draws, run.algorithm)
+            iteration(run.train_state, _batch(run), draws, run.algorithm)
     if torch.cuda.is_available():
         return {"mb": torch.cuda.max_memory_allocated() / 1e6}
     return {"mb": live.peak / 1e6}

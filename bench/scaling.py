@@ -5,7 +5,7 @@
 
 Each measurement is a run of its own under torchrun on the random tiny Stable Diffusion 3. The
 numbers of processes take turns, so that what else the machine does falls on all alike. Told are the
-wall time of an iteration and the processor time of all processes together: on a machine with fewer
+wall time of an iteration and the processor time of all processes processes: on a machine with fewer
 free cores than processes only the latter says anything, namely what the sharing itself costs.
 """
 
@@ -117,7 +117,7 @@ def prepare(folder: Path, wanted: argparse.Namespace) -> Path:
 
 
 def measure(processes: int, recipe: Path, out: Path) -> dict[str, float]:
-    """Seconds an iteration of one run: wall time, and processor time of all processes together."""
+    """Seconds an iteration of one run: wall time, and processor time of all processes processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,24 +137,24 @@ def work(recipe_file: Path, out: Path) -> None:
     from rich.console import Console
 
     from fewstep.config import load_recipe
-    from fewstep.train.distributed import joined
+    from fewstep.train.distributed import init_distributed
     from fewstep.train.state import build, check
     from fewstep.train.trainer import advance
 
     recipe, console = load_recipe(recipe_file), Console(quiet=True)
     out.mkdir(exist_ok=True)
     walls, cpus = [], []
-    with joined(recipe.parallel, recipe.data, "cpu") as together:
-        run = build(recipe, out, check(recipe), console, together)
+    with init_distributed(recipe.parallel, recipe.data, "cpu") as processes:
+        run = build(recipe, out, check(recipe), console, processes)
         with run.log.opened(0):
             for _ in range(recipe.train.steps):
                 wall, cpu = time.perf_counter(), time.process_time()
                 advance(run)
                 walls.append(time.perf_counter() - wall)
                 cpus.append(time.process_time() - cpu)
-        each = together.gather(cpus) if together.size > 1 else [cpus]
+        each = processes.gather(cpus) if processes.size > 1 else [cpus]
         run.saving.wait()
-    if together.first:
+    if processes.first:
         cpus = [sum(row) for row in zip(*each, strict=True)]
         middle = {"wall_s": walls[WARM:-1], "cpu_s": cpus[WARM:-1]}  # the last one also saves
         print(json.dumps({name: statistics.mean(row) for name, row in middle.items()}))

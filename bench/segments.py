@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep.core.schedules import StaticShift, few_step_sigmas
 from fewstep.core.solver import sample
 from fewstep.evaluation.metrics.oracle import attribute_shares, wholly_right
-from fewstep.evaluation.runner import make_reader, resolve_arms
+from fewstep.evaluation.runner import make_extractor, resolve_configurations
 from fewstep.inference.load import Run
 from fewstep.inference.sample import guided_velocity
 from fewstep.models import Backbone
@@ -54,20 +54,27 @@ def main() -> None:
             parser.error(f"{plan!r} is no plan: {STEPS} signs, each S, T or a digit from 1")
     run = Run.open(asked.run)
     settings = run.recipe.evaluate
-    reader, backbone = make_reader(settings), run.load_backbone()
-    if reader.truth is None:
+    extractor, backbone = make_extractor(settings), run.load_backbone()
+    if extractor.truth is None:
         parser.error("the run's recipe has no evaluate.truth")
-    arms = [arm for arm in resolve_arms(settings, run, backbone) if arm.model == "teacher"]
-    guidance = max((arm.sampler.guidance for arm in arms), default=backbone.default_guidance)
+    configurations = [
+        configuration
+        for configuration in resolve_configurations(settings, run, backbone)
+        if configuration.model == "teacher"
+    ]
+    guidance = max(
+        (configuration.sampler.guidance for configuration in configurations),
+        default=backbone.default_guidance,
+    )
     teacher = copy.deepcopy(backbone.net)  # the student's weights take its place
     student = run.load_student(backbone).net
-    prompts = list(reader.prompts[: asked.count])
+    prompts = list(extractor.prompts[: asked.count])
     for plan in asked.plans:
         own, images = run.recipe.grid.shift_scale, []
         walks = segments(backbone, run.size, plan, asked.fine, shift_scale=own)
-        for start in range(0, len(prompts), reader.batch):
-            part = prompts[start : start + reader.batch]
-            seeds = range(reader.seed + start, reader.seed + start + len(part))
+        for start in range(0, len(prompts), extractor.batch):
+            part = prompts[start : start + extractor.batch]
+            seeds = range(extractor.seed + start, extractor.seed + start + len(part))
             with torch.no_grad():
                 cond, xt = backbone.encode(part), backbone.draw_noise(seeds, *run.size)
                 for sign, sigmas in zip(plan, walks, strict=True):
@@ -75,7 +82,7 @@ def main() -> None:
                     velocity = guided_velocity(backbone, net, len(part), scale)
                     xt = sample(velocity, xt, sigmas, cond)
                 images.append(backbone.decode(xt).float().clamp(0, 1))
-        verdicts = reader.truth.judge(prompts, torch.cat(images))
+        verdicts = extractor.truth.judge(prompts, torch.cat(images))
         shares = {"right": float(wholly_right(verdicts).double().mean())}
         shares |= attribute_shares(verdicts)
         print(plan, *(f"{name} {value:.1%}" for name, value in shares.items()), flush=True)

@@ -34,9 +34,9 @@ from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid
 from fewstep.core.types import Conditioning
 from fewstep.models import Backbone
-from fewstep.train.optim import Ema, Rate, Updater
+from fewstep.train.optim import Ema, LRSchedule, Updater
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
-from fewstep.train.step import Algorithm, Batch, Trainees, iteration
+from fewstep.train.step import Algorithm, Batch, TrainState, iteration
 from fewstep.utils.hardware import describe, peak_memory_gb, pick_device
 from fewstep.utils.resources import resolve
 
@@ -81,7 +81,7 @@ class Counted:
 class Side:
     """One of the two: what it trains, and what that has cost so far."""
 
-    trainees: Trainees
+    train_state: TrainState
     algorithm: Algorithm
     batch: Batch
     counted: Counted
@@ -98,7 +98,7 @@ class Side:
         for i, steps in enumerate(grids):
             algorithm = replace(self.algorithm, grid=RandomGrid(min_steps=steps, max_steps=steps))
             draws = Spread(0, number * EVERY + i, self.device)
-            iteration(self.trainees, [self.batch], draws, algorithm)
+            iteration(self.train_state, [self.batch], draws, algorithm)
         ended = self._now()
         self.process.append(ended[0] - began[0])
         self.wall.append(ended[1] - began[1])
@@ -148,7 +148,8 @@ def make_side(kind: str, args: argparse.Namespace, folder: Path) -> Side:
     roles.backbone = counted
     settings = {STUDENT: recipe.optimizer, FAKE_TEACHER: FakeTeacherOptimizerRecipe()}
     student, fake_teacher = (
-        Updater(role, roles.parameters(role), settings[role], rate=Rate(100)) for role in settings
+        Updater(role, roles.parameters(role), settings[role], lr_schedule=LRSchedule(100))
+        for role in settings
     )
     ca = "ca_embedded" if "guidance" in batch.null.tensors else "ca"
     algorithm = Algorithm(
@@ -160,11 +161,11 @@ def make_side(kind: str, args: argparse.Namespace, folder: Path) -> Side:
         law=fake.law,
         target=fake.target,
         fake_updates=fake.updates,
-        pull=fake.pull,
+        ida_rate=fake.ida_rate,
         fused=kind == "fused",
     )
     ema = Ema(roles.parameters(STUDENT), EmaRecipe().max_decay)
-    return Side(Trainees(roles, student, fake_teacher, ema), algorithm, batch, counted, device)
+    return Side(TrainState(roles, student, fake_teacher, ema), algorithm, batch, counted, device)
 
 
 def grids_of(number: int, updates: int) -> tuple[int, int]:
@@ -226,8 +227,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                     found[kind]["peak_memory_gb"] = round(peak, 3)
     return {
         **found,
-        "bars": BARS,
-        "bars_met": all(found[key] <= bar for key, bar in BARS.items()),
+        "criteria": BARS,
+        "criteria_met": all(found[key] <= criterion for key, criterion in BARS.items()),
         "pipeline": args.backbone or EMBEDDED,
         "mode": args.mode,
         "batch": args.batch,

@@ -39,9 +39,9 @@ def test_every_part_runs_at_toy_size():
         assert found["share_of_peak"][kind] >= 0
     assert parts["speed"]["fused"]["work"] < parts["speed"]["plain"]["work"]
     assert parts["speed"]["compiled"]["work"] == parts["speed"]["fused"]["work"]
-    for name, bar in {"full": 76, "lora": 12, "flux": 16}.items():
+    for name, criterion in {"full": 76, "lora": 12, "flux": 16}.items():
         part = parts[name]
-        assert part["bar_gb"] == bar and part["peak_gb"] > 0 and part["planned_gb"] > 0
+        assert part["bar_gb"] == criterion and part["peak_gb"] > 0 and part["planned_gb"] > 0
         assert part["bar_met"] is None  # of a processor's memory it says nothing
         assert len(part["iteration_seconds"]) == 4
 

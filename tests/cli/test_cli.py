@@ -35,7 +35,7 @@ evaluate:
   repeats: [1, 2]
   gallery: 2
   truth: scenes
-  arms: [{model: teacher, steps: 3}, {model: student, steps: 4}]
+  configurations: [{model: teacher, steps: 3}, {model: student, steps: 4}]
 """
 
 
@@ -241,7 +241,7 @@ def test_from_recipe_to_report(finished, capsys):
     for name in ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "export/README.md"):
         assert (finished / name).is_file(), name
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["bars_met"] == all(bar["met"] for bar in summary["bars"])
+    assert summary["criteria_met"] == all(criterion["met"] for criterion in summary["criteria"])
     assert summary["seconds"] > 0
 
 
@@ -250,7 +250,7 @@ def test_a_demo_that_did_not_draw_the_teacher_does_not_claim_its_minutes(finishe
     assert cli.run(["demo", "--recipe", str(tiny), "--out", str(again)]) == 0
     assert "an earlier run's" in capsys.readouterr().err
     summary = json.loads((again / "summary.json").read_text())
-    (minutes,) = [bar for bar in summary["bars"] if bar["name"] == "minutes"]
+    (minutes,) = [criterion for criterion in summary["criteria"] if criterion["name"] == "minutes"]
     assert summary["seconds"] is None and minutes["value"] is None and not minutes["met"]
 
 

@@ -107,7 +107,7 @@ WALKED = {load_recipe(recipes.find(name), files=False).model.path for name in RE
 
 @pytest.mark.parametrize("repo", sorted(set(published.MODELS) - WALKED))
 def test_sizes_without_a_recipe_are_as_listed(repo, folders):
-    backbone = models.outline(folders(repo))
+    backbone = models.load_meta(folders(repo))
     found = sum(parameter.numel() for parameter in backbone.net.parameters())
     assert found / 1e9 == pytest.approx(LISTED[repo].parameters, rel=0.02)
     assert all(parameter.is_meta for parameter in backbone.net.parameters())

@@ -39,7 +39,7 @@ def test_defaults_are_the_published_settings(recipe_file: Path) -> None:
     assert student.eps == fake.eps == 1e-8
     assert student.clip == fake.clip == 1.0
     assert (recipe.student.every, recipe.train.warmup) == (2, 100)
-    assert (recipe.fake_teacher.updates, recipe.fake_teacher.pull) == (1, 0.001)
+    assert (recipe.fake_teacher.updates, recipe.fake_teacher.ida_rate) == (1, 0.001)
     assert recipe.grid == RandomGrid(max_steps=28, low=0.25, high=0.95)
     assert recipe.fake_teacher.law == Uniform()
     assert recipe.ema is not None and recipe.ema.max_decay == 0.999

@@ -354,7 +354,7 @@ def test_it_is_distilled_exported_and_drawn(tiny, backbone, folder, tmp_path, mo
     place.mkdir()
     (place / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     run = build(recipe, place, check(recipe), Console(file=io.StringIO()))
-    roles = run.trainees.roles
+    roles = run.train_state.roles
     before = {role: copies(roles.parameters(role)) for role in ("student", "fake_teacher")}
     assert before["student"].keys() == before["fake_teacher"].keys()
     with run.log.opened(0):

@@ -26,7 +26,7 @@ from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid, StaticShift, few_step_sigmas, with_shift
 from fewstep.core.solver import sample, simulate
 from fewstep.core.types import Conditioning
-from fewstep.objectives.fake_teacher import denoising_loss, pull_towards, update_loss
+from fewstep.objectives.fake_teacher import denoising_loss, mix_weights, update_loss
 
 SEEDS = 5
 BATCH = 128
@@ -131,7 +131,7 @@ def distil(pretrained: Members) -> Members:
         trajectory = simulate(student, draws.normal("noise", indices, (2,)), sigmas, cond)
         anchor = trajectory.pick(draws.integers("anchor", indices, len(sigmas) - 1))
         train_fake.step(update_loss(fake, anchor, cond=cond, draws=draws, indices=indices))
-        pull_towards(fake.parameters(), student.parameters(), 0.001)
+        mix_weights(fake.parameters(), student.parameters(), 0.001)
         if (step + 1) % EVERY == 0:
             found = objectives.evaluate(
                 terms, ask, anchor, cond=cond, null=null, draws=draws, indices=indices

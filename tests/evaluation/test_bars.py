@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fewstep.evaluation import bars, summarize
-from fewstep.evaluation.configurations import Arm
+from fewstep.evaluation import criteria, summarize
+from fewstep.evaluation.configurations import Configuration
 from fewstep.inference.sample import Sampler
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_json
@@ -22,17 +22,17 @@ GOOD = {
 
 
 def evaluation(figures=GOOD, truth="scenes"):
-    arms = []
+    configurations = []
     for (model, steps, guidance), (right, frechet, diversity) in figures.items():
         scores = {"right": right, "right_error": 0.01, "frechet_real": frechet}
         scores |= {"diversity": 1.0, "diversity_right": diversity, "diversity_right_error": 0.3}
         if model == "student":
-            rival = figures.get(("teacher", 4, 4.0))
-            if rival is not None:
-                scores |= {"ahead_right": right - rival[0], "ahead_right_error": 0.01}
-                scores |= {"ahead_diversity_right": diversity - rival[2]}
+            baseline = figures.get(("teacher", 4, 4.0))
+            if baseline is not None:
+                scores |= {"ahead_right": right - baseline[0], "ahead_right_error": 0.01}
+                scores |= {"ahead_diversity_right": diversity - baseline[2]}
                 scores |= {"ahead_diversity_right_error": 0.05}
-        arms.append(
+        configurations.append(
             {
                 "name": f"{model}@{steps}{'' if guidance == 1 else ' guided'}",
                 "model": model,
@@ -43,15 +43,15 @@ def evaluation(figures=GOOD, truth="scenes"):
                 "scores": scores,
             }
         )
-    return {"arms": arms, "truth": truth, "step": 3, "which": "best"}
+    return {"configurations": configurations, "truth": truth, "step": 3, "which": "best"}
 
 
 def met(found):
-    return {bar.name: bar.met for bar in found}
+    return {criterion.name: criterion.met for criterion in found}
 
 
 def test_all_bars_hold_for_a_good_run():
-    found = met(bars(evaluation(), minutes=11.9, gigabytes=3.9))
+    found = met(criteria(evaluation(), minutes=11.9, gigabytes=3.9))
     assert len(found) == 8 and all(found.values())
 
 
@@ -67,65 +67,73 @@ def test_all_bars_hold_for_a_good_run():
 )
 def test_each_bar_fails_on_its_own_figure(student, failed):
     figures = {**GOOD, ("student", 4, 1.0): student}
-    found = met(bars(evaluation(figures), minutes=1, gigabytes=1))
+    found = met(criteria(evaluation(figures), minutes=1, gigabytes=1))
     assert {name for name, held in found.items() if not held} == failed
 
 
 def test_what_was_not_measured_is_not_met():
-    found = met(bars(evaluation()))
+    found = met(criteria(evaluation()))
     assert not found["minutes"] and not found["gigabytes"]
     without = {key: value for key, value in GOOD.items() if key != ("student", 4, 1.0)}
-    found = met(bars(evaluation(without), minutes=1, gigabytes=1))
+    found = met(criteria(evaluation(without), minutes=1, gigabytes=1))
     assert [name for name, held in found.items() if held] == ["minutes", "gigabytes"]
     lone = {key: value for key, value in GOOD.items() if key[0] == "student"}
-    assert sum(met(bars(evaluation(lone), minutes=1, gigabytes=1)).values()) == 2
+    assert sum(met(criteria(evaluation(lone), minutes=1, gigabytes=1)).values()) == 2
 
 
 def test_guidance_alone_does_not_make_a_rival():
-    # Without the guided 4-step teacher the bars about it stand, unmet.
+    # Without the guided 4-step teacher the criteria about it stand, unmet.
     without = {key: value for key, value in GOOD.items() if key != ("teacher", 4, 4.0)}
-    found = met(bars(evaluation(without), minutes=1, gigabytes=1))
+    found = met(criteria(evaluation(without), minutes=1, gigabytes=1))
     assert not found["right_ahead"] and found["right"]
 
 
 def test_the_guided_teacher_on_another_grid_is_no_rival():
     # Named apart in the table, and not what the student is measured against.
-    other = Arm("teacher", Sampler(4, 4.0, 64, 64, shift_scale=0.42), own_shift=False)
+    other = Configuration("teacher", Sampler(4, 4.0, 64, 64, shift_scale=0.42), own_shift=False)
     assert other.name == "teacher@4 guided shift x0.42"
     found = evaluation()
     stronger = {"right": 0.94, "right_error": 0.01, "frechet_real": 9.0}
     stronger |= {"diversity": 9.0, "diversity_right": 9.0}
-    rival = next(arm for arm in found["arms"] if arm["name"] == "teacher@4 guided")
-    moved = rival | {"name": other.name, "own_shift": False, "scores": stronger}
-    found["arms"].insert(0, moved)
-    assert all(met(bars(found, minutes=1, gigabytes=1)).values())
+    baseline = next(
+        configuration
+        for configuration in found["configurations"]
+        if configuration["name"] == "teacher@4 guided"
+    )
+    moved = baseline | {"name": other.name, "own_shift": False, "scores": stronger}
+    found["configurations"].insert(0, moved)
+    assert all(met(criteria(found, minutes=1, gigabytes=1)).values())
     moved["own_shift"] = True
-    assert not met(bars(found, minutes=1, gigabytes=1))["frechet_real_ahead"]
+    assert not met(criteria(found, minutes=1, gigabytes=1))["frechet_real_ahead"]
 
 
 def test_clearly_ahead_is_told_on_the_prompts_that_both_have_a_figure_for():
     found = evaluation()
-    student = next(arm for arm in found["arms"] if arm["name"] == "student@4")["scores"]
+    student = next(
+        configuration
+        for configuration in found["configurations"]
+        if configuration["name"] == "student@4"
+    )["scores"]
     student["ahead_diversity_right"] = 0.11  # less than the difference of the two means
-    assert met(bars(found, minutes=1, gigabytes=1))["diversity_ahead"]
+    assert met(criteria(found, minutes=1, gigabytes=1))["diversity_ahead"]
     student["ahead_diversity_right"] = 0.09  # less than two errors
-    assert not met(bars(found, minutes=1, gigabytes=1))["diversity_ahead"]
+    assert not met(criteria(found, minutes=1, gigabytes=1))["diversity_ahead"]
 
 
 def test_the_summary_holds_every_figure_and_keeps_the_times(tmp_path):
     write_json(tmp_path / "evaluation.json", evaluation())
     first = summarize(tmp_path, seconds=600, peak_memory_gb=1.5)
-    assert first["bars_met"] and first["seconds"] == 600
-    assert first["arms"]["student@4"]["right"] == 0.95
+    assert first["criteria_met"] and first["seconds"] == 600
+    assert first["configurations"]["student@4"]["right"] == 0.95
     assert {"cpu", "cores", "torch"} <= first["hardware"].keys()
     again = summarize(tmp_path)
-    assert again["seconds"] == 600 and again["peak_memory_gb"] == 1.5 and again["bars_met"]
+    assert again["seconds"] == 600 and again["peak_memory_gb"] == 1.5 and again["criteria_met"]
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == again
 
 
 def test_an_unmeasured_run_never_meets_all_bars(tmp_path):
     write_json(tmp_path / "evaluation.json", evaluation())
-    assert summarize(tmp_path)["bars_met"] is False
+    assert summarize(tmp_path)["criteria_met"] is False
 
 
 def test_a_run_that_was_not_evaluated_is_refused(tmp_path):

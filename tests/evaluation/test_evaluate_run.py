@@ -1,4 +1,4 @@
-"""Evaluating a run: arms, figures, what is kept of the teacher, bars and the summary."""
+"""Evaluating a run: configurations, figures, what is kept, criteria and the summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from fewstep.evaluation import configurations, evaluate_run, runner, summarize
 from fewstep.evaluation.oracles import Scenes
-from fewstep.evaluation.runner import make_reader
+from fewstep.evaluation.runner import make_extractor
 from fewstep.inference.load import Run
 from fewstep.inference.sample import Sampler
 from fewstep.toyworld.scenes import distinct_prompts
@@ -33,7 +33,7 @@ def settings(tmp_path_factory):
         "prompts": str(file),
         "count": COUNT,
         "repeats": list(REPEATS),
-        "arms": ARMS,
+        "configurations": ARMS,
         "gallery": 2,
         "truth": "scenes",
     }
@@ -51,7 +51,7 @@ def evaluation(run):
 
 def test_every_arm_has_every_figure(run, evaluation):
     assert evaluation == json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    names = [arm["name"] for arm in evaluation["arms"]]
+    names = [configuration["name"] for configuration in evaluation["configurations"]]
     assert names == [
         "teacher@6 guided",
         "teacher@4 guided",
@@ -60,53 +60,72 @@ def test_every_arm_has_every_figure(run, evaluation):
         "student@2",
         "student@4",
     ]
-    assert [arm["evaluations"] for arm in evaluation["arms"]] == [12, 8, 4, 1, 2, 4]
+    assert [configuration["evaluations"] for configuration in evaluation["configurations"]] == [
+        12,
+        8,
+        4,
+        1,
+        2,
+        4,
+    ]
     assert evaluation["reference"] == "teacher@6 guided" and evaluation["step"] == 2
-    for arm in evaluation["arms"]:
-        assert arm["seconds_per_image"] > 0
-        assert {"right", "right_color", "diversity", "frechet_real"} <= arm["scores"].keys()
-        assert ("frechet_teacher" in arm["scores"]) == (arm["name"] != "teacher@6 guided")
-        # Only of equal steps is the guided teacher a rival.
-        assert ("ahead_diversity_error" in arm["scores"]) == (arm["name"] == "student@4")
+    for configuration in evaluation["configurations"]:
+        assert configuration["seconds_per_image"] > 0
+        assert {"right", "right_color", "diversity", "frechet_real"} <= configuration[
+            "scores"
+        ].keys()
+        assert ("frechet_teacher" in configuration["scores"]) == (
+            configuration["name"] != "teacher@6 guided"
+        )
+        # Only of equal steps is the guided teacher a baseline.
+        assert ("ahead_diversity_error" in configuration["scores"]) == (
+            configuration["name"] == "student@4"
+        )
     real = evaluation["real"]["scores"]
     assert real["right"] >= 0.9  # real scenes are right; twelve random pictures are not
-    assert real["frechet_real"] < min(a["scores"]["frechet_real"] for a in evaluation["arms"])
-    assert evaluation["arms"][-1]["sigmas"] == [1.0, 0.9, 0.75, 0.5, 0.0]
+    assert real["frechet_real"] < min(
+        a["scores"]["frechet_real"] for a in evaluation["configurations"]
+    )
+    assert evaluation["configurations"][-1]["sigmas"] == [1.0, 0.9, 0.75, 0.5, 0.0]
 
 
 def test_the_gallery_holds_a_picture_per_prompt_and_arm(run, evaluation):
-    for arm in evaluation["arms"]:
-        assert [(run / file).is_file() for file in arm["gallery"]] == [True, True]
+    for configuration in evaluation["configurations"]:
+        assert [(run / file).is_file() for file in configuration["gallery"]] == [True, True]
     shown = json.loads((run / "evaluation" / "gallery.json").read_text(encoding="utf-8"))
     assert len(shown["prompts"]) == 2
 
 
 def test_the_teacher_is_drawn_once_and_the_student_always(run, evaluation, monkeypatch):
     drawn = []
-    real = configurations.Reader.read
+    real = configurations.Extractor.read
 
     def counting(self, backbone, net, sampler):
         drawn.append(sampler)
         return real(self, backbone, net, sampler)
 
-    monkeypatch.setattr(configurations.Reader, "read", counting)
+    monkeypatch.setattr(configurations.Extractor, "read", counting)
     again = evaluate_run(run)
     assert [sampler.steps for sampler in drawn] == [1, 2, 4]
-    assert [arm["kept"] for arm in evaluation["arms"]] == [False] * 6
-    assert [arm["kept"] for arm in again["arms"]] == [True] * 3 + [False] * 3
-    for old, new in zip(evaluation["arms"], again["arms"], strict=True):
+    assert [configuration["kept"] for configuration in evaluation["configurations"]] == [False] * 6
+    assert [configuration["kept"] for configuration in again["configurations"]] == [True] * 3 + [
+        False
+    ] * 3
+    for old, new in zip(evaluation["configurations"], again["configurations"], strict=True):
         assert new["scores"] == pytest.approx(old["scores"], abs=1e-4)
 
 
 def test_readings_that_came_with_the_model_spare_drawing_the_teacher(
     make_run, settings, tmp_path, monkeypatch
 ):
-    recipe = Run.open(make_run(evaluate={**settings, "readings": str(tmp_path / "kept")})).recipe
+    recipe = Run.open(
+        make_run(evaluate={**settings, "measurements": str(tmp_path / "kept")})
+    ).recipe
     names = runner.keep_teacher(recipe, tmp_path / "kept")
     assert names == ["teacher@6 guided", "teacher@4 guided", "teacher@4"]
     assert len(list((tmp_path / "kept").iterdir())) == 3
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "empty"))
-    run = make_run(evaluate={**settings, "readings": str(tmp_path / "kept")})
+    run = make_run(evaluate={**settings, "measurements": str(tmp_path / "kept")})
     evaluate_run(run)
     assert not (tmp_path / "empty").exists()
 
@@ -114,32 +133,32 @@ def test_readings_that_came_with_the_model_spare_drawing_the_teacher(
 @pytest.mark.parametrize("change", [{"seed": 1}, {"count": 11}, {"repeats": [3, 3]}])
 def test_what_readings_depend_on_is_in_their_key(make_run, settings, change):
     recipes = [make_run(evaluate=given) for given in (settings, {**settings, **change})]
-    keys = {runner.make_reader(Run.open(folder).recipe.evaluate).key for folder in recipes}
+    keys = {runner.make_extractor(Run.open(folder).recipe.evaluate).key for folder in recipes}
     assert len(keys) == 2
 
 
 def test_the_other_checkpoint_gives_other_figures(run, evaluation):
     last = evaluate_run(run, which="last")
     assert last["step"] == 4
-    assert last["arms"][0]["scores"] == evaluation["arms"][0]["scores"]
-    assert last["arms"][-1]["scores"] != evaluation["arms"][-1]["scores"]
+    assert last["configurations"][0]["scores"] == evaluation["configurations"][0]["scores"]
+    assert last["configurations"][-1]["scores"] != evaluation["configurations"][-1]["scores"]
 
 
 def test_without_a_truth_the_scores_that_apply_remain(make_run, settings):
-    run = make_run(evaluate={**settings, "truth": None, "arms": ARMS[1:2] + ARMS[-1:]})
+    run = make_run(evaluate={**settings, "truth": None, "configurations": ARMS[1:2] + ARMS[-1:]})
     evaluation = evaluate_run(run)
-    student = evaluation["arms"][-1]["scores"]
+    student = evaluation["configurations"][-1]["scores"]
     assert {"frechet_teacher", "diversity", "coverage_teacher"} <= student.keys()
     assert not any("real" in name or "right" in name for name in student)
-    found = summarize(run)["bars"]
-    assert [bar["name"] for bar in found] == [
+    found = summarize(run)["criteria"]
+    assert [criterion["name"] for criterion in found] == [
         "minutes",
         "gigabytes",
         "diversity",
         "diversity_ahead",
     ]
-    rival = evaluation["arms"][0]["scores"]["diversity"]
-    wanted = rival + 2 * student["ahead_diversity_error"]
+    baseline = evaluation["configurations"][0]["scores"]["diversity"]
+    wanted = baseline + 2 * student["ahead_diversity_error"]
     assert found[-1]["threshold"] == pytest.approx(wanted, abs=1e-5)
 
 
@@ -169,32 +188,33 @@ def test_prompts_that_the_truth_cannot_judge_are_named(make_run, settings, tmp_p
 
 
 def test_lora_arms_are_teacher_and_student_of_one_network(make_run, settings):
-    run = make_run("lora", evaluate={**settings, "arms": ARMS[2:3] + ARMS[-1:]})
-    teacher, student = evaluate_run(run)["arms"]
+    run = make_run("lora", evaluate={**settings, "configurations": ARMS[2:3] + ARMS[-1:]})
+    teacher, student = evaluate_run(run)["configurations"]
     assert teacher["scores"] != student["scores"]
 
 
 def test_the_single_picture_is_the_first_of_the_repeated_ones(run):
     opened = Run.open(run)
-    backbone, reader = opened.load_backbone(), make_reader(opened.recipe.evaluate)
-    found = reader.read(backbone, backbone.net, Sampler(1, 1.0, *opened.size))
+    backbone, extractor = opened.load_backbone(), make_extractor(opened.recipe.evaluate)
+    found = extractor.read(backbone, backbone.net, Sampler(1, 1.0, *opened.size))
     count, times = REPEATS
     assert found.repeated.shape[:2] == found.shown.shape == (count, times)
     assert torch.equal(found.repeated[:, 0], found.single[:count])
     assert not torch.equal(found.repeated[:, 1], found.single[:count])
     right = [all(flag for _, flag in verdict) for verdict in found.verdicts[:count]]
     assert found.shown[:, 0].tolist() == right
-    real = reader.read_real(7)
+    real = extractor.read_real(7)
     assert real.shown.float().mean() >= 0.9
 
 
-# --------------------------------------------------------------------------------- readings kept
+# --------------------------------------------------------------------------------- measurements
+# kept
 
 
-def readings():
+def measurements():
     generator = torch.Generator().manual_seed(0)
     verdicts = ((("color", True), ("clean", False)), (("color", False), ("clean", True)))
-    return configurations.Readings(
+    return configurations.Measurements(
         torch.rand(2, 4, generator=generator),
         torch.rand(1, 2, 4, generator=generator),
         verdicts,
@@ -203,24 +223,24 @@ def readings():
 
 
 def test_kept_readings_come_back_whole(tmp_path):
-    shelf = configurations.Shelf((tmp_path / "a", tmp_path / "b"))
-    shelf.keep("key", readings())
-    found = shelf.find("key")
-    assert torch.equal(found.single, readings().single)
-    assert torch.equal(found.repeated, readings().repeated)
-    assert found.verdicts == readings().verdicts
-    assert torch.equal(found.shown, readings().shown)
-    assert shelf.find("other") is None
+    feature_cache = configurations.FeatureCache((tmp_path / "a", tmp_path / "b"))
+    feature_cache.keep("key", measurements())
+    found = feature_cache.find("key")
+    assert torch.equal(found.single, measurements().single)
+    assert torch.equal(found.repeated, measurements().repeated)
+    assert found.verdicts == measurements().verdicts
+    assert torch.equal(found.shown, measurements().shown)
+    assert feature_cache.find("other") is None
     # A folder further back serves as well, such as one that came with the package.
-    assert configurations.Shelf((tmp_path / "c", tmp_path / "a")).find("key") is not None
+    assert configurations.FeatureCache((tmp_path / "c", tmp_path / "a")).find("key") is not None
 
 
 def test_torn_readings_are_as_good_as_none(tmp_path):
-    shelf = configurations.Shelf((tmp_path,))
-    shelf.keep("key", readings())
+    feature_cache = configurations.FeatureCache((tmp_path,))
+    feature_cache.keep("key", measurements())
     file = tmp_path / "key.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    assert shelf.find("key") is None
+    assert feature_cache.find("key") is None
 
 
 # ----------------------------------------------------------------------------------------- truth

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.evaluation import available
-from fewstep.evaluation.metrics.base import Readings, References, ahead, build
+from fewstep.evaluation.metrics.base import Measurements, References, ahead, build
 from fewstep.evaluation.metrics.coverage import neighbour_scores
 from fewstep.evaluation.metrics.diversity import Diversity, pairwise_distance
 from fewstep.evaluation.metrics.frechet import frechet_distance
@@ -84,12 +84,12 @@ def test_wrong_pictures_do_not_pass_for_diversity():
     ghostly[:, 3] += 100
     verdicts = ((("clean", True),),) * 6
     clean, ghosts = (
-        Diversity()(Readings(cloud(6), each, verdicts, shown), References())
+        Diversity()(Measurements(cloud(6), each, verdicts, shown), References())
         for each in (features, ghostly)
     )
     assert ghosts["diversity"] > clean["diversity"] + 10
     assert ghosts["diversity_right"] == clean["diversity_right"]
-    three = Diversity()(Readings(cloud(6), features[:, :3]), References())
+    three = Diversity()(Measurements(cloud(6), features[:, :3]), References())
     assert clean["diversity_right"] == pytest.approx(three["diversity"])
 
 
@@ -98,16 +98,16 @@ def test_prompts_without_two_right_pictures_are_left_out_of_their_diversity():
     shown = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
     rival_shown = torch.tensor([[1, 1, 1], [0, 0, 1], [1, 1, 1], [1, 0, 1], [1, 1, 1]]).bool()
     verdicts = ((("clean", True),),) * 5
-    arm = Readings(cloud(5), features, verdicts, shown)
-    rival = Readings(cloud(5), 2 * features, verdicts, rival_shown)
-    found = Diversity()(arm, References(rival=rival))
+    configuration = Measurements(cloud(5), features, verdicts, shown)
+    baseline = Measurements(cloud(5), 2 * features, verdicts, rival_shown)
+    found = Diversity()(configuration, References(baseline=baseline))
     each = pairwise_distance(features, shown)
     assert each.isnan().tolist() == [False, False, True, False, False]
     assert found["diversity_right"] == pytest.approx(float(each[[0, 1, 3, 4]].mean()))
     theirs = pairwise_distance(2 * features, rival_shown)
     assert found["ahead_diversity_right"] == pytest.approx(float((each - theirs)[[0, 3, 4]].mean()))
-    nothing = Readings(cloud(5), features, verdicts, torch.zeros(5, 3, dtype=torch.bool))
-    assert "diversity_right" not in Diversity()(nothing, References(rival=rival))
+    nothing = Measurements(cloud(5), features, verdicts, torch.zeros(5, 3, dtype=torch.bool))
+    assert "diversity_right" not in Diversity()(nothing, References(baseline=baseline))
 
 
 # ----------------------------------------------------------------------------------- coverage
@@ -162,15 +162,15 @@ def test_a_picture_is_right_when_all_its_flags_are():
         (("color", True), ("color", False), ("shape", True)),
         (("color", True), ("shape", True)),
     )
-    readings = Readings(cloud(4), cloud(8).reshape(4, 2, 4), verdicts)
-    scores = Oracle()(readings, References())
+    measurements = Measurements(cloud(4), cloud(8).reshape(4, 2, 4), verdicts)
+    scores = Oracle()(measurements, References())
     assert scores["right"] == 0.5
     assert scores["right_color"] == pytest.approx(4 / 5)
     assert scores["right_shape"] == pytest.approx(3 / 4)
     assert scores["right_error"] == share([True, True, False, False])[1] == 0.25
 
 
-# ------------------------------------------------------------------------- ahead of the rival
+# ------------------------------------------------------------------------- ahead of the baseline
 
 
 def test_what_makes_prompts_hard_cancels_between_arms_that_drew_the_same():
@@ -182,14 +182,14 @@ def test_what_makes_prompts_hard_cancels_between_arms_that_drew_the_same():
 
 def test_a_student_is_ahead_by_the_difference_of_the_figures():
     verdicts = [tuple((("color", bit == "1"),) for bit in bits) for bits in ("1101", "1000")]
-    student, rival = (
-        Readings(cloud(4), scale * cloud(8).reshape(4, 2, 4), flags)
+    student, baseline = (
+        Measurements(cloud(4), scale * cloud(8).reshape(4, 2, 4), flags)
         for scale, flags in zip((3, 2), verdicts, strict=True)
     )
     for score, name in ((Diversity(), "diversity"), (Oracle(), "right")):
         mine, theirs = (
-            score(student, References(rival=rival)),
-            score(rival, References()),
+            score(student, References(baseline=baseline)),
+            score(baseline, References()),
         )
         assert mine[f"ahead_{name}"] == pytest.approx(mine[name] - theirs[name])
         assert mine[f"ahead_{name}_error"] > 0
@@ -207,8 +207,10 @@ def test_all_scores_are_found_and_unknown_ones_named():
 
 
 def test_no_arm_is_compared_with_itself():
-    arm, real = (Readings(cloud(20, s), cloud(40, s).reshape(20, 2, 4)) for s in (1, 2))
-    references = References({"teacher": arm, "real": real})
+    configuration, real = (
+        Measurements(cloud(20, s), cloud(40, s).reshape(20, 2, 4)) for s in (1, 2)
+    )
+    references = References({"teacher": configuration, "real": real})
     for score in build(["frechet", "coverage"]):
-        assert not any(name.endswith("_teacher") for name in score(arm, references))
-        assert any(name.endswith("_real") for name in score(arm, references))
+        assert not any(name.endswith("_teacher") for name in score(configuration, references))
+        assert any(name.endswith("_real") for name in score(configuration, references))

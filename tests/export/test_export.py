@@ -174,8 +174,13 @@ def test_scores_of_another_checkpoint_stay_off_the_card(make_run):
 
 def _evaluation(step):
     scores = {"right": 0.875}
-    arm = {"name": "student@4", "evaluations": 4, "seconds_per_image": 0.1, "scores": scores}
-    return {"step": step, "arms": [arm]}
+    configuration = {
+        "name": "student@4",
+        "evaluations": 4,
+        "seconds_per_image": 0.1,
+        "scores": scores,
+    }
+    return {"step": step, "configurations": [configuration]}
 
 
 def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipeline_folder):

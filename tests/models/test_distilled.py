@@ -149,9 +149,9 @@ def test_load_refuses_in_one_line_and_force_warns(pipeline_folder, tmp_path, cap
         models.load(student)
     assert "\n" not in str(caught.value)
     with pytest.raises(FewstepError, match=r"fewstep made"):
-        models.outline(student)
+        models.load_meta(student)
     with caplog.at_level(logging.WARNING, logger="fewstep"):
-        assert models.outline(student, force=True).name == "sd3"
+        assert models.load_meta(student, force=True).name == "sd3"
     assert [r.getMessage() for r in caplog.records if "forced" in r.getMessage()]
     caplog.clear()
     assert models.load(student, teacher=False).name == "sd3"

@@ -31,7 +31,7 @@ def test_loading_mistakes_are_explained(tmp_path, pipeline_folder):
         models.load(tmp_path)
 
 
-@pytest.mark.parametrize("open_it", [models.load, models.outline])
+@pytest.mark.parametrize("open_it", [models.load, models.load_meta])
 @pytest.mark.parametrize(
     ("option", "value"), [("t5", "off"), ("max_sequence_length", "16"), ("t5", 1)]
 )

@@ -35,7 +35,7 @@ def test_its_tokens_are_zeros_and_clips_are_what_they_were(folder, without):
 
 def test_it_is_neither_loaded_nor_planned_for(folder, without):
     assert without.pipe.text_encoder_3 is None and without.pipe.tokenizer_3 is None
-    assert models.outline(folder, t5=False).pipe.text_encoder_3 is None
+    assert models.load_meta(folder, t5=False).pipe.text_encoder_3 is None
 
 
 def test_how_much_t5_reads_does_not_cut_what_clip_reads(without):

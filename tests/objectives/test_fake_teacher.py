@@ -92,13 +92,13 @@ def test_the_pull_is_a_weighted_mean(roles, rate):
     student = list(roles.student_net.parameters())
     expected = [(1 - rate) * f + rate * s for f, s in zip(fake, student, strict=True)]
     before = [p.clone() for p in student]
-    fake_teacher.pull_towards(fake, student, rate)
+    fake_teacher.mix_weights(fake, student, rate)
     torch.testing.assert_close(fake, expected)
     assert all(torch.equal(a, b) for a, b in zip(before, student, strict=True))
 
 
 def test_the_pull_works_on_parameters_in_place(roles):
-    fake_teacher.pull_towards(
+    fake_teacher.mix_weights(
         roles.fake_teacher_net.parameters(), roles.student_net.parameters(), 1.0
     )
     for fake, student in zip(
@@ -109,6 +109,6 @@ def test_the_pull_works_on_parameters_in_place(roles):
 
 
 def test_nothing_to_pull_is_fine_and_a_mismatch_is_not():
-    fake_teacher.pull_towards([], [], 0.5)
+    fake_teacher.mix_weights([], [], 0.5)
     with pytest.raises(ValueError, match="cannot be pulled"):
-        fake_teacher.pull_towards([torch.zeros(1)], [], 0.5)
+        fake_teacher.mix_weights([torch.zeros(1)], [], 0.5)

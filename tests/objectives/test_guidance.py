@@ -208,7 +208,7 @@ def recipe_of(folder, tmp_path, *objectives, **options) -> Recipe:
             "resolution": {"height": 16, "width": 16},
             "grid": {"name": "random", "max_steps": 2},
             "objectives": list(objectives),
-            "fake_teacher": {"pull": 0.03},
+            "fake_teacher": {"ida_rate": 0.03},
             "student": {"every": 1},
             "train": {"steps": 1},
         }
@@ -247,12 +247,12 @@ def test_flux_takes_all_that_is_meant_for_it(flux_folder, tmp_path):
     recipe = recipe_of(flux_folder, tmp_path, *terms, max_sequence_length=32)
     run = build_run(recipe, tmp_path / "run", check(recipe), Console(quiet=True))
     cond, null = run.encoder.encode(["a ring", "a star"]), run.encoder.null(2)
-    before = {name: p.clone() for name, p in run.trainees.roles.parameters(STUDENT).items()}
+    before = {name: p.clone() for name, p in run.train_state.roles.parameters(STUDENT).items()}
     batch = Batch(cond, null, torch.arange(2))
     # Twice: learning rates start from 0.
-    found = [iteration(run.trainees, [batch], Draws(0, i), run.algorithm) for i in range(2)][-1]
+    found = [iteration(run.train_state, [batch], Draws(0, i), run.algorithm) for i in range(2)][-1]
     for term in terms:
         assert torch.isfinite(found[f"loss/{term['name']}"])
     assert found["loss/ca_embedded"] > 0 and found["loss/isg"] > 0
-    after = run.trainees.roles.parameters(STUDENT)
+    after = run.train_state.roles.parameters(STUDENT)
     assert any(not torch.equal(after[name], before[name]) for name in before)

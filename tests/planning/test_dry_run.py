@@ -85,7 +85,7 @@ def test_adapters_are_counted_as_they_are_made(targets, pipeline_folder, configs
     recipe = LoraRecipe(rank=4, targets=targets)
     backbone = models.load(pipeline_folder)
     student = recipe_of("x", "o/x", student={"mode": "lora", "lora": recipe.model_dump()}).student
-    counted = count_parameters(models.outline(configs), student)
+    counted = count_parameters(models.load_meta(configs), student)
     add_adapters(backbone, backbone.net, recipe, ["student"], seed=0)
     made = adapter_parameters(backbone.net, "student")
     assert counted.trained == sum(parameter.numel() for parameter in made.values())
@@ -93,7 +93,7 @@ def test_adapters_are_counted_as_they_are_made(targets, pipeline_folder, configs
 
 
 def test_an_outline_is_the_backbone_without_weights(pipeline_folder, configs):
-    outline, whole = models.outline(configs), models.load(pipeline_folder)
+    outline, whole = models.load_meta(configs), models.load(pipeline_folder)
     assert outline.shift(64, 96) == whole.shift(64, 96)
     assert outline.latent_shape(64, 96) == whole.latent_shape(64, 96)
     assert outline.lora_targets(outline.net) == whole.lora_targets(whole.net)

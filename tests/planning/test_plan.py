@@ -14,7 +14,7 @@ from fewstep import cli
 from fewstep.config import dump_recipe, parse_recipe
 from fewstep.planning.estimate import plan
 from fewstep.planning.gpus import GPUS, Gpu, find_gpu
-from fewstep.planning.memory_tracker import LiveBytes
+from fewstep.planning.memory_tracker import MemoryTracker
 from fewstep.planning.peak import micro_batch
 from fewstep.planning.variants import changed
 from fewstep.toyworld.pipeline import Sizes, build
@@ -64,18 +64,18 @@ def measured(recipe, folder):
     from fewstep.train.step import iteration
 
     made = state.build(recipe, folder, state.check(recipe), Console(file=io.StringIO()))
-    trainees = made.trainees
+    train_state = made.train_state
     roles = ("student", "fake_teacher", "teacher")
-    nets = {id(net): net for net in map(trainees.roles.net, roles)}
-    with LiveBytes() as live:
+    nets = {id(net): net for net in map(train_state.roles.net, roles)}
+    with MemoryTracker() as live:
         for net in (*nets.values(), made.backbone.pipe.vae):
             live.watch([*net.parameters(), *net.buffers()])
-        if trainees.ema is not None:
-            live.watch(trainees.ema.weights.values())
+        if train_state.ema is not None:
+            live.watch(train_state.ema.weights.values())
         for _ in range(recipe.train.steps):
             batch = trainer._batch(made)
             draws = Draws(recipe.train.seed, made.step, torch.device("cpu"))
-            iteration(trainees, batch, draws, made.algorithm)
+            iteration(train_state, batch, draws, made.algorithm)
             made.step += 1
     return live.peak
 

@@ -11,15 +11,15 @@ from fewstep.config import load_recipe
 from fewstep.planning.evaluations import Asked
 from fewstep.planning.trace import trace
 from fewstep.planning.variants import changed
-from fewstep.planning.walk import Known, Walk
+from fewstep.planning.walk import OpCache, Walk
 
 ASKED = Asked(teacher=2, fake_teacher=1)
 
 
 def both(recipe, growing):
     """The same call's needs, every operation worked out, and few of them."""
-    outline = models.outline(recipe.model.path, **recipe.model.options)
-    for known in (None, Known()):
+    outline = models.load_meta(recipe.model.path, **recipe.model.options)
+    for known in (None, OpCache()):
         yield trace(recipe, outline, batch=1, asked=ASKED, growing=growing, known=known)
 
 
@@ -44,7 +44,7 @@ def test_what_is_known_changes_nothing_about_published_models(name, tmp_path):
 
 def test_answers_are_those_of_the_operation():
     """Fresh tensors are made; views, changes in place and values go their own way."""
-    known, x = Known(), torch.empty(4, 6, device="meta", dtype=torch.bfloat16)
+    known, x = OpCache(), torch.empty(4, 6, device="meta", dtype=torch.bfloat16)
     for _ in range(2):
         with Walk(known) as walk:
             assert (x * 2).dtype == torch.bfloat16

@@ -30,13 +30,13 @@ def run(make_run, tmp_path_factory):
     prompts = tmp_path_factory.mktemp("prompts") / "heldout.txt"
     captions = map(str, distinct_prompts(8, 5, held_out=True))
     prompts.write_text("\n".join(captions) + "\n", encoding="utf-8")
-    arms = [
+    configurations = [
         {"model": "teacher", "steps": 6, "guidance": 3.0},
         {"model": "teacher", "steps": 4, "guidance": 3.0},
         *({"model": "student", "steps": steps} for steps in (1, 2, 4, 8)),
     ]
     settings = {"prompts": str(prompts), "repeats": [2, 2], "gallery": 3, "truth": "scenes"}
-    folder = make_run(evaluate={**settings, "arms": arms})
+    folder = make_run(evaluate={**settings, "configurations": configurations})
     evaluate_run(folder)
     gallery = read_json(folder / "evaluation" / "gallery.json")
     gallery["prompts"][1] = NASTY
@@ -110,7 +110,7 @@ def test_it_shows_what_the_run_has(run):
         assert words in text, words
     # 3 prompts x (2 teachers + student, then 4 students), and 6 preview sheets.
     assert text.count("data:image/png;base64,") == 3 * 3 + 3 * 4 + 6
-    assert re.search(r"\d of 8 bars met", text)
+    assert re.search(r"\d of 8 criteria met", text)
 
 
 def test_prompts_are_text(run):
@@ -125,7 +125,7 @@ def test_the_report_of_a_run_that_was_not_evaluated_shows_its_training(make_run,
     file = write_report(folder, tmp_path / "elsewhere.html")
     text = file.read_text(encoding="utf-8")
     Page(text)
-    assert "Student: loss per objective" in text and "bars met" not in text
+    assert "Student: loss per objective" in text and "criteria met" not in text
     assert "<h2>Scores" not in text and "Side by side" not in text
 
 

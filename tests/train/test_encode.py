@@ -211,16 +211,16 @@ def test_other_folders_are_left_alone(encoding, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch", "rival"), [(1, "data.encode_ahead=false"), (AHEAD, "data.encode_ahead=true")]
+    ("batch", "baseline"), [(1, "data.encode_ahead=false"), (AHEAD, "data.encode_ahead=true")]
 )
 def test_training_from_disk_equals_training_that_encodes(
-    batch, rival, model, make_recipe, tmp_path
+    batch, baseline, model, make_recipe, tmp_path
 ):
     """One prompt at a time equals encoding on the way; `AHEAD` of them equal encoding ahead."""
     encode_ahead(PROMPTS, Encoding(str(model), OPTIONS, batch=batch), tmp_path / "cache")
     few = ["train.steps=3", "checkpoint.every=3"]
     ends = []
-    for name, setting in (("one", rival), ("other", f"data.cache={tmp_path / 'cache'}")):
+    for name, setting in (("one", baseline), ("other", f"data.cache={tmp_path / 'cache'}")):
         distill(make_recipe(*few, setting), tmp_path / name, console=quiet())
         ends.append(store.load(tmp_path / name / "checkpoints" / "step-00000003").groups)
     for group, tensors in ends[0].items():

@@ -28,15 +28,15 @@ def move_apart(run) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for role in TRAINED:
-            for parameter in run.trainees.roles.parameters(role).values():
+            for parameter in run.train_state.roles.parameters(role).values():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
 def gradients(run, monkeypatch, *, parts: int = 1) -> tuple[dict[str, torch.Tensor], dict]:
     """Both gradients of one iteration, flat, and its metrics; nothing moves."""
     found: dict[str, torch.Tensor] = {}
-    roles = run.trainees.roles
-    for updater in (run.trainees.student, run.trainees.fake_teacher):
+    roles = run.train_state.roles
+    for updater in (run.train_state.student, run.train_state.fake_teacher):
 
         def keep(losses, number, *, role=updater.role):
             parameters = roles.parameters(role).values()
@@ -45,7 +45,7 @@ def gradients(run, monkeypatch, *, parts: int = 1) -> tuple[dict[str, torch.Tens
             return torch.zeros(())
 
         monkeypatch.setattr(updater, "update", keep)
-    metrics = iteration(run.trainees, parts_of(run, parts=parts), Draws(0, 0), run.algorithm)
+    metrics = iteration(run.train_state, parts_of(run, parts=parts), Draws(0, 0), run.algorithm)
     return found, metrics
 
 
@@ -55,7 +55,7 @@ OTHERS = [(), ("student.gradient_checkpointing=true",), ("fake_teacher.target={x
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_gradients_are_those_of_the_plain_step(mode, other, make_run, monkeypatch):
-    settings = [*MODES[mode], *EVERY, *other, "fake_teacher.pull=0"]
+    settings = [*MODES[mode], *EVERY, *other, "fake_teacher.ida_rate=0"]
     ways = {
         "plain": ("plain", True, 1),
         "fused": ("fused", True, 1),
@@ -96,7 +96,7 @@ def test_any_objectives_can_be_fused(objectives, make_run, monkeypatch):
 def spied(run, monkeypatch) -> list[tuple[str, int, bool]]:
     """Every question to come: who, how many samples, and whether a graph is built."""
     asked: list[tuple[str, int, bool]] = []
-    roles = run.trainees.roles
+    roles = run.train_state.roles
     real = roles._ask
 
     def spy(role, xt, sigma, cond):
@@ -119,12 +119,12 @@ def test_no_network_is_asked_twice_for_the_same(parts, make_run, monkeypatch):
     run, size = make_run("student.every=2", "grid.max_steps=6"), 4
     asked, batch = spied(run, monkeypatch), parts_of(run, size, parts)
 
-    iteration(run.trainees, batch, Draws(0, 0), run.algorithm)
+    iteration(run.train_state, batch, Draws(0, 0), run.algorithm)
     assert sum(n for role, n, _ in asked if role == STUDENT) == walked(run, 0, size) + size
     assert [graph for role, _, graph in asked if role == STUDENT].count(True) == 0
 
     asked.clear()
-    iteration(run.trainees, batch, Draws(0, 1), run.algorithm)
+    iteration(run.train_state, batch, Draws(0, 1), run.algorithm)
     student = [(n, graph) for role, n, graph in asked if role == STUDENT]
     again = 0 if parts == 1 else size  # the answers at the anchors come once more, with a graph
     assert sum(n for n, graph in student if graph) == 2 * size
@@ -146,7 +146,7 @@ def test_a_graph_is_kept_only_where_it_is_used(make_run, monkeypatch):
     def kept(*overrides, number=1, parts=1):
         run = make_run("student.every=2", "grid.max_steps=3", *overrides)
         starts.clear()
-        iteration(run.trainees, parts_of(run, parts=parts), Draws(0, number), run.algorithm)
+        iteration(run.train_state, parts_of(run, parts=parts), Draws(0, number), run.algorithm)
         assert not any(each.anchor.velocity.requires_grad for each in starts)
         return any(isinstance(each.ask, Remembering) for each in starts)
 
@@ -174,7 +174,7 @@ def test_nobody_waits_for_the_device_but_the_check_before_an_update(make_run):
     run = make_run("student.every=1", "fake_teacher.updates=2")
     batch = parts_of(run)
     with Reads() as reads:
-        iteration(run.trainees, batch, Draws(0, 0), run.algorithm)
+        iteration(run.train_state, batch, Draws(0, 0), run.algorithm)
     assert reads.count == 3  # two updates of the fake teacher, one of the student
 
 
@@ -228,9 +228,9 @@ def test_compiled_blocks_say_the_same(mode, make_run, monkeypatch):
         settings = ["student.gradient_checkpointing=true", f"student.compile={compile_}"]
         run = make_run(*MODES[mode], *EVERY, *settings)
         move_apart(run)
-        names.append(list(run.trainees.roles.parameters(STUDENT)))
+        names.append(list(run.train_state.roles.parameters(STUDENT)))
         found.append(gradients(run, monkeypatch))
-        blocks = run.backbone.blocks(run.trainees.roles.net(STUDENT))
+        blocks = run.backbone.blocks(run.train_state.roles.net(STUDENT))
         assert all(
             (block._compiled_call_impl is not None) == (compile_ == "true") for block in blocks
         )

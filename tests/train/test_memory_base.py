@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from fewstep.core.noise import Draws
-from fewstep.train.memory.quantization import is_quantised, quantise
+from fewstep.train.memory.quantization import is_quantized, quantize
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED, become_student
 from fewstep.train.trainer import advance as step
 from fewstep.utils.errors import FewstepError
@@ -33,7 +33,7 @@ def decoded(weight):
 
 
 def layers(net):
-    return {name: layer for name, layer in net.named_modules() if is_quantised(layer)}
+    return {name: layer for name, layer in net.named_modules() if is_quantized(layer)}
 
 
 def advance(run):
@@ -45,11 +45,11 @@ def advance(run):
 def ask(run, role):
     xt = Draws(3, 0).normal("xt", range(2), (16, 8, 8))
     cond = run.encoder.encode(["a ring", "a star"])
-    return getattr(run.trainees.roles, role)(xt, torch.tensor([0.8, 0.3]), cond)
+    return getattr(run.train_state.roles, role)(xt, torch.tensor([0.8, 0.3]), cond)
 
 
 class OneBlock:
-    """As much of a backbone as `quantise` asks for: a block of one linear layer."""
+    """As much of a backbone as `quantize` asks for: a block of one linear layer."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.net = nn.Sequential(linear)
@@ -63,7 +63,7 @@ def quantised(name: str, dtype=torch.float32, size=(96, 50)) -> tuple[nn.Linear,
     torch.manual_seed(0)
     one = OneBlock(nn.Linear(*size).to(dtype))
     plain = copy.deepcopy(one.net[0])
-    quantise(one, name)
+    quantize(one, name)
     return plain.requires_grad_(False), one.net[0]
 
 
@@ -96,15 +96,15 @@ def test_no_graph_keeps_a_weight_that_nf4_decodes():
 
 def test_nf4_leaves_odd_sizes_as_they_are():
     plain, layer = quantised("nf4", size=(5, 3))
-    assert not is_quantised(layer) and torch.equal(layer.weight, plain.weight)
+    assert not is_quantized(layer) and torch.equal(layer.weight, plain.weight)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_zeros_stay_zeros(name):
     one = OneBlock(nn.Linear(64, 32))
     nn.init.zeros_(one.net[0].weight)
-    quantise(one, name)
-    assert is_quantised(one.net[0]) == (name != "fp8"), "torchao's fp8 cannot hold a row of zeros"
+    quantize(one, name)
+    assert is_quantized(one.net[0]) == (name != "fp8"), "torchao's fp8 cannot hold a row of zeros"
     assert torch.equal(one.net[0](torch.randn(2, 64)), one.net[0].bias.expand(2, 32))
 
 
@@ -120,7 +120,7 @@ def test_autocast_decides_the_precision(name, dtype):
 def test_a_run_on_a_quantised_base(name, make_run):
     plain = ask(make_run(*LORA), TEACHER)
     run = make_run(*LORA, AGAIN, f"memory.base={name}", "student.every=1")
-    roles = run.trainees.roles
+    roles = run.train_state.roles
     teacher = ask(run, TEACHER)
     assert 0 < error(teacher, plain) < 2 * FORMATS[name][0]
     for role in TRAINED:
@@ -145,7 +145,7 @@ def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
 
     run = make_run(*LORA, AGAIN, "memory.base=int8", "student.every=1")
     advance(run)
-    state = run.trainees.roles.student_state()
+    state = run.train_state.roles.student_state()
     model = run.recipe.model
     fresh = models.load(model.path, **model.options)
     net = become_student(fresh, run.recipe.student, state)
@@ -160,7 +160,7 @@ def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
     with torch.no_grad():
         loaded = other.velocity(other.net, xt, sigma, cond)
         torch.testing.assert_close(loaded, fresh.velocity(net, xt, sigma, cond))
-        ours = run.trainees.roles.student(xt, sigma, cond)
+        ours = run.train_state.roles.student(xt, sigma, cond)
     assert error(ours, loaded) < 0.02
 
 

@@ -24,7 +24,7 @@ def advance(run):
 def ask(run, role):
     xt = Draws(3, 0).normal("xt", range(2), (16, 8, 8))
     cond = run.encoder.encode(["a ring", "a star"])
-    return getattr(run.trainees.roles, role)(xt, torch.tensor([0.8, 0.3]), cond)
+    return getattr(run.train_state.roles, role)(xt, torch.tensor([0.8, 0.3]), cond)
 
 
 @pytest.mark.parametrize("mode", [["student.mode=full"], LORA], ids=["full", "lora"])
@@ -32,7 +32,7 @@ def test_recomputing_some_blocks_gives_the_same_gradient(mode, make_run):
     found, kept = [], []
     for setting in ("false", "2", "true"):
         run = make_run(*mode, f"student.gradient_checkpointing={setting}")
-        roles, sizes = run.trainees.roles, []
+        roles, sizes = run.train_state.roles, []
 
         def note(tensor, sizes=sizes):
             sizes.append(tensor.numel())
@@ -55,7 +55,7 @@ def test_recomputing_some_blocks_gives_the_same_gradient(mode, make_run):
 
 def test_the_teacher_alone_is_low(make_run):
     run = make_run("memory.teacher_dtype=bfloat16", "student.every=1")
-    roles = run.trainees.roles
+    roles = run.train_state.roles
     assert {p.dtype for p in roles.net(TEACHER).parameters()} == {torch.bfloat16}
     for role in TRAINED:
         assert {p.dtype for p in roles.parameters(role).values()} == {torch.float32}
@@ -70,18 +70,20 @@ def test_the_teacher_alone_is_low(make_run):
 def test_masters_stay_whole_where_all_compute_low(make_run):
     """The published way: the teacher frozen in bfloat16, float32 masters under autocast."""
     run = make_run("model.dtype=bfloat16")
-    assert {p.dtype for p in run.trainees.roles.net(TEACHER).parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in run.trainees.roles.parameters(STUDENT).values()} == {torch.float32}
+    assert {p.dtype for p in run.train_state.roles.net(TEACHER).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in run.train_state.roles.parameters(STUDENT).values()} == {torch.float32}
 
 
 def test_trained_weights_may_be_low(make_run):
     run = make_run("model.dtype=bfloat16", "memory.trained_dtype=bfloat16", "student.every=1")
     for role in TRAINED:
-        assert {p.dtype for p in run.trainees.roles.parameters(role).values()} == {torch.bfloat16}
+        assert {p.dtype for p in run.train_state.roles.parameters(role).values()} == {
+            torch.bfloat16
+        }
     before = ask(run, STUDENT)
     advance(run)
     assert not torch.equal(ask(run, STUDENT), before)
-    assert {w.dtype for w in run.trainees.ema.weights.values()} == {torch.float32}
+    assert {w.dtype for w in run.train_state.ema.weights.values()} == {torch.float32}
 
 
 def test_the_vae_visits(make_run):

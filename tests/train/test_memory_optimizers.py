@@ -10,11 +10,11 @@ from rich.console import Console
 from torch import nn
 
 from fewstep.config import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
-from fewstep.core.stochastic_rounding import round_at_random
-from fewstep.objectives.fake_teacher import pull_towards
+from fewstep.core.stochastic_rounding import stochastic_round
+from fewstep.objectives.fake_teacher import mix_weights
 from fewstep.train import distill
 from fewstep.train.memory.low_memory_adamw import KINDS
-from fewstep.train.optim import Ema, Rate, Updater
+from fewstep.train.optim import Ema, LRSchedule, Updater
 
 LEAN = [name for name in KINDS if name != "adamw"]
 LOSS = {"dm": torch.tensor(1.0)}
@@ -47,12 +47,12 @@ def train(params, updater, updates) -> None:
 
 def test_rounding_at_random_is_right_on_average():
     x = torch.full((20000,), 1.0 + 1 / 1024)  # an eighth of the way to bfloat16's next number
-    rounded = round_at_random(x, rng())
+    rounded = stochastic_round(x, rng())
     assert torch.equal(rounded, rounded.bfloat16().float())
     assert set(rounded.tolist()) == {1.0, 1.0078125}
     assert float(rounded.mean()) == pytest.approx(float(x[0]), abs=1e-4)
     exact = torch.tensor([0.0, -1.5, 3.0, -0.0078125])
-    assert torch.equal(round_at_random(exact, rng()), exact)
+    assert torch.equal(stochastic_round(exact, rng()), exact)
 
 
 # ----------------------------------------------------------------------------------- optimizers
@@ -97,7 +97,9 @@ def test_a_loaded_optimizer_goes_on_bitwise(name, dtype, on_host):
         recipe = FakeTeacherOptimizerRecipe(name=name, lr=1e-2)
 
         def fresh(params=params, recipe=recipe):
-            return Updater("fake_teacher", params, recipe, rate=Rate(3), on_host=on_host, seed=5)
+            return Updater(
+                "fake_teacher", params, recipe, lr_schedule=LRSchedule(3), on_host=on_host, seed=5
+            )
 
         updater = fresh()
         train(params, updater, range(2))
@@ -117,7 +119,7 @@ def test_moments_on_the_host_change_nothing():
     for on_host in (False, True):
         params = parameters()
         recipe = StudentOptimizerRecipe(lr=1e-2)
-        updater = Updater("student", params, recipe, rate=Rate(2), on_host=on_host)
+        updater = Updater("student", params, recipe, lr_schedule=LRSchedule(2), on_host=on_host)
         train(params, updater, range(4))
         ends.append({**params, **updater.tensors()})
     for key, tensor in ends[0].items():
@@ -139,7 +141,7 @@ def test_low_weights_learn_what_plain_rounding_would_lose():
 def test_low_weights_are_pulled_on_average():
     fake, student = torch.ones(40000).bfloat16(), torch.zeros(40000).bfloat16()
     for number in range(20):
-        pull_towards([fake], [student], 0.001, rng(number))
+        mix_weights([fake], [student], 0.001, rng(number))
     assert float(fake.float().mean()) == pytest.approx(0.999**20, abs=2e-3)
     assert float(fake.float().mean()) < 0.99
 

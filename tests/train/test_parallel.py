@@ -1,7 +1,6 @@
-"""Several processes are one: the same losses and weights, and checkpoints for any number of them.
+"""Several processes are one: the same losses and weights, checkpoints for any number of them.
 
-Real processes under torchrun, on a real pipeline of tiny size. One launch makes many runs, since
-starting takes longest.
+Real processes under torchrun, on a tiny real pipeline. One launch makes many runs: starting is slow.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fewstep.config.parallel import ParallelRecipe
 from fewstep.inference import load
 from fewstep.train import distill, distributed
 from fewstep.train.checkpoint import store
-from fewstep.train.distributed import Together
+from fewstep.train.distributed import ProcessGroup
 from fewstep.train.monitor.logger import METRICS, last_step
 from fewstep.train.signals import Interrupts
 from fewstep.utils.errors import FewstepError
@@ -340,7 +339,7 @@ def test_a_killed_process_ends_the_job(make_recipe, endless):
 
 
 def test_every_sample_belongs_to_one_process():
-    parts = [Together(rank, 4).part(12) for rank in range(4)]
+    parts = [ProcessGroup(rank, 4).part(12) for rank in range(4)]
     assert [each for part in parts for each in range(12)[part]] == list(range(12))
 
 
@@ -368,7 +367,10 @@ def test_a_recipe_must_fit_the_processes(section, data, said, monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     recipe, batch = ParallelRecipe(**section), DataRecipe(prompts="x.txt", **data)
-    with pytest.raises(FewstepError, match=said), distributed.joined(recipe, batch, "cpu"):
+    with (
+        pytest.raises(FewstepError, match=said),
+        distributed.init_distributed(recipe, batch, "cpu"),
+    ):
         pass
 
 

@@ -150,7 +150,7 @@ def test_parquet_counts_what_is_odd(tmp_path):
     import pyarrow
 
     raw = pyarrow.array([b"a cat", b"a  cat", None, b"", b"\xff\xfe"]).cast(pyarrow.binary())
-    texts = raw.view(pyarrow.string())  # as damaged files hold it: not checked
+    texts = raw.view(pyarrow.string())  # as damaged files hold it: not validated
     write_parquet(tmp_path / "p.parquet", id=pyarrow.array(range(5)), caption=texts)
     found = read_prompts(tmp_path / "p.parquet")
     assert found.texts == ("a cat", "a cat")

@@ -36,8 +36,8 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """End the run within the iteration that follows a step."""
     real = trainer.iteration
 
-    def iteration(trainees, parts, draws, algorithm):
-        measured = real(trainees, parts, draws, algorithm)
+    def iteration(train_state, parts, draws, algorithm):
+        measured = real(train_state, parts, draws, algorithm)
         if draws.step == step:
             raise Crash
         return measured
@@ -148,10 +148,10 @@ def test_a_killed_process_and_a_stopped_one(finished, make_recipe, tmp_path, mon
 def test_a_signal_finishes_the_step_and_saves(make_recipe, tmp_path, monkeypatch):
     real = trainer.iteration
 
-    def iteration(trainees, parts, draws, algorithm):
+    def iteration(train_state, parts, draws, algorithm):
         if draws.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(trainees, parts, draws, algorithm)
+        return real(train_state, parts, draws, algorithm)
 
     monkeypatch.setattr(trainer, "iteration", iteration)
     before = signal.getsignal(signal.SIGINT)

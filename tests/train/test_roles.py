@@ -33,24 +33,24 @@ def point():
 def shake(run, role: str, seed: int = 1, scale: float = 0.05) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in run.trainees.roles.parameters(role).values():
+        for parameter in run.train_state.roles.parameters(role).values():
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
 def ask(run, role: str, point) -> torch.Tensor:
     cond = run.encoder.encode(["a ring", "a star"])
-    return getattr(run.trainees.roles, role)(*point, cond)
+    return getattr(run.train_state.roles, role)(*point, cond)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=["full", "lora"])
 def test_all_roles_start_as_the_teacher(mode, make_run, point):
     run = make_run(*mode)
     original = run.backbone.velocity(
-        run.trainees.roles.net(TEACHER), *point, run.encoder.encode(["a ring", "a star"])
+        run.train_state.roles.net(TEACHER), *point, run.encoder.encode(["a ring", "a star"])
     )
     for role in (STUDENT, TEACHER, FAKE_TEACHER):
         assert torch.equal(ask(run, role, point), original)
-    parameters = [run.trainees.roles.parameters(role) for role in TRAINED]
+    parameters = [run.train_state.roles.parameters(role) for role in TRAINED]
     assert parameters[0].keys() == parameters[1].keys()
     for name, mine in parameters[0].items():
         assert torch.equal(mine, parameters[1][name]) and mine is not parameters[1][name]
@@ -76,12 +76,12 @@ def test_gradients_reach_the_asked_role_alone(mode, make_run, point):
     for role, other in ((STUDENT, FAKE_TEACHER), (FAKE_TEACHER, STUDENT)):
         answer = ask(run, role, point)
         ask(run, TEACHER, point), ask(run, other, point)  # switching in between must not matter
-        with run.trainees.roles.active(role):
+        with run.train_state.roles.active(role):
             answer.square().mean().backward()
-        grads = [p.grad for p in run.trainees.roles.parameters(role).values()]
+        grads = [p.grad for p in run.train_state.roles.parameters(role).values()]
         assert any(grad is not None and grad.abs().sum() > 0 for grad in grads)
-        assert all(p.grad is None for p in run.trainees.roles.parameters(other).values())
-        for parameter in run.trainees.roles.parameters(role).values():
+        assert all(p.grad is None for p in run.train_state.roles.parameters(other).values())
+        for parameter in run.train_state.roles.parameters(role).values():
             parameter.grad = None
 
 
@@ -94,9 +94,9 @@ def test_checkpointed_activations_give_the_same_gradient(mode, make_run, point):
         shake(run, FAKE_TEACHER, seed=2)
         answer = ask(run, STUDENT, point)
         ask(run, FAKE_TEACHER, point), ask(run, TEACHER, point)
-        with run.trainees.roles.active(STUDENT):
+        with run.train_state.roles.active(STUDENT):
             answer.square().mean().backward()
-        parameters = run.trainees.roles.parameters(STUDENT)
+        parameters = run.train_state.roles.parameters(STUDENT)
         found.append({n: p.grad for n, p in parameters.items() if p.grad is not None})
     plain, again = found
     assert plain.keys() == again.keys() and plain
@@ -106,7 +106,7 @@ def test_checkpointed_activations_give_the_same_gradient(mode, make_run, point):
 
 def test_adapters_share_one_network_and_their_start(make_run, point):
     run = make_run(*LORA)
-    roles = run.trainees.roles
+    roles = run.train_state.roles
     assert roles.net(STUDENT) is roles.net(TEACHER) is roles.net(FAKE_TEACHER) is run.backbone.net
     pairs = [roles.parameters(role) for role in TRAINED]
     assert all(not torch.any(p) for n, p in pairs[0].items() if ".lora_B." in n)
@@ -120,7 +120,7 @@ def test_an_adapter_is_right_at_scale_one(make_run, point):
     shake(run, STUDENT)
     student = ask(run, STUDENT, point)
     merged = copy.deepcopy(run.backbone.net)
-    state = run.trainees.roles.student_state()
+    state = run.train_state.roles.student_state()
     with torch.no_grad():
         for name, module in merged.named_modules():
             if f"{name}.lora_A.weight" in state:
@@ -140,7 +140,7 @@ def test_a_saved_student_comes_back(mode, make_run, point):
     student = ask(run, STUDENT, point).detach()
     recipe = run.recipe
     fresh = models.load(recipe.model.path, **recipe.model.options)
-    net = become_student(fresh, recipe.student, run.trainees.roles.student_state())
+    net = become_student(fresh, recipe.student, run.train_state.roles.student_state())
     assert net is fresh.net and not any(p.requires_grad for p in net.parameters())
     cond = run.encoder.encode(["a ring", "a star"])
     assert torch.equal(fresh.velocity(net, *point, cond), student)
@@ -148,8 +148,8 @@ def test_a_saved_student_comes_back(mode, make_run, point):
 
 def test_weights_of_another_model_are_refused(make_run):
     run = make_run(*LORA)
-    parameters = run.trainees.roles.parameters(STUDENT)
-    state = run.trainees.roles.student_state()
+    parameters = run.train_state.roles.parameters(STUDENT)
+    state = run.train_state.roles.student_state()
     name = next(iter(state))
     with pytest.raises(FewstepError, match="weights of another model"):
         load_parameters(parameters, {k: v for k, v in state.items() if k != name})
@@ -168,13 +168,15 @@ def test_lora_targets_are_found_or_refused(make_run):
 @pytest.mark.parametrize("mode", MODES, ids=["full", "lora"])
 def test_bfloat16_computes_low_and_trains_float32(mode, make_run, point):
     run = make_run(*mode, "model.dtype=bfloat16")
-    frozen = [p for n, p in run.trainees.roles.net(TEACHER).named_parameters() if "lora" not in n]
+    frozen = [
+        p for n, p in run.train_state.roles.net(TEACHER).named_parameters() if "lora" not in n
+    ]
     assert {p.dtype for p in frozen} == {torch.bfloat16}
     for role in TRAINED:
-        assert {p.dtype for p in run.trainees.roles.parameters(role).values()} == {torch.float32}
+        assert {p.dtype for p in run.train_state.roles.parameters(role).values()} == {torch.float32}
         answer = ask(run, role, point)
         assert answer.dtype == torch.float32 and answer.isfinite().all()
-        with run.trainees.roles.active(role):
+        with run.train_state.roles.active(role):
             answer.mean().backward()
     torch.testing.assert_close(
         ask(run, STUDENT, point), ask(run, TEACHER, point), atol=0.1, rtol=0.1

@@ -25,11 +25,11 @@ def batch_of(run, size: int) -> Batch:
 
 def advance(run, steps: int, *, parts: int = 1, size: int = 3) -> list[dict]:
     batch = batch_of(run, size).split(parts)
-    return [iteration(run.trainees, batch, Draws(0, i), run.algorithm) for i in range(steps)]
+    return [iteration(run.train_state, batch, Draws(0, i), run.algorithm) for i in range(steps)]
 
 
 def snapshot(run, role: str) -> dict[str, torch.Tensor]:
-    parameters = run.trainees.roles.parameters(role)
+    parameters = run.train_state.roles.parameters(role)
     return {name: p.detach().clone() for name, p in parameters.items()}
 
 
@@ -44,7 +44,7 @@ def test_only_student_and_fake_teacher_move(mode, make_run):
     teacher = {name: p.clone() for name, p in run.backbone.net.named_parameters()}
     xt = torch.randn(2, 16, 8, 8)
     sigma, cond = torch.tensor([0.9, 0.4]), run.encoder.encode(["a ring", "a star"])
-    original = run.trainees.roles.teacher(xt, sigma, cond)
+    original = run.train_state.roles.teacher(xt, sigma, cond)
     before = {role: snapshot(run, role) for role in TRAINED}
 
     advance(run, 1)
@@ -53,7 +53,7 @@ def test_only_student_and_fake_teacher_move(mode, make_run):
 
     advance(run, 2)
     assert moved(run, STUDENT, before[STUDENT]) > 0
-    assert torch.equal(run.trainees.roles.teacher(xt, sigma, cond), original)
+    assert torch.equal(run.train_state.roles.teacher(xt, sigma, cond), original)
     frozen = {n: p for n, p in run.backbone.net.named_parameters() if ".lora_" not in n}
     assert frozen and all(torch.equal(p, teacher[name]) for name, p in frozen.items())
     if run.recipe.student.mode == "full":
@@ -65,9 +65,9 @@ def test_accumulated_gradients_are_the_big_batch_s(mode, parts, make_run, monkey
     found: dict[int, dict[str, torch.Tensor]] = {}
     for count in (1, parts):
         run = make_run(*mode, "student.every=1")
-        for updater in (run.trainees.student, run.trainees.fake_teacher):
+        for updater in (run.train_state.student, run.train_state.fake_teacher):
             grads = found.setdefault(count, {})
-            parameters = run.trainees.roles.parameters(updater.role)
+            parameters = run.train_state.roles.parameters(updater.role)
 
             def spy(losses, step, *, role=updater.role, grads=grads, parameters=parameters):
                 grads |= {
@@ -100,13 +100,13 @@ def test_updates_go_through_the_published_order(make_run, monkeypatch):
     run = make_run("student.every=2", "fake_teacher.updates=2")
     calls = []
     for name in ("student", "fake_teacher"):
-        updater = getattr(run.trainees, name)
+        updater = getattr(run.train_state, name)
         real = updater.update
         monkeypatch.setattr(
             updater, "update", lambda *a, real=real, name=name: (calls.append(name), real(*a))[1]
         )
-    real_pull, ema = step.pull_towards, run.trainees.ema
-    monkeypatch.setattr(step, "pull_towards", lambda *a: (calls.append("pull"), real_pull(*a)))
+    real_pull, ema = step.mix_weights, run.train_state.ema
+    monkeypatch.setattr(step, "mix_weights", lambda *a: (calls.append("pull"), real_pull(*a)))
     real_ema = ema.update
     monkeypatch.setattr(ema, "update", lambda: (calls.append("ema"), real_ema()))
     advance(run, 2)
@@ -116,7 +116,7 @@ def test_updates_go_through_the_published_order(make_run, monkeypatch):
 def test_calls_equal_evaluations(make_run, monkeypatch):
     """The student alone is simulated, conditionally; then each term costs what the method says."""
     run = make_run("fake_teacher.updates=2", "student.every=1", "train.step=plain")
-    roles, size = run.trainees.roles, 3
+    roles, size = run.train_state.roles, 3
     asked: list[tuple[str, bool]] = []
     real, null = roles._ask, run.encoder.null(1).tensors["pooled"]
 
@@ -179,7 +179,7 @@ def test_the_final_target_is_the_end_of_the_simulation(make_run, monkeypatch):
     draws = Draws(0, 0)
     noise = draws.normal("simulate/eps", batch.indices, run.algorithm.latent_shape)
     sigmas = with_shift(run.algorithm.grid(draws.shared("grid")), run.algorithm.shift)
-    final = simulate(run.trainees.roles.student, noise, sigmas, batch.cond).final
+    final = simulate(run.train_state.roles.student, noise, sigmas, batch.cond).final
     advance(run, 1)
     torch.testing.assert_close(seen[0].final, final)
 
@@ -206,13 +206,13 @@ def test_a_wrong_loss_stops_the_student_before_it_moves(make_run, monkeypatch):
     assert "step 1: the loss of dm (nan) is not finite" in message
     assert "parameters of the student: pos_embed.proj.weight and 70 more" in message
     assert moved(run, STUDENT, before) == 0
-    assert run.trainees.student.updates == 0 and run.trainees.ema.updates == 0
-    assert not run.trainees.student.tensors()
+    assert run.train_state.student.updates == 0 and run.train_state.ema.updates == 0
+    assert not run.train_state.student.tensors()
 
 
 def test_a_wrong_gradient_names_its_parameters(make_run):
     run = make_run("student.every=1")
-    name, parameter = next(iter(run.trainees.roles.parameters(FAKE_TEACHER).items()))
+    name, parameter = next(iter(run.train_state.roles.parameters(FAKE_TEACHER).items()))
     parameter.register_hook(lambda grad: grad * float("inf"))
     before = snapshot(run, FAKE_TEACHER)
     with pytest.raises(NonFiniteError) as caught:
@@ -225,6 +225,6 @@ def test_a_wrong_gradient_names_its_parameters(make_run):
 def test_a_student_that_blew_up_is_not_repaired(make_run):
     run = make_run()
     with torch.no_grad():
-        next(iter(run.trainees.roles.parameters(STUDENT).values())).fill_(float("nan"))
+        next(iter(run.train_state.roles.parameters(STUDENT).values())).fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="the loss of fake_teacher"):
         advance(run, 1)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.config import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
-from fewstep.objectives.fake_teacher import pull_towards
-from fewstep.train.optim import Ema, Rate, Updater
+from fewstep.objectives.fake_teacher import mix_weights
+from fewstep.train.optim import Ema, LRSchedule, Updater
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -31,8 +31,8 @@ LOSS = {"dm": torch.tensor(1.0)}
 
 def test_the_rate_rises_stays_and_falls():
     recipe = StudentOptimizerRecipe(lr=1.0)
-    rate = Rate(warmup=4, cooldown=0.25, steps=8)
-    updater = Updater("student", parameters(), recipe, rate=rate)
+    lr_schedule = LRSchedule(warmup=4, cooldown=0.25, steps=8)
+    updater = Updater("student", parameters(), recipe, lr_schedule=lr_schedule)
     rates = []
     for step in range(1, 10):
         rates.append(updater.lr_at(step))
@@ -44,8 +44,10 @@ def test_the_rate_rises_stays_and_falls():
 
 def test_the_rate_that_falls_is_the_one_of_the_update():
     mine = parameters()
-    rate = Rate(cooldown=1.0, steps=4)
-    updater = Updater("student", mine, StudentOptimizerRecipe(lr=1.0, weight_decay=0.0), rate=rate)
+    lr_schedule = LRSchedule(cooldown=1.0, steps=4)
+    updater = Updater(
+        "student", mine, StudentOptimizerRecipe(lr=1.0, weight_decay=0.0), lr_schedule=lr_schedule
+    )
     moved = []
     for step in (1, 2, 4):
         before = {name: p.detach().clone() for name, p in mine.items()}
@@ -89,11 +91,11 @@ def test_a_loaded_optimizer_goes_on_bitwise():
     for interrupted in (False, True):
         params = parameters()
         recipe = FakeTeacherOptimizerRecipe(lr=1e-2)
-        updater = Updater("fake_teacher", params, recipe, rate=Rate(3))
+        updater = Updater("fake_teacher", params, recipe, lr_schedule=LRSchedule(3))
         for number in range(4):
             if interrupted and number == 2:
                 saved = {name: tensor.clone() for name, tensor in updater.tensors().items()}
-                updater = Updater("fake_teacher", params, recipe, rate=Rate(3))
+                updater = Updater("fake_teacher", params, recipe, lr_schedule=LRSchedule(3))
                 updater.load({**saved, "student/exp_avg/b": torch.zeros(4)}, updates=2)
             give_gradients(params, seed=number)
             updater.update(LOSS, step=number)
@@ -153,7 +155,7 @@ def test_all_weights_are_gone_over_in_one_call():
             give_gradients(params, 5.0, seed=number)
             with Calls() as calls:
                 updater.update(LOSS, step=number)
-                pull_towards(params.values(), student, 0.1)
+                mix_weights(params.values(), student, 0.1)
                 ema.update()
         found.append(calls.count)
     assert 0 < found[0] == found[1]

@@ -35,7 +35,7 @@ def brightness(images, prompts, teacher_images) -> float:
 
 def test_the_teacher_is_drawn_once(make_run):
     run = make_run("preview.steps=[4, 1]", "preview.rows=1", "preview.teacher.guidance=3")
-    roles, folder = run.trainees.roles, run.folder / "previews"
+    roles, folder = run.train_state.roles, run.folder / "previews"
     first = run.preview.draw(0, roles, run.encoder)
     with_teacher = roles.evaluations
     assert with_teacher == 2 * (2 * 2 + 4 + 1)  # prompts x (guided steps + student's steps)
@@ -49,27 +49,27 @@ def test_the_teacher_is_drawn_once(make_run):
     ]  # fmt: skip
 
     other = make_run("preview.steps=[4, 1]", "preview.rows=1", "preview.teacher.guidance=3")
-    other.preview.draw(3, other.trainees.roles, other.encoder)
-    assert other.trainees.roles.evaluations == 2 * (4 + 1), "a resumed run reads the file"
+    other.preview.draw(3, other.train_state.roles, other.encoder)
+    assert other.train_state.roles.evaluations == 2 * (4 + 1), "a resumed run reads the file"
 
 
 def test_the_running_mean_is_what_is_shown(make_run):
     run = make_run("preview.every=1", "health.every=1")
     start = look(run)["preview/score"]
     with torch.no_grad():
-        for parameter in run.trainees.roles.parameters(STUDENT).values():
+        for parameter in run.train_state.roles.parameters(STUDENT).values():
             parameter += 0.05
     now = look(run)
     assert now["preview/score"] == start
     assert now["health/std_ratio"] != 1.0
-    run.trainees.ema.update()
+    run.train_state.ema.update()
     assert look(run)["preview/score"] != start
 
 
 def test_scores_are_named_in_the_recipe(make_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_scores", sys.modules[__name__])
     run = make_run("preview.score='my_scores:brightness'")
-    assert 0 < run.preview.draw(0, run.trainees.roles, run.encoder) < 1
+    assert 0 < run.preview.draw(0, run.train_state.roles, run.encoder) < 1
     for name, message in [
         ("drfit", "did you mean 'drift'"),
         ("my_scores:nothing", "cannot be imported"),
@@ -92,14 +92,14 @@ def test_drift_is_worst_far_from_the_teacher():
 
 def test_health_starts_at_nothing_wrong_and_sees_drift(make_run):
     run = make_run()
-    start = run.health.measure(run.trainees.roles)
+    start = run.health.measure(run.train_state.roles)
     assert start["health/mean_drift"] == 0 and start["health/std_ratio"] == 1
     assert start["health/fake_teacher_loss@0.5"] == start["health/teacher_loss@0.5"]
-    again = run.health.measure(run.trainees.roles)
+    again = run.health.measure(run.train_state.roles)
     assert all(torch.equal(start[name], again[name]) for name in start)
     with torch.no_grad():
-        run.trainees.roles.parameters(STUDENT)["proj_out.bias"].add_(0.5)
-    drifted = run.health.measure(run.trainees.roles)
+        run.train_state.roles.parameters(STUDENT)["proj_out.bias"].add_(0.5)
+    drifted = run.health.measure(run.train_state.roles)
     assert drifted["health/mean_drift"].abs() > 0.1
 
 

@@ -67,10 +67,16 @@ def demo(
         say_json(summary)
         return
     rows = [
-        (bar["label"], bar["value"], bar["relation"], bar["threshold"], bar["met"])
-        for bar in summary["bars"]
+        (
+            criterion["label"],
+            criterion["value"],
+            criterion["relation"],
+            criterion["threshold"],
+            criterion["met"],
+        )
+        for criterion in summary["criteria"]
     ]
-    table(("bar", "measured", "", "wanted", "met"), rows)
+    table(("criterion", "measured", "", "wanted", "met"), rows)
     say(f"report: {folder / 'report.html'}")
 
 
@@ -181,9 +187,16 @@ def evaluate(run: RunFolder, which: Which = "best", as_json: Json = False) -> No
     if as_json:
         say_json(summary)
         return
-    names = list(dict.fromkeys(name for arm in summary["arms"].values() for name in arm))
-    rows = [(arm, *map(values.get, names)) for arm, values in summary["arms"].items()]
-    table(("arm", *names), rows)
+    names = list(
+        dict.fromkeys(
+            name for configuration in summary["configurations"].values() for name in configuration
+        )
+    )
+    rows = [
+        (configuration, *map(values.get, names))
+        for configuration, values in summary["configurations"].items()
+    ]
+    table(("configuration", *names), rows)
     say(f"report: {run / 'report.html'}")
 
 

@@ -33,16 +33,16 @@ def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
 
 def flat(summary: Mapping[str, Any]) -> dict[str, Figure]:
     """A summary's figures without nesting: ``student@4.right`` -> value."""
-    found: dict[str, Figure] = {"bars_met": bool(summary["bars_met"])}
+    found: dict[str, Figure] = {"criteria_met": bool(summary["criteria_met"])}
     for name in ("seconds", "peak_memory_gb"):
         found[name] = summary.get(name)
-    for arm, values in summary["arms"].items():
-        found |= {f"{arm}.{name}": value for name, value in values.items()}
+    for configuration, values in summary["configurations"].items():
+        found |= {f"{configuration}.{name}": value for name, value in values.items()}
     return found
 
 
 def _summary(run: Path) -> Mapping[str, Any]:
     summary = read_json(run / "summary.json")
-    if not isinstance(summary, dict) or "arms" not in summary:
+    if not isinstance(summary, dict) or "configurations" not in summary:
         raise FewstepError(f"{run}: no summary.json; run `fewstep evaluate {run}` first")
     return summary

@@ -37,10 +37,10 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     note(f"1/4 distilling into {folder}")
     distill(recipe, folder, resume=resume)
     note("2/4 evaluating")
-    kept = any(arm["kept"] for arm in judge(folder)["arms"])
+    kept = any(configuration["kept"] for configuration in judge(folder)["configurations"])
     if kept:
         note(
-            "the teacher's readings are an earlier run's, so this one's minutes and memory are not "
+            "the teacher's figures are an earlier run's, so this one's minutes and memory are not "
             "counted; FEWSTEP_CACHE=FOLDER keeps them elsewhere"
         )
     note("3/4 exporting")

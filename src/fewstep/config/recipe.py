@@ -73,14 +73,14 @@ class FakeTeacherRecipe(Section):
         target: What it learns to denoise: the anchor's x0, or the simulation's end (``final``).
             Odds such as ``{x0: 1, final: 2}`` give each on a share of the samples.
         updates: Updates per iteration, each with fresh noise.
-        pull: Share of the student mixed into its weights after each update; 0 is off.
+        ida_rate: Share of the student mixed into its weights after each update; 0 is off.
         optimizer: Its optimizer.
     """
 
     law: Law = Uniform()
     target: Target = Field(default_factory=lambda: {"x0": 1.0})
     updates: Count = 1
-    pull: Unit = 0.001
+    ida_rate: Unit = 0.001
     optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()
 
 
@@ -223,7 +223,7 @@ class HealthRecipe(Section):
     sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-class ArmRecipe(Section):
+class ConfigurationRecipe(Section):
     """Whose pictures are scored, drawn in how many steps (None: as many as the model's pipeline).
 
     Attributes:
@@ -244,10 +244,10 @@ class EvaluateRecipe(Section):
         scores: Names of the scores; None takes all that apply.
         prompts: File with prompts that training did not see; `count` of them get one picture each.
         repeats: Of how many of them there are several pictures, for diversity, and how many each.
-        arms: What is scored; the teacher with the most evaluations is the reference.
+        configurations: What is scored; the teacher with the most evaluations is the reference.
         features: The feature space, as ``name`` or ``name:source``.
         truth: Who draws real pictures and judges them, such as ``scenes``; None without.
-        readings: Folder with readings of the teacher that came with the model.
+        measurements: Folder with measurements of the teacher that came with the model.
         gallery: Prompts shown in the report. seed: Image i starts from noise of seed + i.
     """
 
@@ -255,15 +255,15 @@ class EvaluateRecipe(Section):
     prompts: str | None = None
     count: Count = 1000
     repeats: tuple[Count, Annotated[int, Field(ge=2)]] = (48, 8)
-    arms: Annotated[tuple[ArmRecipe, ...], Field(min_length=1)] = (
-        ArmRecipe(model="teacher", steps=50),
-        ArmRecipe(model="teacher", steps=4),
-        ArmRecipe(model="teacher", steps=4, guidance=1.0),
-        *(ArmRecipe(model="student", steps=steps) for steps in (1, 2, 4, 8)),
+    configurations: Annotated[tuple[ConfigurationRecipe, ...], Field(min_length=1)] = (
+        ConfigurationRecipe(model="teacher", steps=50),
+        ConfigurationRecipe(model="teacher", steps=4),
+        ConfigurationRecipe(model="teacher", steps=4, guidance=1.0),
+        *(ConfigurationRecipe(model="student", steps=steps) for steps in (1, 2, 4, 8)),
     )
     features: str = "pixels"
     truth: str | None = None
-    readings: str | None = None
+    measurements: str | None = None
     gallery: Count = 12
     batch: Count = 64
     seed: Amount = 0

@@ -11,7 +11,7 @@ def generator_on(device: torch.device, source: torch.Generator) -> torch.Generat
     return torch.Generator(device).manual_seed(source.initial_seed())
 
 
-def round_at_random(x: Tensor, generator: torch.Generator) -> Tensor:
+def stochastic_round(x: Tensor, generator: torch.Generator) -> Tensor:
     """Values that bfloat16 can hold; the expectation of each is what it was.
 
     Args:

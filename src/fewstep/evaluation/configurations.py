@@ -1,4 +1,4 @@
-"""Arms: a network and a way to draw from it; the readings of each, kept where they are costly."""
+"""Arms: a network and a way to draw from it; their measurements, kept."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.evaluation.features import Features, extract
-from fewstep.evaluation.metrics.base import Readings
+from fewstep.evaluation.metrics.base import Measurements
 from fewstep.evaluation.metrics.oracle import wholly_right
 from fewstep.evaluation.oracles import Truth
 from fewstep.inference.sample import Sampler, sample_batch
 from fewstep.models.base import Backbone
 from fewstep.utils.files import digest_text
 
-_FORMAT = 2  # of kept readings: those in an older one are not found, and drawn again
+_FORMAT = 2  # of kept measurements: those in an older one are not found, and drawn again
 _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of the single ones
 
 
 @dataclass(frozen=True)
-class Arm:
+class Configuration:
     """One row of the score table.
 
     Attributes:
@@ -47,8 +47,8 @@ class Arm:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
-    """What is drawn of every arm, and how it is read.
+class Extractor:
+    """What is drawn of every configuration, and how it is read.
 
     Attributes:
         prompts: N prompts, each drawn once; picture i starts from the noise of seed + i.
@@ -73,19 +73,19 @@ class Reader:
         numbers = f"{_FORMAT} {self.repeated} {self.seed} {self.features.key} {truth}"
         return digest_text(numbers, *self.prompts)
 
-    def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Readings:
-        """Draws all pictures of an arm and reads them; the same noise for every arm."""
+    def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Measurements:
+        """Draws all pictures of a configuration and reads them; the noise is the same for all."""
         seeds = range(self.seed, self.seed + len(self.prompts))
         single = sample_batch(backbone, net, self.prompts, seeds, sampler=sampler, batch=self.batch)
         prompts, seeds = self._others()
         again = sample_batch(backbone, net, prompts, seeds, sampler=sampler, batch=self.batch)
-        return self._readings(single, again)
+        return self._measurements(single, again)
 
-    def read_real(self, seed: int) -> Readings:
+    def read_real(self, seed: int) -> Measurements:
         """The same of real pictures, drawn afresh by the truth."""
         assert self.truth is not None
         prompts, _ = self._others()
-        return self._readings(
+        return self._measurements(
             self.truth.draw(self.prompts, seed), self.truth.draw(prompts, seed + 1)
         )
 
@@ -96,7 +96,7 @@ class Reader:
         prompts = [prompt for prompt in self.prompts[:count] for _ in range(times - 1)]
         return prompts, range(start, start + len(prompts))
 
-    def _readings(self, single: Tensor, again: Tensor) -> Readings:
+    def _measurements(self, single: Tensor, again: Tensor) -> Measurements:
         features = extract(self.features, single, batch=self.batch)
         others = extract(self.features, again, batch=self.batch)
         verdicts = shown = None
@@ -104,7 +104,7 @@ class Reader:
             verdicts = self.truth.judge(self.prompts, single)
             others_right = wholly_right(self.truth.judge(self._others()[0], again))
             shown = self._together(wholly_right(verdicts), others_right)
-        return Readings(features, self._together(features, others), verdicts, shown)
+        return Measurements(features, self._together(features, others), verdicts, shown)
 
     def _together(self, single: Tensor, others: Tensor) -> Tensor:
         """K values of each of the first M prompts [M, K, ...], of [N, ...] and [M (K - 1), ...]."""
@@ -114,47 +114,50 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Folders in which readings are kept under a key; new ones go to the first.
+class FeatureCache:
+    """Folders in which measurements are kept under a key; new ones go to the first.
 
     A later folder may be one that cannot be written to, such as the data of a package.
     """
 
     folders: tuple[Path, ...]
 
-    def find(self, key: str) -> Readings | None:
-        """The readings of this key, if any folder holds them whole."""
+    def find(self, key: str) -> Measurements | None:
+        """The measurements of this key, if any folder holds them whole."""
         for folder in self.folders:
             path = folder / f"{key}.safetensors"
             if path.is_file():
                 try:
-                    return load_readings(path)
+                    return load_measurements(path)
                 except (SafetensorError, KeyError, ValueError):
                     continue  # a torn file is as good as none
         return None
 
-    def keep(self, key: str, readings: Readings) -> None:
-        """Puts readings into the first folder; a disk that refuses costs only time later."""
+    def keep(self, key: str, measurements: Measurements) -> None:
+        """Puts measurements into the first folder; a disk that refuses costs only time later."""
         path = self.folders[0] / f"{key}.safetensors"
         try:
-            save_readings(path, readings)
+            save_measurements(path, measurements)
         except OSError:
             path.unlink(missing_ok=True)
 
 
-def save_readings(path: Path, readings: Readings) -> None:
-    """Writes readings to one safetensors file, whole or not at all."""
+def save_measurements(path: Path, measurements: Measurements) -> None:
+    """Writes measurements to one safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"single": readings.single.contiguous(), "repeated": readings.repeated.contiguous()}
-    if readings.shown is not None:
-        tensors["shown"] = readings.shown.contiguous()
+    tensors = {
+        "single": measurements.single.contiguous(),
+        "repeated": measurements.repeated.contiguous(),
+    }
+    if measurements.shown is not None:
+        tensors["shown"] = measurements.shown.contiguous()
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"verdicts": json.dumps(readings.verdicts)})
+    save_file(tensors, temporary, metadata={"verdicts": json.dumps(measurements.verdicts)})
     temporary.replace(path)
 
 
-def load_readings(path: Path) -> Readings:
-    """Inverse of `save_readings`."""
+def load_measurements(path: Path) -> Measurements:
+    """Inverse of `save_measurements`."""
     with safe_open(path, framework="pt") as file:
         verdicts = json.loads(file.metadata()["verdicts"])
         single: Tensor = file.get_tensor("single")
@@ -162,4 +165,4 @@ def load_readings(path: Path) -> Readings:
         shown: Tensor | None = file.get_tensor("shown") if verdicts is not None else None
     if verdicts is not None:
         verdicts = tuple(tuple((name, flag) for name, flag in verdict) for verdict in verdicts)
-    return Readings(single.to(torch.float32), repeated.to(torch.float32), verdicts, shown)
+    return Measurements(single.to(torch.float32), repeated.to(torch.float32), verdicts, shown)

@@ -12,7 +12,7 @@ RIGHT_LOSS = 0.02  # prompts right may fall this far below the guided teacher's
 FRECHET_RATIO = 1.25
 DIVERSITY_RATIO = 0.8
 CLEARLY = 2.0  # standard errors of the difference over the same prompts
-CLEARLY_RATIO = 0.8  # of the rival's Frechet distance
+CLEARLY_RATIO = 0.8  # of the baseline's Frechet distance
 _SPREAD = {  # scores that may stand for diversity, as people read them
     "diversity": "diversity within a prompt",
     "diversity_right": "diversity within a prompt's right pictures",
@@ -20,8 +20,8 @@ _SPREAD = {  # scores that may stand for diversity, as people read them
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One demand. Where the value or the threshold was not measured, the bar is not met.
+class Criterion:
+    """One demand. Where the value or the threshold was not measured, the criterion is not met.
 
     Attributes:
         name: Short and stable, for summary.json.
@@ -56,14 +56,16 @@ class Bar:
         }
 
 
-def bars(
+def criteria(
     evaluation: Mapping[str, Any], *, minutes: float | None = None, gigabytes: float | None = None
-) -> list[Bar]:
-    """The bars of a run.
+) -> list[Criterion]:
+    """The criteria of a run.
 
     The student at 4 evaluations a picture is held against the teacher with the most (the
-    reference) and against the guided teacher at as many steps (the rival). Without a ground truth
-    only the bars on time, memory and diversity stand; with one, diversity is that of the pictures
+    reference) and against the guided teacher at as many steps (the baseline). Without a ground
+    truth
+    only the criteria on time, memory and diversity stand; with one, diversity is that of the
+    pictures
     that show their prompt.
 
     Args:
@@ -71,16 +73,16 @@ def bars(
         minutes: Duration of the whole run, from nothing to the report.
         gigabytes: Its peak resident memory.
     """
-    student, reference, rival = _contestants(evaluation["arms"])
+    student, reference, baseline = _contestants(evaluation["configurations"])
     spread = "diversity" if evaluation.get("truth") is None else "diversity_right"
     found = [
-        Bar("minutes", "whole run, minutes", minutes, MINUTES, at_most=True),
-        Bar("gigabytes", "peak resident memory, GB", gigabytes, GIGABYTES, at_most=True),
+        Criterion("minutes", "whole run, minutes", minutes, MINUTES, at_most=True),
+        Criterion("gigabytes", "peak resident memory, GB", gigabytes, GIGABYTES, at_most=True),
         *_against_reference(student, reference, spread),
-        *_against_rival(student, rival, spread),
+        *_against_baseline(student, baseline, spread),
     ]
     kept = set(_WITHOUT_TRUTH) if evaluation.get("truth") is None else None
-    return [bar for bar in found if kept is None or bar.name in kept]
+    return [criterion for criterion in found if kept is None or criterion.name in kept]
 
 
 _WITHOUT_TRUTH = ("minutes", "gigabytes", "diversity", "diversity_ahead")
@@ -88,7 +90,7 @@ _WITHOUT_TRUTH = ("minutes", "gigabytes", "diversity", "diversity_ahead")
 
 @dataclass(frozen=True)
 class _Contestant:
-    """An arm's figures; those of an arm that was not evaluated are all missing."""
+    """An configuration's figures; all missing where it was not evaluated."""
 
     name: str
     scores: Mapping[str, float]
@@ -102,14 +104,20 @@ class _Contestant:
 
 
 def _contestants(
-    arms: Sequence[Mapping[str, Any]],
+    configurations: Sequence[Mapping[str, Any]],
 ) -> tuple[_Contestant, _Contestant, _Contestant]:
     students = [
-        arm for arm in arms if arm["model"] == "student" and arm["evaluations"] == EVALUATIONS
+        configuration
+        for configuration in configurations
+        if configuration["model"] == "student" and configuration["evaluations"] == EVALUATIONS
     ]
-    teachers = [arm for arm in arms if arm["model"] == "teacher"]
-    rivals = [arm for arm in arms if is_rival(arm, EVALUATIONS)]
-    reference = max(teachers, key=lambda arm: arm["evaluations"], default=None)
+    teachers = [
+        configuration for configuration in configurations if configuration["model"] == "teacher"
+    ]
+    rivals = [
+        configuration for configuration in configurations if is_baseline(configuration, EVALUATIONS)
+    ]
+    reference = max(teachers, key=lambda configuration: configuration["evaluations"], default=None)
     return (
         _contestant(students[0] if students else None, "student"),
         _contestant(reference, "the teacher"),
@@ -117,35 +125,41 @@ def _contestants(
     )
 
 
-def is_rival(arm: Mapping[str, Any], steps: int) -> bool:
-    """Whether an arm is what a student of so many steps has to beat: the teacher, guided.
+def is_baseline(configuration: Mapping[str, Any], steps: int) -> bool:
+    """Whether an configuration is what a student of so many steps has to beat: the teacher, guided.
 
     On its own grid, which is how the model is used.
     """
-    guided = arm["model"] == "teacher" and arm["guidance"] != 1.0
-    return bool(guided and arm["steps"] == steps and arm.get("own_shift", True))
+    guided = configuration["model"] == "teacher" and configuration["guidance"] != 1.0
+    return bool(guided and configuration["steps"] == steps and configuration.get("own_shift", True))
 
 
-def _contestant(arm: Mapping[str, Any] | None, name: str) -> _Contestant:
-    return _Contestant(arm["name"], arm["scores"]) if arm else _Contestant(name, {})
+def _contestant(configuration: Mapping[str, Any] | None, name: str) -> _Contestant:
+    return (
+        _Contestant(configuration["name"], configuration["scores"])
+        if configuration
+        else _Contestant(name, {})
+    )
 
 
-def _against_reference(student: _Contestant, teacher: _Contestant, spread: str) -> Iterator[Bar]:
+def _against_reference(
+    student: _Contestant, teacher: _Contestant, spread: str
+) -> Iterator[Criterion]:
     right = teacher.get("right")
-    yield Bar(
+    yield Criterion(
         "right",
         f"prompts right, at least {teacher.name} minus {RIGHT_LOSS * 100:.0f} points",
         student.get("right"),
         None if right is None else round(right - RIGHT_LOSS, 6),
     )
-    yield Bar(
+    yield Criterion(
         "frechet_real",
         f"Frechet distance to real pictures, at most {FRECHET_RATIO} x {teacher.name}",
         student.get("frechet_real"),
         teacher.times("frechet_real", FRECHET_RATIO),
         at_most=True,
     )
-    yield Bar(
+    yield Criterion(
         "diversity",
         f"{_SPREAD[spread]}, at least {DIVERSITY_RATIO} x {teacher.name}",
         student.get(spread),
@@ -153,23 +167,25 @@ def _against_reference(student: _Contestant, teacher: _Contestant, spread: str) 
     )
 
 
-def _against_rival(student: _Contestant, rival: _Contestant, spread: str) -> Iterator[Bar]:
+def _against_baseline(
+    student: _Contestant, baseline: _Contestant, spread: str
+) -> Iterator[Criterion]:
     """Clearly ahead: by two standard errors of the difference; in Frechet distance, by a fifth."""
-    errors = f"{CLEARLY:.0f} standard errors above {rival.name}"
-    yield Bar(
+    errors = f"{CLEARLY:.0f} standard errors above {baseline.name}"
+    yield Criterion(
         "right_ahead",
         f"prompts right, {errors}",
         student.get("right"),
         _beyond(student, "right"),
     )
-    yield Bar(
+    yield Criterion(
         "frechet_real_ahead",
-        f"Frechet distance to real pictures, at most {CLEARLY_RATIO} x {rival.name}",
+        f"Frechet distance to real pictures, at most {CLEARLY_RATIO} x {baseline.name}",
         student.get("frechet_real"),
-        rival.times("frechet_real", CLEARLY_RATIO),
+        baseline.times("frechet_real", CLEARLY_RATIO),
         at_most=True,
     )
-    yield Bar(
+    yield Criterion(
         "diversity_ahead",
         f"{_SPREAD[spread]}, {errors}",
         student.get(spread),
@@ -178,9 +194,10 @@ def _against_rival(student: _Contestant, rival: _Contestant, spread: str) -> Ite
 
 
 def _beyond(student: _Contestant, score: str) -> float | None:
-    """The rival's figure plus some standard errors of the difference, prompt by prompt.
+    """The baseline's figure plus some standard errors of the difference, prompt by prompt.
 
-    The rival's on the prompts that both have a value for, which may be fewer than all of its own.
+    The baseline's on the prompts that both have a value for, which may be fewer than all of its
+    own.
     """
     value, ahead = student.get(score), student.get(f"ahead_{score}")
     error = student.get(f"ahead_{score}_error")

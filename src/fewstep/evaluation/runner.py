@@ -1,4 +1,4 @@
-"""Evaluating a run: every arm is drawn, read and scored; the figures go to evaluation.json."""
+"""Evaluating a run: draw, read and score every configuration."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.data.prompts import read_prompts
 from fewstep.evaluation import features, oracles
-from fewstep.evaluation.configurations import Arm, Reader, Shelf
-from fewstep.evaluation.criteria import is_rival
-from fewstep.evaluation.metrics.base import Readings, References, Score, available, build
+from fewstep.evaluation.configurations import Configuration, Extractor, FeatureCache
+from fewstep.evaluation.criteria import is_baseline
+from fewstep.evaluation.metrics.base import Measurements, References, Score, available, build
 from fewstep.inference.load import Run
 from fewstep.inference.sample import Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
@@ -33,10 +33,12 @@ _REAL_SEED, _FLOOR_SEED = 71, 73  # real pictures, and others that show the scor
 def evaluate_run(
     run_folder: str | Path, *, which: str = "best", say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """Evaluates the arms that the run's recipe declares; writes evaluation.json and a gallery.
+    """Evaluates the recipe's configurations; writes evaluation.json and a gallery.
 
-    One network is held in memory: the teacher's arms come first, then the student's weights take
-    the teacher's place. The teacher's readings are kept under a key of all that they depend on, so
+    One network is held in memory: the teacher's configurations come first, then the student's
+    weights take
+    the teacher's place. The teacher's measurements are kept under a key of all that they depend
+    on, so
     that the next evaluation need not draw them again.
 
     Args:
@@ -53,33 +55,41 @@ def evaluate_run(
     began = time.monotonic()
     run = Run.open(run_folder)
     settings = run.recipe.evaluate
-    scores, reader = choose_scores(settings), make_reader(settings)
+    scores, extractor = choose_scores(settings), make_extractor(settings)
     backbone = run.load_backbone()
-    arms = resolve_arms(settings, run, backbone)
-    work = _Work(backbone, reader, shelf(settings), run.folder / "evaluation")
-    rows, readings = [], []
-    for arm in (arm for arm in arms if arm.model == "teacher"):
-        say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
-        reading, kept = work.read(arm, backbone.net, digest_model(backbone.source))
-        rows.append(work.look_at(arm, backbone.net, settings.gallery) | {"kept": kept})
-        readings.append(reading)
+    configurations = resolve_configurations(settings, run, backbone)
+    work = _Work(backbone, extractor, feature_cache(settings), run.folder / "evaluation")
+    rows, measurements = [], []
+    for configuration in (
+        configuration for configuration in configurations if configuration.model == "teacher"
+    ):
+        say(_announced(configuration, backbone))
+        reading, kept = work.read(configuration, backbone.net, digest_model(backbone.source))
+        rows.append(work.look_at(configuration, backbone.net, settings.gallery) | {"kept": kept})
+        measurements.append(reading)
     student = run.load_student(backbone, which)
-    for arm in (arm for arm in arms if arm.model == "student"):
-        say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
-        rows.append(work.look_at(arm, student.net, settings.gallery) | {"kept": False})
-        readings.append(reader.read(backbone, student.net, arm.sampler))
+    for configuration in (
+        configuration for configuration in configurations if configuration.model == "student"
+    ):
+        say(_announced(configuration, backbone))
+        rows.append(work.look_at(configuration, student.net, settings.gallery) | {"kept": False})
+        measurements.append(extractor.read(backbone, student.net, configuration.sampler))
     say("scores")
-    evaluation = _header(run, reader) | {"which": which, "step": student.step, "arms": rows}
-    _score(evaluation, readings, reader, scores)
+    evaluation = _header(run, extractor) | {
+        "which": which,
+        "step": student.step,
+        "configurations": rows,
+    }
+    _score(evaluation, measurements, extractor, scores)
     evaluation["seconds"] = round(time.monotonic() - began, 1)
     write_json(run.folder / "evaluation.json", evaluation)
     return evaluation
 
 
 def keep_teacher(recipe: Recipe, folder: Path, *, say: Say = lambda text: None) -> list[str]:
-    """Draws a recipe's teacher arms and keeps their readings in a folder, to ship with the model.
+    """Draws a recipe's teacher configurations and keeps their measurements in a folder.
 
-    A recipe that names the folder as `evaluate.readings` is then evaluated without drawing the
+    A recipe that names the folder as `evaluate.measurements` is then evaluated without drawing the
     teacher, for as long as model, prompts, feature space and truth stay as they are.
 
     Args:
@@ -88,67 +98,73 @@ def keep_teacher(recipe: Recipe, folder: Path, *, say: Say = lambda text: None) 
         say: Told what is being done.
 
     Returns:
-        Names of the arms.
+        Names of the configurations.
     """
-    run, reader = Run(folder, recipe), make_reader(recipe.evaluate)
+    run, extractor = Run(folder, recipe), make_extractor(recipe.evaluate)
     backbone = run.load_backbone()
-    work = _Work(backbone, reader, Shelf((folder, *shelf(recipe.evaluate).folders)), folder)
-    arms = [a for a in resolve_arms(recipe.evaluate, run, backbone) if a.model == "teacher"]
-    for arm in arms:
-        say(f"{arm.name}: {arm.sampler.evaluations(backbone)} evaluations a picture")
+    work = _Work(
+        backbone, extractor, FeatureCache((folder, *feature_cache(recipe.evaluate).folders)), folder
+    )
+    configurations = [
+        a for a in resolve_configurations(recipe.evaluate, run, backbone) if a.model == "teacher"
+    ]
+    for configuration in configurations:
+        say(_announced(configuration, backbone))
         model = digest_model(backbone.source)
-        reading, _ = work.read(arm, backbone.net, model)
-        work.shelf.keep(work.key(arm, backbone.net, model), reading)
-    return [arm.name for arm in arms]
+        reading, _ = work.read(configuration, backbone.net, model)
+        work.feature_cache.keep(work.key(configuration, backbone.net, model), reading)
+    return [configuration.name for configuration in configurations]
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What one evaluation does to each of its arms."""
+    """What one evaluation does to each of its configurations."""
 
     backbone: Backbone
-    reader: Reader
-    shelf: Shelf
+    extractor: Extractor
+    feature_cache: FeatureCache
     folder: Path
 
-    def look_at(self, arm: Arm, net: nn.Module, count: int) -> dict[str, Any]:
+    def look_at(self, configuration: Configuration, net: nn.Module, count: int) -> dict[str, Any]:
         """Draws the gallery's pictures, which also tells the seconds per picture."""
-        prompts = list(self.reader.prompts[:count])
-        seeds = range(self.reader.seed, self.reader.seed + len(prompts))
+        prompts = list(self.extractor.prompts[:count])
+        seeds = range(self.extractor.seed, self.extractor.seed + len(prompts))
         began = time.perf_counter()
-        images = sample_batch(self.backbone, net, prompts, seeds, sampler=arm.sampler)
+        images = sample_batch(self.backbone, net, prompts, seeds, sampler=configuration.sampler)
         seconds = (time.perf_counter() - began) / len(prompts)
-        slug = arm.name.replace("@", "-").replace(" ", "-")
+        slug = configuration.name.replace("@", "-").replace(" ", "-")
         self._write(slug, prompts, images)
         return {
-            "name": arm.name,
-            "model": arm.model,
-            "steps": arm.sampler.steps,
-            "guidance": arm.sampler.guidance,
-            "own_shift": arm.own_shift,
-            "base_sigmas": arm.sampler.base_sigmas,
-            "sigmas": [round(float(s), 6) for s in arm.sampler.sigmas(self.backbone)],
-            "evaluations": arm.sampler.evaluations(self.backbone),
+            "name": configuration.name,
+            "model": configuration.model,
+            "steps": configuration.sampler.steps,
+            "guidance": configuration.sampler.guidance,
+            "own_shift": configuration.own_shift,
+            "base_sigmas": configuration.sampler.base_sigmas,
+            "sigmas": [round(float(s), 6) for s in configuration.sampler.sigmas(self.backbone)],
+            "evaluations": configuration.sampler.evaluations(self.backbone),
             "seconds_per_image": round(seconds, 5),
             "gallery": [f"evaluation/{slug}/{i:03}.png" for i in range(len(prompts))],
         }
 
-    def read(self, arm: Arm, net: nn.Module, model: str) -> tuple[Readings, bool]:
-        """Readings of a model with a fingerprint, and whether they were kept from before."""
-        key = self.key(arm, net, model)
-        known = self.shelf.find(key)
+    def read(
+        self, configuration: Configuration, net: nn.Module, model: str
+    ) -> tuple[Measurements, bool]:
+        """Measurements of a model with a fingerprint, and whether they were kept from before."""
+        key = self.key(configuration, net, model)
+        known = self.feature_cache.find(key)
         if known is not None:
             return known, True
-        drawn = self.reader.read(self.backbone, net, arm.sampler)
-        self.shelf.keep(key, drawn)
+        drawn = self.extractor.read(self.backbone, net, configuration.sampler)
+        self.feature_cache.keep(key, drawn)
         return drawn, False
 
-    def key(self, arm: Arm, net: nn.Module, model: str) -> str:
-        """Fingerprint of all that an arm's readings depend on."""
-        size = arm.sampler.size(self.backbone)
-        options = self.backbone.stock_call(arm.sampler.base_sigmas, *size)
+    def key(self, configuration: Configuration, net: nn.Module, model: str) -> str:
+        """Fingerprint of all that an configuration's measurements depend on."""
+        size = configuration.sampler.size(self.backbone)
+        options = self.backbone.stock_call(configuration.sampler.base_sigmas, *size)
         call = f"{options} {next(net.parameters()).dtype}"
-        return digest_text(model, call, repr(arm.sampler), self.reader.key)
+        return digest_text(model, call, repr(configuration.sampler), self.extractor.key)
 
     def _write(self, slug: str, prompts: list[str], images: Tensor) -> None:
         folder = self.folder / slug
@@ -156,14 +172,18 @@ class _Work:
         folder.mkdir(parents=True)
         for index, image in enumerate(images):
             to_pixels(image).save(folder / f"{index:03}.png")
-        write_json(self.folder / "gallery.json", {"prompts": prompts, "seed": self.reader.seed})
+        write_json(self.folder / "gallery.json", {"prompts": prompts, "seed": self.extractor.seed})
 
 
-def _header(run: Run, reader: Reader) -> dict[str, Any]:
+def _announced(configuration: Configuration, backbone: Backbone) -> str:
+    return f"{configuration.name}: {configuration.sampler.evaluations(backbone)} evaluations"
+
+
+def _header(run: Run, extractor: Extractor) -> dict[str, Any]:
     settings = run.recipe.evaluate
     return {
-        "prompts": {"file": settings.prompts, "count": len(reader.prompts)},
-        "repeats": list(reader.repeated),
+        "prompts": {"file": settings.prompts, "count": len(extractor.prompts)},
+        "repeats": list(extractor.repeated),
         "seed": settings.seed,
         "features": settings.features,
         "truth": settings.truth,
@@ -172,43 +192,52 @@ def _header(run: Run, reader: Reader) -> dict[str, Any]:
 
 
 def _score(
-    evaluation: dict[str, Any], readings: list[Readings], reader: Reader, scores: list[Score]
+    evaluation: dict[str, Any],
+    measurements: list[Measurements],
+    extractor: Extractor,
+    scores: list[Score],
 ) -> None:
-    """Adds `scores` to every arm, and a row of real pictures where the truth can draw them."""
-    rows = evaluation["arms"]
+    """Adds `scores` to every configuration, and a row of real pictures where there are some."""
+    rows = evaluation["configurations"]
     teachers = [i for i, row in enumerate(rows) if row["model"] == "teacher"]
-    named: dict[str, Readings] = {}
+    named: dict[str, Measurements] = {}
     if teachers:
         reference = max(teachers, key=lambda i: rows[i]["evaluations"])
-        named["teacher"] = readings[reference]
+        named["teacher"] = measurements[reference]
         evaluation["reference"] = rows[reference]["name"]
-    if reader.truth:
-        named["real"] = reader.read_real(_REAL_SEED)
-    for row, reading in zip(rows, readings, strict=True):
-        row["scores"] = _figures(scores, reading, References(named, _rival(row, rows, readings)))
-    if reader.truth:
-        floor = reader.read_real(_FLOOR_SEED)
+    if extractor.truth:
+        named["real"] = extractor.read_real(_REAL_SEED)
+    for row, reading in zip(rows, measurements, strict=True):
+        row["scores"] = _figures(
+            scores, reading, References(named, _baseline(row, rows, measurements))
+        )
+    if extractor.truth:
+        floor = extractor.read_real(_FLOOR_SEED)
         evaluation["real"] = {"scores": _figures(scores, floor, References(named))}
 
 
-def _rival(
-    arm: dict[str, Any], rows: list[dict[str, Any]], readings: list[Readings]
-) -> Readings | None:
-    """The guided teacher at as many steps as a student, if it was drawn; a teacher has no rival."""
-    if arm["model"] != "student":
+def _baseline(
+    configuration: dict[str, Any], rows: list[dict[str, Any]], measurements: list[Measurements]
+) -> Measurements | None:
+    """The guided teacher at as many steps as a student, if it was drawn; None for a teacher."""
+    if configuration["model"] != "student":
         return None
-    pairs = zip(rows, readings, strict=True)
-    return next((reading for row, reading in pairs if is_rival(row, arm["steps"])), None)
+    pairs = zip(rows, measurements, strict=True)
+    return next(
+        (reading for row, reading in pairs if is_baseline(row, configuration["steps"])), None
+    )
 
 
-def _figures(scores: list[Score], arm: Readings, references: References) -> dict[str, float]:
+def _figures(
+    scores: list[Score], configuration: Measurements, references: References
+) -> dict[str, float]:
     figures: dict[str, float] = {}
     for score in scores:
-        figures |= score(arm, references)
+        figures |= score(configuration, references)
     return {name: round(value, 6) for name, value in figures.items()}
 
 
-def make_reader(settings: EvaluateRecipe) -> Reader:
+def make_extractor(settings: EvaluateRecipe) -> Extractor:
     """What to draw and how to read it, as the recipe wants it.
 
     Raises:
@@ -226,7 +255,7 @@ def make_reader(settings: EvaluateRecipe) -> Reader:
     count, times = settings.repeats
     space = features.load(settings.features)
     repeated = (min(count, len(prompts)), times)
-    return Reader(prompts, repeated, settings.seed, space, judge, settings.batch)
+    return Extractor(prompts, repeated, settings.seed, space, judge, settings.batch)
 
 
 def choose_scores(settings: EvaluateRecipe) -> list[Score]:
@@ -246,11 +275,13 @@ def choose_scores(settings: EvaluateRecipe) -> list[Score]:
     return scores
 
 
-def resolve_arms(settings: EvaluateRecipe, run: Run, backbone: Backbone) -> list[Arm]:
-    """The declared arms with the model's defaults filled in; the student runs without guidance."""
+def resolve_configurations(
+    settings: EvaluateRecipe, run: Run, backbone: Backbone
+) -> list[Configuration]:
+    """The declared configurations, the model's defaults filled in; the student is unguided."""
     height, width = run.size
-    arms = []
-    for declared in settings.arms:
+    configurations = []
+    for declared in settings.configurations:
         guidance = declared.guidance
         if guidance is None:
             guidance = backbone.default_guidance if declared.model == "teacher" else 1.0
@@ -259,14 +290,14 @@ def resolve_arms(settings: EvaluateRecipe, run: Run, backbone: Backbone) -> list
         sampler = Sampler(
             declared.steps or backbone.default_steps, guidance, height, width, shift_scale=scale
         )
-        arms.append(Arm(declared.model, sampler, own_shift=scale == own))
-    return arms
+        configurations.append(Configuration(declared.model, sampler, own_shift=scale == own))
+    return configurations
 
 
-def shelf(settings: EvaluateRecipe) -> Shelf:
-    """Where readings are kept: the user's cache, then whatever came with the model."""
+def feature_cache(settings: EvaluateRecipe) -> FeatureCache:
+    """Where measurements are kept: the user's cache, then whatever came with the model."""
     home = os.environ.get("FEWSTEP_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fewstep"
     )
-    shipped = [resolve(settings.readings)] if settings.readings else []
-    return Shelf((Path(home) / "readings", *shipped))
+    shipped = [resolve(settings.measurements)] if settings.measurements else []
+    return FeatureCache((Path(home) / "measurements", *shipped))

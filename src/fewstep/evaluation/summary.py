@@ -1,11 +1,11 @@
-"""summary.json: every figure that a bar names, hardware, seconds, and whether all bars hold."""
+"""summary.json: figures, hardware, seconds, and whether all criteria hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from fewstep.evaluation.criteria import bars
+from fewstep.evaluation.criteria import criteria
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_json
@@ -32,14 +32,17 @@ def summarize(
     seconds = before.get("seconds") if seconds is None else round(seconds, 1)
     peak = before.get("peak_memory_gb") if peak_memory_gb is None else round(peak_memory_gb, 3)
     minutes = None if seconds is None else round(seconds / 60, 2)
-    found = bars(evaluation, minutes=minutes, gigabytes=peak)
+    found = criteria(evaluation, minutes=minutes, gigabytes=peak)
     summary = before | {
-        "bars_met": all(bar.met for bar in found),
-        "bars": [bar.row() for bar in found],
+        "criteria_met": all(criterion.met for criterion in found),
+        "criteria": [criterion.row() for criterion in found],
         "seconds": seconds,
         "peak_memory_gb": peak,
         "student": {"which": evaluation["which"], "step": evaluation["step"]},
-        "arms": {arm["name"]: _figures(arm) for arm in evaluation["arms"]},
+        "configurations": {
+            configuration["name"]: _figures(configuration)
+            for configuration in evaluation["configurations"]
+        },
         "real": (evaluation.get("real") or {}).get("scores"),
         "hardware": hardware.describe(),
     }
@@ -47,6 +50,6 @@ def summarize(
     return summary
 
 
-def _figures(arm: dict[str, Any]) -> dict[str, Any]:
-    cost = {name: arm[name] for name in ("evaluations", "seconds_per_image")}
-    return cost | arm["scores"]
+def _figures(configuration: dict[str, Any]) -> dict[str, Any]:
+    cost = {name: configuration[name] for name in ("evaluations", "seconds_per_image")}
+    return cost | configuration["scores"]

@@ -215,14 +215,17 @@ def _example(card: Card) -> str:
 
 
 def _scores(card: Card) -> list[list[str]]:
-    """A table of the evaluation's arms, header first; empty if this checkpoint has none."""
+    """Scores of the evaluation's configurations, header first; empty if there are none."""
     evaluation = read_json(card.run.folder / "evaluation.json")
     if evaluation is None or evaluation.get("step") != card.student.step:
         return []
-    arms = evaluation["arms"]
-    rows = [["", *(arm["name"] for arm in arms)]]
+    configurations = evaluation["configurations"]
+    rows = [["", *(configuration["name"] for configuration in configurations)]]
     for key, label in _SHOWN_SCORES:
-        values = [arm.get(key, arm["scores"].get(key)) for arm in arms]
+        values = [
+            configuration.get(key, configuration["scores"].get(key))
+            for configuration in configurations
+        ]
         if any(value is not None for value in values):
             rows.append([label, *("–" if v is None else f"{v:.4g}" for v in values)])
     return rows

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep import models
 from fewstep.config import Recipe, StudentRecipe, parse_recipe
+from fewstep.config.migrate import migrated
 from fewstep.models.base import Backbone
 from fewstep.train.checkpoint import store
 from fewstep.train.roles import become_student
@@ -78,7 +79,7 @@ class Run:
             raise FewstepError(f"{folder}: not a run folder (no config.yaml in it)")
         # Not `load_recipe`: the training prompts may be gone by now, and nothing here needs them.
         text = (path / "config.yaml").read_text(encoding="utf-8")
-        return Run(path, parse_recipe(yaml.load(text)))
+        return Run(path, parse_recipe(migrated(yaml.load(text))))
 
     @property
     def size(self) -> tuple[int, int]:

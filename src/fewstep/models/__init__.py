@@ -20,9 +20,9 @@ from fewstep.utils import silence  # noqa: F401 - first, before diffusers
 from fewstep.models import distilled, hub
 from fewstep.models.base import Backbone
 from fewstep.models.distilled import REFUSED, Refused
-from fewstep.models.meta import outlined
+from fewstep.models.meta import meta_pipeline
 from fewstep.models.published import Published
-from fewstep.models.stubs import Configured, left_out
+from fewstep.models.stubs import ConfigStub, skipped_components
 from fewstep.utils.errors import FewstepError, did_you_mean
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "available",
     "family_of",
     "load",
-    "outline",
+    "load_meta",
 ]
 
 
@@ -117,14 +117,14 @@ def load(
             local_files_only=True,
             **(
                 family.load_overrides(folder, **options)
-                | left_out(family, folder, encoders=encoders, network=network)
+                | skipped_components(family, folder, encoders=encoders, network=network)
             ),
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise FewstepError(f"{folder}: cannot be loaded: {first}") from error
     if getattr(pipe, family.net_name) is None:
-        setattr(pipe, family.net_name, Configured(getattr(outlined(folder), family.net_name)))
+        setattr(pipe, family.net_name, ConfigStub(getattr(meta_pipeline(folder), family.net_name)))
     return family(pipe, folder, **options)
 
 
@@ -133,7 +133,7 @@ def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
     return _family_of(hub.configs(path_or_repo_id))
 
 
-def outline(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> Backbone:
+def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> Backbone:
     """The backbone without its weights: all networks on the meta device, no tokenizers.
 
     It tells sizes, shifts, blocks and targets, and cannot compute. Needs the configurations only;
@@ -141,7 +141,7 @@ def outline(path_or_repo_id: str | Path, *, force: bool = False, **options: Any)
     """
     family = _recognise(path_or_repo_id, options, force=force, teacher=True)
     folder = hub.configs(path_or_repo_id)
-    return family(outlined(folder), folder, **options)
+    return family(meta_pipeline(folder), folder, **options)
 
 
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -17,7 +17,7 @@ from fewstep.utils.errors import FewstepError
 _EMPTY = (None, [None, None])
 
 
-def outlined(folder: Path) -> Any:
+def meta_pipeline(folder: Path) -> Any:
     """The pipeline that a folder describes; it has shapes and settings, and cannot compute.
 
     Args:

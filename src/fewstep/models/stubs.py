@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.models.base import Backbone
 
 
-class Configured:
+class ConfigStub:
     """Stands in for a denoiser that was not loaded: encoders ask what it takes, not what it knows.
 
     Attributes:
@@ -21,7 +21,7 @@ class Configured:
         self.config = network.config
 
 
-def left_out(
+def skipped_components(
     family: type[Backbone], folder: Path, *, encoders: bool, network: bool
 ) -> dict[str, None]:
     """Arguments that tell `from_pretrained` not to load some parts.

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.core.flow import expand
 from fewstep.core.noise import Draws, renoise
 from fewstep.core.schedules import Law, Uniform
-from fewstep.core.stochastic_rounding import generator_on, round_at_random
+from fewstep.core.stochastic_rounding import generator_on, stochastic_round
 from fewstep.core.types import Anchor, Conditioning, Reduction, VelocityFn, per_sample, reduced
 from fewstep.utils.errors import unknown
 
@@ -95,7 +95,7 @@ def choose_target(anchor: Anchor, odds: Mapping[str, float], u: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def pull_towards(
+def mix_weights(
     fake_params: Iterable[Tensor],
     student_params: Iterable[Tensor],
     rate: float,
@@ -121,4 +121,4 @@ def pull_towards(
         return
     generator = generator_on(fake[0].device, source)
     for mine, other in zip(fake, student, strict=True):
-        mine.copy_(round_at_random(mine.float().lerp_(other.float(), rate), generator))
+        mine.copy_(stochastic_round(mine.float().lerp_(other.float(), rate), generator))

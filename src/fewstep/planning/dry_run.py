@@ -138,7 +138,7 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
     """
     found = build_objectives(recipe)
     wanted = recipe.model
-    backbone = models.outline(wanted.path, force=wanted.force, **wanted.options)
+    backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
     objectives.refuse_misfits(found, backbone.guidance, backbone.name)
     backbone.refuse_shift_scale(recipe.grid.shift_scale)
     sizes = count_parameters(backbone, recipe.student)

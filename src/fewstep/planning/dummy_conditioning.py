@@ -21,7 +21,7 @@ _TEXT_WIDTHS = (
 _TIME_IDS = 6 * 256  # of SDXL: six numbers, embedded; the rest of that input is the pooled text
 
 
-def stand_in(backbone: Backbone, batch: int, dtype: torch.dtype) -> Conditioning:
+def dummy_conditioning(backbone: Backbone, batch: int, dtype: torch.dtype) -> Conditioning:
     """An encoded prompt on the meta device, in the shapes that the network's configuration tells.
 
     Raises:

@@ -148,7 +148,7 @@ def plan(
     """
     kind, found = find_gpu(gpu), build_objectives(recipe)
     wanted = recipe.model
-    backbone = models.outline(wanted.path, force=wanted.force, **wanted.options)
+    backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
     objectives.refuse_misfits(found, backbone.guidance, backbone.name)
     backbone.refuse_shift_scale(recipe.grid.shift_scale)
     _refuse_uneven(recipe, gpus)

@@ -25,7 +25,7 @@ class File:
 
 
 def files_of(recipe: Recipe, sizes: Parameters) -> list[File]:
-    """Files of a finished run; an export, readings and a report come later, on request."""
+    """Files of a finished run; an export, measurements and a report come later, on request."""
     steps, every = recipe.train.steps, recipe.preview.every
     pictures = 1 + steps // every + (steps % every > 0)
     kept = checkpoints_kept(recipe)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Context that counts every storage from the first operation that touches it to its end.
 
     What kernels use inside themselves, and what an allocator keeps in reserve, is not seen.

@@ -23,10 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 from fewstep.config import LoraRecipe, Recipe
 from fewstep.models.base import Backbone
-from fewstep.planning.dummy_conditioning import stand_in
+from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.evaluations import Asked
 from fewstep.planning.memory_tracker import on_meta
-from fewstep.planning.walk import Known, Walk
+from fewstep.planning.walk import OpCache, Walk
 
 _LOW = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm,
@@ -143,7 +143,7 @@ def trace(
     asked: Asked,
     growing: bool,
     cuda: bool = True,
-    known: Known | None = None,
+    known: OpCache | None = None,
 ) -> Trace:
     """Walk through one call of a recipe's student, and through its teachers' answers.
 
@@ -230,7 +230,7 @@ def _call(recipe: Recipe, backbone: Backbone, net: nn.Module, count: int) -> Ten
     """A network's velocity of so many samples."""
     size = recipe.resolution.height, recipe.resolution.width
     xt = torch.empty(count, *backbone.latent_shape(*size), device="meta")
-    cond = stand_in(backbone, count, getattr(torch, recipe.model.dtype))
+    cond = dummy_conditioning(backbone, count, getattr(torch, recipe.model.dtype))
     return backbone.velocity(net, xt, torch.empty(count, device="meta"), cond)
 
 

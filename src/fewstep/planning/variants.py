@@ -14,7 +14,7 @@ from fewstep.planning.memory import WIDTHS, Item, peak
 from fewstep.planning.parameters import count_parameters
 from fewstep.planning.peak import growing, held, micro_batch, optimizers, questions, working
 from fewstep.planning.trace import Trace, trace
-from fewstep.planning.walk import Known
+from fewstep.planning.walk import OpCache
 
 Remedy = tuple[dict[str, Any], str]
 """Settings by key, and what they cost."""
@@ -46,7 +46,7 @@ class Estimate:
         self._backbone, self._objectives = backbone, objectives
         self._gpus, self._cuda = gpus, cuda
         self._traces: dict[tuple[Any, ...], Trace] = {}
-        self._known = Known()
+        self._known = OpCache()
 
     def trace(self, recipe: Recipe) -> Trace:
         """A call of the recipe's student."""
@@ -81,7 +81,7 @@ class Estimate:
         Then those that are not needed beside the others are left out.
         """
         tried: list[Remedy] = []
-        for remedy in remedies(recipe, self._gpus):
+        for remedy in suggestions(recipe, self._gpus):
             size = self._with(recipe, [*tried, remedy])
             if size is None:  # it does not go with what the recipe says already
                 continue
@@ -112,7 +112,7 @@ class Estimate:
             return None
 
 
-def remedies(recipe: Recipe, gpus: int) -> Iterator[Remedy]:
+def suggestions(recipe: Recipe, gpus: int) -> Iterator[Remedy]:
     """Settings that a recipe does not have yet and that take less memory, cheapest first."""
     student, data, memory = recipe.student, recipe.data, recipe.memory
     if int(student.gradient_checkpointing) != 1:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fewstep.planning.memory_tracker import LiveBytes
+from fewstep.planning.memory_tracker import MemoryTracker
 
 
-class Known:
+class OpCache:
     """What operations answered so far, and how much arithmetic they are.
 
     Attributes:
@@ -28,14 +28,14 @@ class Known:
         self.answers: dict[Any, tuple[Any, int]] = {}
 
 
-class Walk(LiveBytes):
+class Walk(MemoryTracker):
     """Context in which a program runs on the meta device.
 
     Attributes:
         flops: Arithmetic so far of what torch's own counter knows: matrix products, convolutions.
     """
 
-    def __init__(self, known: Known | None) -> None:
+    def __init__(self, known: OpCache | None) -> None:
         """A walk that may use what others found out; None works out everything."""
         super().__init__()
         self.flops = 0

@@ -17,7 +17,7 @@ _SECTIONS = (
     ("side_by_side", "side-by-side", "Side by side"),
     ("by_steps", "by-steps", "Fewer steps"),
     ("scores", "scores", "Scores"),
-    ("bars", "bars", "Bars"),
+    ("criteria", "criteria", "Bars"),
     ("charts", "training", "Training"),
     ("previews", "previews", "Previews"),
 )
@@ -50,7 +50,7 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    evaluation = read_json(folder / "evaluation.json") or {"arms": []}
+    evaluation = read_json(folder / "evaluation.json") or {"configurations": []}
     summary = read_json(folder / "summary.json") or {}
     metrics = curves.read_metrics(folder / "metrics.jsonl")
     recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
@@ -64,8 +64,8 @@ def _content(folder: Path) -> dict[str, Any]:
         "scores": tables.score_table(evaluation),
         "scores_note": tables.scores_note(evaluation),
         "attributes": tables.attribute_table(evaluation),
-        "bars": tables.bar_rows(summary),
-        "bars_met": bool(summary.get("bars_met")),
+        "criteria": tables.criteria_rows(summary),
+        "criteria_met": bool(summary.get("criteria_met")),
         "charts": curves.charts(metrics),
         "previews": pictures.previews(folder),
         "facts": _facts(evaluation, summary, metrics),

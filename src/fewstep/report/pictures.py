@@ -18,7 +18,7 @@ _LARGEST_SHEET = 1400
 _TINY = 160  # pixels below which enlarging should keep the pixels crisp
 _SHEETS = 6
 
-Arm = dict[str, Any]
+Configuration = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Column:
-    """One arm in a gallery."""
+    """One configuration in a gallery."""
 
     title: str
     detail: str
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Prompts down, arms across."""
+    """Prompts down, configurations across."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -64,43 +64,58 @@ class Gallery:
 
 def side_by_side(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
     """The teacher at its best, the teacher at 4 steps, the student at 4."""
-    arms: list[Arm] = evaluation["arms"]
-    teachers = [arm for arm in arms if arm["model"] == "teacher"]
-    reference = max(teachers, key=lambda arm: arm["evaluations"], default=None)
-    few = [arm for arm in teachers if arm["steps"] == 4 and arm is not reference]
-    students = [arm for arm in arms if arm["model"] == "student" and arm["steps"] == 4]
+    configurations: list[Configuration] = evaluation["configurations"]
+    teachers = [
+        configuration for configuration in configurations if configuration["model"] == "teacher"
+    ]
+    reference = max(teachers, key=lambda configuration: configuration["evaluations"], default=None)
+    few = [
+        configuration
+        for configuration in teachers
+        if configuration["steps"] == 4 and configuration is not reference
+    ]
+    students = [
+        configuration
+        for configuration in configurations
+        if configuration["model"] == "student" and configuration["steps"] == 4
+    ]
     chosen = [*([reference] if reference else []), *few, *students]
     return _gallery(folder, chosen) if students else None
 
 
 def by_steps(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
     """The student at every number of steps that was evaluated."""
-    students = [arm for arm in evaluation["arms"] if arm["model"] == "student"]
-    ordered = sorted(students, key=lambda arm: arm["steps"])
+    students = [
+        configuration
+        for configuration in evaluation["configurations"]
+        if configuration["model"] == "student"
+    ]
+    ordered = sorted(students, key=lambda configuration: configuration["steps"])
     return _gallery(folder, ordered) if len(ordered) > 1 else None
 
 
-def _gallery(folder: Path, arms: Sequence[Arm]) -> Gallery | None:
+def _gallery(folder: Path, configurations: Sequence[Configuration]) -> Gallery | None:
     shown = read_json(folder / "evaluation" / "gallery.json")
-    if shown is None or not arms:
+    if shown is None or not configurations:
         return None
-    columns = tuple(_column(arm) for arm in arms)
+    columns = tuple(_column(configuration) for configuration in configurations)
     rows = []
     for index, prompt in enumerate(shown["prompts"]):
-        files = [folder / arm["gallery"][index] for arm in arms]
+        files = [folder / configuration["gallery"][index] for configuration in configurations]
         if all(file.is_file() for file in files):
             found = tuple(picture(file, _LARGEST) for file in files)
             rows.append(Row(prompt, shown["seed"] + index, found))
     return Gallery(columns, tuple(rows)) if rows else None
 
 
-def _column(arm: Arm) -> Column:
-    steps, guided = arm["steps"], arm["guidance"] != 1.0
-    who = "Teacher" if arm["model"] == "teacher" else "Student"
-    evaluations = f"{arm['evaluations']} evaluation{'s' if arm['evaluations'] > 1 else ''}"
-    how = f"guidance {arm['guidance']:g}" if guided else "no guidance"
-    how += "" if arm.get("own_shift", True) else ", shift changed"
-    focus = arm["model"] == "student" and steps == 4
+def _column(configuration: Configuration) -> Column:
+    steps, guided = configuration["steps"], configuration["guidance"] != 1.0
+    who = "Teacher" if configuration["model"] == "teacher" else "Student"
+    count = configuration["evaluations"]
+    evaluations = f"{count} evaluation{'s' if count > 1 else ''}"
+    how = f"guidance {configuration['guidance']:g}" if guided else "no guidance"
+    how += "" if configuration.get("own_shift", True) else ", shift changed"
+    focus = configuration["model"] == "student" and steps == 4
     title = f"{who}, {steps} step{'s' if steps > 1 else ''}"
     return Column(title, f"{evaluations}, {how}", steps, focus)
 

@@ -75,15 +75,18 @@ def gigabytes(value: float | None) -> str | None:
 
 
 def score_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """One row per arm, and one of real pictures, which shows how good a score can get."""
-    rows = [(arm["name"], _kind(arm), arm | arm["scores"]) for arm in evaluation["arms"]]
+    """One row per configuration, and one of real pictures, which shows how good a score can get."""
+    rows = [
+        (configuration["name"], _kind(configuration), configuration | configuration["scores"])
+        for configuration in evaluation["configurations"]
+    ]
     if evaluation.get("real"):
         rows.append(("real pictures", "real", evaluation["real"]["scores"]))
     shown = [c for c in _COLUMNS if any(row.get(c[0]) is not None for _, _, row in rows)]
     if not rows:
         return None
     return Table(
-        (Heading("Arm"), *(Heading(title, detail) for _, title, detail, _ in shown)),
+        (Heading("Configuration"), *(Heading(title, detail) for _, title, detail, _ in shown)),
         tuple(
             Row((name, *(figure(row.get(key), form) for key, _, _, form in shown)), kind)
             for name, kind, row in rows
@@ -96,8 +99,8 @@ def attribute_table(evaluation: Mapping[str, Any]) -> Table | None:
     keys = sorted(
         {
             key
-            for arm in evaluation["arms"]
-            for key in arm["scores"]
+            for configuration in evaluation["configurations"]
+            for key in configuration["scores"]
             if key.startswith("right_") and key != "right_error"
         }
     )
@@ -106,19 +109,25 @@ def attribute_table(evaluation: Mapping[str, Any]) -> Table | None:
     return Table(
         (Heading("Attribute right"), *(Heading(key.removeprefix("right_")) for key in keys)),
         tuple(
-            Row((arm["name"], *(figure(arm["scores"].get(k), "share") for k in keys)), _kind(arm))
-            for arm in evaluation["arms"]
+            Row(
+                (
+                    configuration["name"],
+                    *(figure(configuration["scores"].get(k), "share") for k in keys),
+                ),
+                _kind(configuration),
+            )
+            for configuration in evaluation["configurations"]
         ),
     )
 
 
-def _kind(arm: Mapping[str, Any]) -> str:
-    return "focus" if arm["model"] == "student" and arm["steps"] == 4 else ""
+def _kind(configuration: Mapping[str, Any]) -> str:
+    return "focus" if configuration["model"] == "student" and configuration["steps"] == 4 else ""
 
 
 def scores_note(evaluation: Mapping[str, Any]) -> str:
     """What the scores were measured on."""
-    if not evaluation["arms"]:
+    if not evaluation["configurations"]:
         return ""
     count, (prompts, seeds) = evaluation["prompts"]["count"], evaluation["repeats"]
     return (
@@ -130,12 +139,16 @@ def scores_note(evaluation: Mapping[str, Any]) -> str:
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """The figures that tell the story: the student at 4 steps beside its teacher at its best."""
-    arms = evaluation["arms"]
-    student = next((arm for arm in arms if _kind(arm)), None)
-    teachers = [arm for arm in arms if arm["model"] == "teacher"]
+    configurations = evaluation["configurations"]
+    student = next(
+        (configuration for configuration in configurations if _kind(configuration)), None
+    )
+    teachers = [
+        configuration for configuration in configurations if configuration["model"] == "teacher"
+    ]
     if student is None or not teachers:
         return []
-    teacher = max(teachers, key=lambda arm: arm["evaluations"])
+    teacher = max(teachers, key=lambda configuration: configuration["evaluations"])
     found = []
     for key, name, form in (
         ("evaluations", "Evaluations a picture", "count"),
@@ -145,29 +158,34 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
         ("diversity", "Diversity within a prompt", "figure"),
         ("seconds_per_image", "Seconds a picture", "figure"),
     ):
-        ours, theirs = ((arm | arm["scores"]).get(key) for arm in (student, teacher))
+        ours, theirs = (
+            (configuration | configuration["scores"]).get(key)
+            for configuration in (student, teacher)
+        )
         if ours is not None and theirs is not None:
             detail = f"{figure(theirs, form)} for the teacher in {teacher['steps']} steps"
             found.append({"name": name, "value": figure(ours, form), "detail": detail})
     return found
 
 
-def bar_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The bars of summary.json as text."""
+def criteria_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The criteria of summary.json as text."""
     return [
         {
-            "label": bar["label"],
-            "measured": "not measured" if bar["value"] is None else figure(bar["value"]),
-            "asked": _asked(bar),
-            "met": bar["met"],
+            "label": criterion["label"],
+            "measured": "not measured"
+            if criterion["value"] is None
+            else figure(criterion["value"]),
+            "asked": _asked(criterion),
+            "met": criterion["met"],
         }
-        for bar in summary.get("bars", ())
+        for criterion in summary.get("criteria", ())
     ]
 
 
-def _asked(bar: Mapping[str, Any]) -> str:
-    sign = {"<=": "≤", ">=": "≥"}[bar["relation"]]
-    return _NONE if bar["threshold"] is None else f"{sign} {figure(bar['threshold'])}"
+def _asked(criterion: Mapping[str, Any]) -> str:
+    sign = {"<=": "≤", ">=": "≥"}[criterion["relation"]]
+    return _NONE if criterion["threshold"] is None else f"{sign} {figure(criterion['threshold'])}"
 
 
 def subtitle(recipe: str) -> str:

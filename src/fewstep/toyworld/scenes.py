@@ -223,8 +223,10 @@ def shape_distance(
         side = (ax * (base + radius) - (dy + radius) * radius) / np.hypot(base + radius, radius)
         return np.maximum(side, dy - base)
     if shape == "cross":
-        arm = 0.34 * radius
-        return np.minimum(np.maximum(ax - radius, ay - arm), np.maximum(ax - arm, ay - radius))
+        configuration = 0.34 * radius
+        return np.minimum(
+            np.maximum(ax - radius, ay - configuration), np.maximum(ax - configuration, ay - radius)
+        )
     raise ValueError(f"unknown shape {shape!r}; use one of {', '.join(SHAPES)}")
 
 

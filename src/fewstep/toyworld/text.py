@@ -36,7 +36,7 @@ _OF_SCENE = [*_ANSWERS, *_ANSWERS, len(BACKGROUNDS) + 1]
 _NO_QUESTION = -100  # what cross_entropy leaves out
 
 
-class Reader(nn.Module):
+class Extractor(nn.Module):
     """The three encoders, and linear heads that ask what was said. The heads are thrown away."""
 
     def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
@@ -133,13 +133,13 @@ def train(
     ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader = Reader(pipe).train().requires_grad_(True).to(device)
+        extractor = Extractor(pipe).train().requires_grad_(True).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(len(captions), (BATCH,), generator=generator).to(device)
         asked = (ids[0][rows], ids[1][rows], ids[2][rows])
-        pooled, long, short = reader(asked)
+        pooled, long, short = extractor(asked)
         terms = {
             "pooled": sum(_cross_entropy(part, scene[rows], _OF_SCENE) for part in pooled),
             "t5": _cross_entropy(long, words[rows], _ANSWERS),
@@ -147,5 +147,5 @@ def train(
         }
         return {"loss": sum(terms.values()), **terms}
 
-    fit(reader, loss, settings, folder)
-    reader.cpu().eval().requires_grad_(False)
+    fit(extractor, loss, settings, folder)
+    extractor.cpu().eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
+def deterministic(wanted: bool) -> Iterator[None]:
     """Context with deterministic algorithms, if wanted; where there is none, torch warns.
 
     It changes torch's global settings and puts them back at the end.

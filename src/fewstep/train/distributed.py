@@ -38,23 +38,23 @@ _LOST = ("gloo", "NCCL", "nccl", "Connection closed", "Connection reset", "Broke
 
 
 @dataclass(frozen=True, eq=False)
-class Together:
+class ProcessGroup:
     """The processes of a run, as one of them sees them; the default is a run of one.
 
     Attributes:
         rank: Number of this process.
         size: How many there are.
         mesh: Devices that the networks are sharded over; None where each holds them whole.
-        words: Group for what they tell each other between two network calls.
-        background: Group for what happens beside the training: saving. Messages of one group must
+        control_group: Group for what they tell each other between two network calls.
+        io_group: Group for what happens beside the training: saving. Messages of one group must
             come in one order everywhere, and nothing orders a thread's among the training's.
     """
 
     rank: int = 0
     size: int = 1
     mesh: Any = None
-    words: Any = None
-    background: Any = None
+    control_group: Any = None
+    io_group: Any = None
 
     @property
     def first(self) -> bool:
@@ -94,31 +94,33 @@ class Together:
             for each, piece in zip(bucket, pieces, strict=True):
                 each.copy_(piece.view_as(each))
 
-    def agreed(self, decide: Callable[[], T]) -> T:
+    def broadcast_from_first(self, decide: Callable[[], T]) -> T:
         """What the first process decides; the others do not look."""
         if self.size == 1:
             return decide()
         box = [decide() if self.first else None]
-        dist.broadcast_object_list(box, src=0, group=self.words)
+        dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            dist.barrier(group=self.words)
+            dist.barrier(group=self.control_group)
 
     def gather(self, value: T) -> list[T]:
         """Everyone's value, in order; for the thread that saves."""
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.background)
+        dist.all_gather_object(found, value, group=self.io_group)
         return found
 
 
-ALONE = Together()
+SINGLE = ProcessGroup()
 
 
 @contextmanager
-def joined(recipe: ParallelRecipe, data: DataRecipe, device: str) -> Iterator[Together]:
+def init_distributed(
+    recipe: ParallelRecipe, data: DataRecipe, device: str
+) -> Iterator[ProcessGroup]:
     """Context in which this process belongs to its job; alone where nothing launched several.
 
     Args:
@@ -133,7 +135,7 @@ def joined(recipe: ParallelRecipe, data: DataRecipe, device: str) -> Iterator[To
     if size == 1:
         if recipe.shard == "hybrid":
             raise ConfigError("parallel.shard: 'hybrid' needs several processes; see torchrun")
-        yield ALONE
+        yield SINGLE
         return
     _check(recipe, data, size)
     cuda = device != "cpu" and torch.cuda.is_available()
@@ -142,18 +144,18 @@ def joined(recipe: ParallelRecipe, data: DataRecipe, device: str) -> Iterator[To
     limit = timedelta(seconds=recipe.timeout)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
     mesh = _mesh(recipe, size, "cuda" if cuda else "cpu")
-    words, background = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
-    together = Together(dist.get_rank(), size, mesh, words, background)
+    control_group, io_group = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
+    processes = ProcessGroup(dist.get_rank(), size, mesh, control_group, io_group)
     try:
-        yield together
+        yield processes
     except SystemExit:  # all were asked to stop, and have saved
-        _leave(together)
+        _leave(processes)
         raise
-    _leave(together)  # not after an error: others may be gone, and torchrun ends what is left
+    _leave(processes)  # not after an error: others may be gone, and torchrun ends what is left
 
 
-def _leave(together: Together) -> None:
-    together.wait()
+def _leave(processes: ProcessGroup) -> None:
+    processes.wait()
     dist.destroy_process_group()
 
 
@@ -194,7 +196,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def is_lost(error: BaseException) -> bool:
+def is_connection_lost(error: BaseException) -> bool:
     """Whether an error says that another process is gone, not that something is wrong here."""
     text = str(error)
     return isinstance(error, dist.DistError) or any(sign in text for sign in _LOST)
@@ -204,19 +206,19 @@ def is_lost(error: BaseException) -> bool:
 
 
 class SharedUpdater(Updater):
-    """An optimizer that all processes step together: with the mean gradient, or not at all."""
+    """An optimizer that all processes step processes: with the mean gradient, or not at all."""
 
-    together: Together = ALONE
+    processes: ProcessGroup = SINGLE
 
     def update(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """As `Updater.update`, with the gradients and losses of the global batch."""
         gradients = (p.grad for p in self._parameters.values() if p.grad is not None)
-        self.together.average(gradients)
-        means = self.together.mean(torch.stack([*losses.values()]))
+        self.processes.average(gradients)
+        means = self.processes.mean(torch.stack([*losses.values()]))
         return super().update(dict(zip(losses, means, strict=True)), step)
 
 
-def shard(roles: Roles, backbone: Backbone, together: Together, device: torch.device) -> None:
+def shard(roles: Roles, backbone: Backbone, processes: ProcessGroup, device: torch.device) -> None:
     """Split every network over the processes, in place: its blocks, then the rest.
 
     Gradient checkpointing is on already. Everything is gathered for one call only (also the root,
@@ -232,7 +234,7 @@ def shard(roles: Roles, backbone: Backbone, together: Together, device: torch.de
         whole = {p for role in TRAINED for p in roles.parameters(role).values()}
         for parameter in whole:
             parameter.data = parameter.data.to(device)
-    options = {"mesh": together.mesh, "reshard_after_forward": True, "ignored_params": whole}
+    options = {"mesh": processes.mesh, "reshard_after_forward": True, "ignored_params": whole}
     for net in nets.values():
         for block in backbone.blocks(net):
             fully_shard(block, **options)
@@ -245,7 +247,9 @@ Like = Callable[[str], Tensor | None]
 """``like(key)``: a tensor that is split as the tensor of that key is wanted; None: whole."""
 
 
-def write_shards(folder: Path, tensors: Mapping[str, Tensor], together: Together) -> Future[Any]:
+def write_shards(
+    folder: Path, tensors: Mapping[str, Tensor], processes: ProcessGroup
+) -> Future[Any]:
     """Start to write tensors, each process its own pieces, as safetensors.
 
     What is written is as it was at the call; the writing itself goes on in a thread.
@@ -257,7 +261,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], together: Together
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     state = {name: tensor.detach() for name, tensor in tensors.items()}
-    saved: Any = async_save(state, storage_writer=writer, process_group=together.background)
+    saved: Any = async_save(state, storage_writer=writer, process_group=processes.io_group)
     return saved
 
 
@@ -301,7 +305,7 @@ def split_like(tensor: Tensor, model: Tensor | None) -> Tensor:
     return distribute_tensor(moved, model.device_mesh, model.placements, src_data_rank=None)
 
 
-def lost(error: BaseException, last: str) -> FewstepError:
+def connection_lost(error: BaseException, last: str) -> FewstepError:
     """What to say when another process is gone."""
     first = str(error).strip().splitlines()[0]
     return FewstepError(f"another process of the job is gone ({first}); {last}; use --resume")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.config import OptimizerRecipe
-from fewstep.train.memory.low_memory_adamw import HostAdamW, Lean, lean
+from fewstep.train.memory.low_memory_adamw import HostAdamW, LowMemoryAdamW, low_memory_adamw
 from fewstep.train.memory.offload import at_home, settle
 from fewstep.utils.errors import FewstepError
 
 
 @dataclass(frozen=True)
-class Rate:
+class LRSchedule:
     """Factor of a learning rate: rises over the first updates, stays, falls over the last steps.
 
     The published settings rise and stay (arXiv 2605.06376).
@@ -41,7 +41,7 @@ class Rate:
         return max(min(1.0, rising, falling), 0.0)
 
 
-CONSTANT = Rate()
+CONSTANT = LRSchedule()
 
 
 class Ema:
@@ -157,7 +157,7 @@ class Updater:
         parameters: Mapping[str, nn.Parameter],
         recipe: OptimizerRecipe,
         *,
-        rate: Rate = CONSTANT,
+        lr_schedule: LRSchedule = CONSTANT,
         on_host: bool = False,
         seed: int = 0,
     ) -> None:
@@ -167,7 +167,7 @@ class Updater:
             role: Whose parameters they are.
             parameters: By name.
             recipe: Which optimizer.
-            rate: Factor of the recipe's rate.
+            lr_schedule: Factor of the recipe's rate.
             on_host: Moments live in the computer's memory.
             seed: Of what is rounded at random.
         """
@@ -175,7 +175,7 @@ class Updater:
         self.updates = 0
         self._parameters = dict(parameters)
         self._recipe = recipe
-        self._rate = rate
+        self._lr_schedule = lr_schedule
         self._adamw = self._optimizer(on_host, seed)
 
     def _optimizer(self, on_host: bool, seed: int) -> torch.optim.Optimizer:
@@ -187,14 +187,16 @@ class Updater:
             "weight_decay": recipe.weight_decay,
         }
         if recipe.name != "adamw" or any(p.dtype != torch.float32 for p in parameters):
-            return lean(recipe.name, parameters, (seed, f"optimizer/{self.role}"), settings)
+            return low_memory_adamw(
+                recipe.name, parameters, (seed, f"optimizer/{self.role}"), settings
+            )
         if on_host:
             return HostAdamW(parameters, settings)
         return torch.optim.AdamW(parameters, **settings, **_in_one_pass(parameters))
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the next update, if it happens in this iteration, counted from 1."""
-        return self._recipe.lr * self._rate(self.updates + 1, step)
+        return self._recipe.lr * self._lr_schedule(self.updates + 1, step)
 
     def update(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """Clip, step and clear the gradients that are there; returns their norm before clipping.
@@ -242,7 +244,7 @@ class Updater:
             role, moment, name = key.split("/", 2)
             if role == self.role:
                 state.setdefault(numbers[name], {})[moment] = value
-        if isinstance(self._adamw, Lean):
+        if isinstance(self._adamw, LowMemoryAdamW):
             order = list(self._parameters.values())
             for number, stored in state.items():
                 self._adamw.restore(order[number], stored)
@@ -252,7 +254,7 @@ class Updater:
         self.updates = updates
 
     def _moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-        if isinstance(self._adamw, Lean):
+        if isinstance(self._adamw, LowMemoryAdamW):
             return self._adamw.stored(parameter)
         return self._adamw.state.get(parameter, {})
 

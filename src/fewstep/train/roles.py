@@ -239,16 +239,16 @@ def add_adapters(
         if not any(key.endswith(f".{target}") for key in modules):
             raise FewstepError(f"student.lora.targets: no layer of the model ends with {target!r}")
     alpha = recipe.rank if recipe.alpha is None else recipe.alpha
-    outline = all(parameter.is_meta for parameter in net.parameters())
+    on_meta = all(parameter.is_meta for parameter in net.parameters())
     for name in names:
         config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=list(targets))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
-            inject_adapter_in_model(config, net, adapter_name=name, low_cpu_mem_usage=outline)
+            inject_adapter_in_model(config, net, adapter_name=name, low_cpu_mem_usage=on_meta)
         generator = torch.Generator().manual_seed(seed)
         for key, parameter in adapter_parameters(net, name).items():
-            if outline:
+            if on_meta:
                 parameter.data = parameter.data.to(torch.float32)
                 continue
             start = torch.zeros(parameter.shape)

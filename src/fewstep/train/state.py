@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewstep import __version__, models, objectives
 from fewstep.config import ConfigError, Recipe, parse_recipe
+from fewstep.config.migrate import migrated
 from fewstep.core.schedules import Shift
 from fewstep.data.embeddings import Embeddings, StoredEncoder
 from fewstep.data.precompute import stored
@@ -21,15 +22,15 @@ from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.checkpoint.manager import Saving
 from fewstep.train.checkpoint.store import Checkpoint, read
-from fewstep.train.distributed import ALONE, SharedUpdater, Together, shard
+from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
 from fewstep.train.memory.offload import encoders_alone, leave_vae, refuse_sharded
-from fewstep.train.memory.quantization import quantise
+from fewstep.train.memory.quantization import quantize
 from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Log, NoLog
 from fewstep.train.monitor.previews import Preview, preview_score
-from fewstep.train.optim import Ema, Rate
+from fewstep.train.optim import Ema, LRSchedule
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
-from fewstep.train.step import Algorithm, Trainees
+from fewstep.train.step import Algorithm, TrainState
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_model
 from fewstep.utils.hardware import pick_device
@@ -54,7 +55,7 @@ _MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class Checked:
+class ValidatedRecipe:
     """What a recipe asks for, found to be there before any weight is loaded."""
 
     objectives: list[Objective]
@@ -72,7 +73,7 @@ class Run:
         recipe: What was asked for.
         folder: Where the run lives.
         backbone: The model.
-        trainees: Networks and optimizers.
+        train_state: Networks and optimizers.
         algorithm: What Algorithm 1 leaves open, decided.
         order: Which prompts come when.
         encoder: What encodes them.
@@ -81,7 +82,7 @@ class Run:
         log: Where figures go.
         identity: Fingerprints of what the weights depend on besides the recipe.
         saving: What writes checkpoints.
-        together: The processes that make up the run.
+        processes: The processes that make up the run.
         step: Finished iterations.
         evaluations: Network evaluations spent in them, in samples.
         seconds: Time spent in them.
@@ -91,7 +92,7 @@ class Run:
     recipe: Recipe
     folder: Path
     backbone: Backbone
-    trainees: Trainees
+    train_state: TrainState
     algorithm: Algorithm
     order: Order
     encoder: Encoder | StoredEncoder
@@ -100,7 +101,7 @@ class Run:
     log: Log
     identity: dict[str, str | None]
     saving: Saving
-    together: Together = ALONE
+    processes: ProcessGroup = SINGLE
     step: int = 0
     evaluations: int = 0
     seconds: float = 0.0
@@ -110,7 +111,7 @@ class Run:
 # ----------------------------------------------------------------------------------------- setup
 
 
-def check(recipe: Recipe) -> Checked:
+def check(recipe: Recipe) -> ValidatedRecipe:
     """Look for everything a recipe names, except the model's weights.
 
     Raises:
@@ -128,35 +129,35 @@ def check(recipe: Recipe) -> Checked:
     device = pick_device(recipe.train.device, "train.device")
     previewed = _preview_prompts(recipe, prompts)
     embeddings = stored(recipe, prompts.distinct, previewed) if data.cache is not None else None
-    return Checked(found, prompts, previewed, device, embeddings)
+    return ValidatedRecipe(found, prompts, previewed, device, embeddings)
 
 
 def build(
     recipe: Recipe,
     folder: Path,
-    checked: Checked,
+    validated: ValidatedRecipe,
     console: Console,
-    together: Together = ALONE,
+    processes: ProcessGroup = SINGLE,
 ) -> Run:
-    """Load the model and put a run together, at step 0; writes nothing."""
-    kind = Log if together.first else NoLog
+    """Load the model and put a run processes, at step 0; writes nothing."""
+    kind = Log if processes.first else NoLog
     log = kind(folder, recipe.log, total=recipe.train.steps, console=console)
     wanted = recipe.model
     backbone = models.load(
         wanted.path,
         dtype=wanted.dtype,
         force=wanted.force,
-        encoders=checked.embeddings is None,
+        encoders=validated.embeddings is None,
         **wanted.options,
     )
     if recipe.memory.base is not None:
-        quantise(backbone, recipe.memory.base)  # first: the whole may not fit the device
-    encoder = _encoder(recipe, backbone, checked)
-    backbone.to(checked.device)
+        quantize(backbone, recipe.memory.base)  # first: the whole may not fit the device
+    encoder = _encoder(recipe, backbone, validated)
+    backbone.to(validated.device)
     if recipe.memory.offload_vae:
         leave_vae(backbone)
     told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
-    objectives.refuse_misfits(checked.objectives, "embedded" if told else "cfg", backbone.name)
+    objectives.refuse_misfits(validated.objectives, "embedded" if told else "cfg", backbone.name)
     backbone.refuse_shift_scale(recipe.grid.shift_scale)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
@@ -165,89 +166,91 @@ def build(
         recipe,
         backbone,
         previews,
-        prompts=checked.preview_prompts,
+        prompts=validated.preview_prompts,
         model=model,
-        together=together,
+        processes=processes,
     )
     return Run(
         recipe=recipe,
         folder=folder,
         backbone=backbone,
-        trainees=_trainees(recipe, backbone, together),
-        algorithm=_algorithm(recipe, checked.objectives, shape, shift),
-        order=Order(checked.prompts.texts, recipe.train.seed),
+        train_state=_trainees(recipe, backbone, processes),
+        algorithm=_algorithm(recipe, validated.objectives, shape, shift),
+        order=Order(validated.prompts.texts, recipe.train.seed),
         encoder=encoder,
         preview=preview,
-        health=_health(recipe, encoder, checked, shape, shift),
+        health=_health(recipe, encoder, validated, shape, shift),
         log=log,
         identity={
-            "prompts": checked.prompts.digest,
+            "prompts": validated.prompts.digest,
             "model": model,
-            "embeddings": _digest_of_embeddings(checked),
+            "embeddings": _digest_of_embeddings(validated),
         },
-        saving=Saving(folder / CHECKPOINTS, recipe.checkpoint, together),
-        together=together,
+        saving=Saving(folder / CHECKPOINTS, recipe.checkpoint, processes),
+        processes=processes,
     )
 
 
 def _health(
     recipe: Recipe,
     encoder: Encoder | StoredEncoder,
-    checked: Checked,
+    validated: ValidatedRecipe,
     shape: tuple[int, ...],
     shift: Shift,
 ) -> Health:
-    watched = encoder.encode(checked.preview_prompts[: recipe.health.count])
+    watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
     scale = recipe.grid.shift_scale
     return Health(recipe.health, watched, latent_shape=shape, shift=shift, shift_scale=scale)
 
 
-def _encoder(recipe: Recipe, backbone: Backbone, checked: Checked) -> Encoder | StoredEncoder:
-    if checked.embeddings is not None:
-        return StoredEncoder(checked.embeddings, backbone)
+def _encoder(
+    recipe: Recipe, backbone: Backbone, validated: ValidatedRecipe
+) -> Encoder | StoredEncoder:
+    if validated.embeddings is not None:
+        return StoredEncoder(validated.embeddings, backbone)
     encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
     if recipe.data.encode_ahead:
         with encoders_alone(backbone):  # both at once need not fit the device
-            backbone.to(checked.device)
-            encoder.encode_all([*checked.prompts.distinct, *checked.preview_prompts])
+            backbone.to(validated.device)
+            encoder.encode_all([*validated.prompts.distinct, *validated.preview_prompts])
     return encoder
 
 
-def _digest_of_embeddings(checked: Checked) -> str | None:
-    if checked.embeddings is None:
+def _digest_of_embeddings(validated: ValidatedRecipe) -> str | None:
+    if validated.embeddings is None:
         return None
-    return checked.embeddings.digest([*checked.prompts.distinct, *checked.preview_prompts])
+    return validated.embeddings.digest([*validated.prompts.distinct, *validated.preview_prompts])
 
 
-def _trainees(recipe: Recipe, backbone: Backbone, together: Together) -> Trainees:
+def _trainees(recipe: Recipe, backbone: Backbone, processes: ProcessGroup) -> TrainState:
     device = backbone.device
-    if together.sharded:
+    if processes.sharded:
         backbone.net.to("cpu")  # three copies that are whole need not fit the accelerator
         refuse_sharded(recipe)
     memory, seed = recipe.memory, recipe.train.seed
     roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
-    if together.sharded:
-        shard(roles, backbone, together, device)
-    rate = Rate(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
+    if processes.sharded:
+        shard(roles, backbone, processes, device)
+    lr_schedule = LRSchedule(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
     settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
     updaters = {
         role: SharedUpdater(
             role,
             roles.parameters(role),
             settings[role],
-            rate=rate,
+            lr_schedule=lr_schedule,
             on_host=memory.offload_optimizer,
             seed=seed,
         )
         for role in TRAINED
     }
     for updater in updaters.values():
-        updater.together = together
+        updater.processes = processes
     ema = None
     if recipe.ema:
         student = roles.parameters(STUDENT)
         ema = Ema(student, recipe.ema.max_decay, on_host=memory.offload_ema)
-    return Trainees(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
+    return TrainState(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
 
 
 def _algorithm(
@@ -262,7 +265,7 @@ def _algorithm(
         law=recipe.fake_teacher.law,
         target=recipe.fake_teacher.target,
         fake_updates=recipe.fake_teacher.updates,
-        pull=recipe.fake_teacher.pull,
+        ida_rate=recipe.fake_teacher.ida_rate,
         fused=recipe.train.step == "fused",
         batch_teachers=recipe.train.batch_teachers,
     )
@@ -285,19 +288,19 @@ def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
 
 def groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
     """All tensors of a run's state, one group per file."""
-    trainees = run.trainees
+    train_state = run.train_state
     found: dict[str, Mapping[str, Tensor]] = {
-        role: trainees.roles.parameters(role) for role in TRAINED
+        role: train_state.roles.parameters(role) for role in TRAINED
     }
-    found["optimizers"] = trainees.student.tensors() | trainees.fake_teacher.tensors()
-    if trainees.ema is not None:
-        found["ema"] = trainees.ema.weights
+    found["optimizers"] = train_state.student.tensors() | train_state.fake_teacher.tensors()
+    if train_state.ema is not None:
+        found["ema"] = train_state.ema.weights
     return found
 
 
 def state(run: Run) -> dict[str, Any]:
     """All else of a run's state, as JSON holds it."""
-    trainees = run.trainees
+    train_state = run.train_state
     return {
         "score": run.scores.get(run.step),
         "scores": run.scores,
@@ -305,9 +308,9 @@ def state(run: Run) -> dict[str, Any]:
         "evaluations": run.evaluations,
         "seconds": run.seconds,
         "updates": {
-            STUDENT: trainees.student.updates,
-            FAKE_TEACHER: trainees.fake_teacher.updates,
-            "ema": trainees.ema.updates if trainees.ema else 0,
+            STUDENT: train_state.student.updates,
+            FAKE_TEACHER: train_state.fake_teacher.updates,
+            "ema": train_state.ema.updates if train_state.ema else 0,
         },
         "pending_metrics": run.log.pending,
         "identity": run.identity,
@@ -321,21 +324,21 @@ def restore(run: Run, saved: Checkpoint) -> None:
 
     Args:
         run: The run, at step 0.
-        saved: A checked checkpoint; each process reads what it holds of it.
+        saved: A validated checkpoint; each process reads what it holds of it.
 
     Raises:
         FewstepError: The recipe, the prompts or the model are not those of the saved run.
     """
     content, updates = saved.state, saved.state["updates"]
     _refuse_another(run, content)
-    trainees = run.trainees
+    train_state = run.train_state
     saved = read(saved, lambda key: _like(run, key))
     for role in TRAINED:
-        load_parameters(trainees.roles.parameters(role), saved.groups[role])
-    for updater in (trainees.student, trainees.fake_teacher):
+        load_parameters(train_state.roles.parameters(role), saved.groups[role])
+    for updater in (train_state.student, train_state.fake_teacher):
         updater.load(saved.groups["optimizers"], updates[updater.role])
-    if trainees.ema is not None:
-        trainees.ema.load(saved.groups["ema"], updates["ema"])
+    if train_state.ema is not None:
+        train_state.ema.load(saved.groups["ema"], updates["ema"])
     run.step = content["step"]
     run.evaluations = content["evaluations"]
     run.seconds = content["seconds"]
@@ -351,7 +354,7 @@ def _like(run: Run, key: str) -> Tensor | None:
         role, moment, name = name.split("/", 2)
         if moment == "step":
             return None
-    return run.trainees.roles.parameters(role).get(name)
+    return run.train_state.roles.parameters(role).get(name)
 
 
 def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
@@ -373,7 +376,7 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
 def _respelled(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved recipe with every value as it is written now: versions may spell one otherwise."""
     try:
-        return parse_recipe(saved).model_dump(mode="json")
+        return parse_recipe(migrated(saved)).model_dump(mode="json")
     except ConfigError:  # a key that is gone differs, and is named by who compares
         return saved
 

@@ -19,7 +19,7 @@ from fewstep.core.schedules import Grid, Law, Shift, with_shift
 from fewstep.core.solver import simulate
 from fewstep.core.types import Anchor, Conditioning, Term
 from fewstep.objectives import Objective, by_site, evaluate
-from fewstep.objectives.fake_teacher import pull_towards, update_loss
+from fewstep.objectives.fake_teacher import mix_weights, update_loss
 from fewstep.objectives.questions import Ask
 from fewstep.objectives.sites import AtAnchor
 from fewstep.train.fused import Remembering, anchor_at, walk_to
@@ -42,7 +42,7 @@ class Algorithm:
         law: Noise levels the fake teacher is trained at.
         target: Odds of what it learns to denoise, see `fake_teacher.TARGETS`.
         fake_updates: Its updates per iteration.
-        pull: Share of the student mixed into it after each.
+        ida_rate: Share of the student mixed into it after each.
         fused: Ask no network twice for the same; else literally as published.
         batch_teachers: Ask each teacher all a student update's questions in one batch; else the
             sites one after the other, so that there is one graph at a time. Only where fused.
@@ -56,12 +56,12 @@ class Algorithm:
     law: Law
     target: Mapping[str, float]
     fake_updates: int
-    pull: float
+    ida_rate: float
     fused: bool = True
     batch_teachers: bool = True
 
     @property
-    def rounds(self) -> list[list[Objective]]:
+    def backward_groups(self) -> list[list[Objective]]:
         """Objectives that are evaluated together, each round with one backward pass."""
         if not self.fused:
             return [[objective] for objective in self.objectives]
@@ -81,14 +81,15 @@ class Algorithm:
 class Batch:
     """Encoded prompts, the empty prompt as often, and each sample's place in the whole batch.
 
-    `lockstep` are the places of all samples whose networks must be asked equally often, here and in
+    `global_indices` are the places of all samples whose networks must be asked equally often, here
+    and in
     other processes; None where nobody else has to keep up.
     """
 
     cond: Conditioning
     null: Conditioning
     indices: Tensor
-    lockstep: Tensor | None = None
+    global_indices: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """Consecutive pieces, as even as they can be."""
@@ -96,13 +97,18 @@ class Batch:
         starts = [int(piece[0] - self.indices[0]) for piece in pieces]
         slices = [slice(a, a + len(piece)) for a, piece in zip(starts, pieces, strict=True)]
         return [
-            Batch(self.cond.select(part), self.null.select(part), self.indices[part], self.lockstep)
+            Batch(
+                self.cond.select(part),
+                self.null.select(part),
+                self.indices[part],
+                self.global_indices,
+            )
             for part in slices
         ]
 
 
 @dataclass(eq=False)
-class Trainees:
+class TrainState:
     """The networks and what moves them."""
 
     roles: Roles
@@ -112,7 +118,7 @@ class Trainees:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class AnchorBatch:
     """A part of the batch at its anchors, and whom to ask from there."""
 
     part: Batch
@@ -121,28 +127,30 @@ class Start:
 
 
 def iteration(
-    trainees: Trainees, parts: Sequence[Batch], draws: Draws, algorithm: Algorithm
+    train_state: TrainState, parts: Sequence[Batch], draws: Draws, algorithm: Algorithm
 ) -> Metrics:
     """One iteration; `parts` make up the global batch. Returns what can be measured on the way."""
     sigmas = with_shift(algorithm.grid(draws.shared("grid")), algorithm.shift)
     student_moves = (draws.step + 1) % algorithm.every == 0
     # A graph lives from here to the student's update: affordable for one part, not for many.
     keep = student_moves and len(parts) == 1 and algorithm.can_keep
-    starts = [
-        find_anchor(trainees.roles, part, sigmas, draws, algorithm=algorithm, keep=keep)
+    anchor_batches = [
+        find_anchor(train_state.roles, part, sigmas, draws, algorithm=algorithm, keep=keep)
         for part in parts
     ]
     metrics: Metrics = {"grid/steps": torch.full((), len(sigmas) - 1.0, device=draws.device)}
     for update in range(algorithm.fake_updates):
-        metrics |= update_fake_teacher(trainees, starts, draws, algorithm=algorithm, update=update)
+        metrics |= update_fake_teacher(
+            train_state, anchor_batches, draws, algorithm=algorithm, update=update
+        )
     if student_moves:
-        metrics |= update_student(trainees, starts, draws, algorithm=algorithm)
+        metrics |= update_student(train_state, anchor_batches, draws, algorithm=algorithm)
     return metrics
 
 
 def find_anchor(
     roles: Roles, part: Batch, sigmas: Tensor, draws: Draws, *, algorithm: Algorithm, keep: bool
-) -> Start:
+) -> AnchorBatch:
     """Simulate the student, conditionally and without guidance, to one random point per sample.
 
     The fused simulation ends there; with `keep`, its last answer is the one that objectives use.
@@ -152,28 +160,32 @@ def find_anchor(
     on_host, steps = replace(draws, device="cpu"), len(sigmas) - 1
     index = on_host.integers("anchor", part.indices, steps)
     if "final" in algorithm.target or not algorithm.fused:
-        return Start(part, simulate(roles.student, noise, sigmas, part.cond).pick(index), roles)
-    everyone = part.indices if part.lockstep is None else part.lockstep
+        return AnchorBatch(
+            part, simulate(roles.student, noise, sigmas, part.cond).pick(index), roles
+        )
+    everyone = part.indices if part.global_indices is None else part.global_indices
     calls = int(on_host.integers("anchor", everyone, steps).max())
     xt, *at = walk_to(roles.student, noise, sigmas, part.cond, index=index, calls=calls)
     with torch.set_grad_enabled(keep):
         velocity = roles.student(xt, at[0], part.cond)
     anchor = anchor_at(xt, *at, velocity)
-    return Start(part, anchor, Remembering(roles, anchor, part.cond, velocity) if keep else roles)
+    return AnchorBatch(
+        part, anchor, Remembering(roles, anchor, part.cond, velocity) if keep else roles
+    )
 
 
 def update_fake_teacher(
-    trainees: Trainees,
-    starts: Sequence[Start],
+    train_state: TrainState,
+    anchor_batches: Sequence[AnchorBatch],
     draws: Draws,
     *,
     algorithm: Algorithm,
     update: int,
 ) -> Metrics:
     """Fit the fake teacher to what the student generates, then pull it towards the student."""
-    roles, total = trainees.roles, sum(len(start.part.indices) for start in starts)
+    roles, total = train_state.roles, sum(len(start.part.indices) for start in anchor_batches)
     losses = []
-    for start in starts:
+    for start in anchor_batches:
         each = update_loss(
             roles.fake_teacher,
             start.anchor,
@@ -189,23 +201,27 @@ def update_fake_teacher(
             loss.backward()
         losses.append(loss.detach())
     loss = torch.stack(losses).sum()
-    norm = trainees.fake_teacher.update({FAKE_TEACHER: loss}, draws.step + 1)
-    if algorithm.pull:
+    norm = train_state.fake_teacher.update({FAKE_TEACHER: loss}, draws.step + 1)
+    if algorithm.ida_rate:
         fake, student = (roles.parameters(role).values() for role in (FAKE_TEACHER, STUDENT))
         source = draws.shared(f"fake_teacher/{update}/pull")
-        pull_towards(fake, student, algorithm.pull, source)
+        mix_weights(fake, student, algorithm.ida_rate, source)
     return {f"loss/{FAKE_TEACHER}": loss, f"grad_norm/{FAKE_TEACHER}": norm}
 
 
 def update_student(
-    trainees: Trainees, starts: Sequence[Start], draws: Draws, *, algorithm: Algorithm
+    train_state: TrainState,
+    anchor_batches: Sequence[AnchorBatch],
+    draws: Draws,
+    *,
+    algorithm: Algorithm,
 ) -> Metrics:
     """Sum the terms, move the student against their gradient, then its running mean."""
-    roles, total = trainees.roles, sum(len(start.part.indices) for start in starts)
+    roles, total = train_state.roles, sum(len(start.part.indices) for start in anchor_batches)
     metrics: Metrics = {}
-    for start in starts:
+    for start in anchor_batches:
         terms: list[Term] = []
-        for objectives in algorithm.rounds:
+        for objectives in algorithm.backward_groups:
             found = evaluate(
                 objectives,
                 start.ask,
@@ -222,9 +238,9 @@ def update_student(
         for name, value in measure(terms).items():
             metrics[name] = metrics.get(name, 0) + value / total
     losses = {term.name: metrics[f"loss/{term.name}"] for term in terms}
-    norm = trainees.student.update(losses, draws.step + 1)
-    if trainees.ema is not None:
-        trainees.ema.update()
+    norm = train_state.student.update(losses, draws.step + 1)
+    if train_state.ema is not None:
+        train_state.ema.update()
     return metrics | {f"grad_norm/{STUDENT}": norm}
 
 

@@ -15,8 +15,13 @@ from fewstep.config import Recipe, dump_recipe
 from fewstep.core.noise import Draws
 from fewstep.train.checkpoint import store
 from fewstep.train.checkpoint.store import Checkpoint
-from fewstep.train.determinism import repeatable
-from fewstep.train.distributed import Together, is_lost, joined, lost
+from fewstep.train.determinism import deterministic
+from fewstep.train.distributed import (
+    ProcessGroup,
+    connection_lost,
+    init_distributed,
+    is_connection_lost,
+)
 from fewstep.train.monitor.logger import METRICS, last_step, memory_gb
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.signals import Interrupts, Stopped
@@ -51,31 +56,33 @@ def distill(
         Stopped: SIGTERM or SIGINT came and the state was saved (a SystemExit with code 0).
     """
     folder, place = Path(run_folder), recipe.train.device
-    with denormals_flushed(), joined(recipe.parallel, recipe.data, place) as together:
-        console = console or Console(stderr=True, quiet=not together.first)
-        run = _begin(recipe, folder, console, together=together, resume=resume)
+    with denormals_flushed(), init_distributed(recipe.parallel, recipe.data, place) as processes:
+        console = console or Console(stderr=True, quiet=not processes.first)
+        run = _begin(recipe, folder, console, processes=processes, resume=resume)
         with (
-            repeatable(recipe.train.deterministic),
+            deterministic(recipe.train.deterministic),
             run.log.opened(run.step),
-            Interrupts(run.log.note, echo=_ECHO if together.size > 1 else 0.0) as interrupts,
+            Interrupts(run.log.note, echo=_ECHO if processes.size > 1 else 0.0) as interrupts,
         ):
             _go_on(run, interrupts)
     return folder
 
 
 def _begin(
-    recipe: Recipe, folder: Path, console: Console, *, together: Together, resume: bool
+    recipe: Recipe, folder: Path, console: Console, *, processes: ProcessGroup, resume: bool
 ) -> Run:
     """A run where it starts, or where it was; from here on the folder is its own."""
-    checked = check(recipe)
-    checked = replace(checked, device=together.device(checked.device))
-    saved = together.agreed(lambda: _starting_point(recipe, folder, resume=resume, console=console))
-    with repeatable(recipe.train.deterministic):
-        run = build(recipe, folder, checked, console, together)
+    validated = check(recipe)
+    validated = replace(validated, device=processes.device(validated.device))
+    saved = processes.broadcast_from_first(
+        lambda: _starting_point(recipe, folder, resume=resume, console=console)
+    )
+    with deterministic(recipe.train.deterministic):
+        run = build(recipe, folder, validated, console, processes)
         if saved is not None:
             restore(run, saved)
-        told = checked.prompts.describe(run.encoder.overlong(checked.prompts.distinct))
-    if together.first:
+        told = validated.prompts.describe(run.encoder.overlong(validated.prompts.distinct))
+    if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, dump_recipe(recipe))
     run.log.note(f"{told}; {_where(run)}")
@@ -83,7 +90,7 @@ def _begin(
 
 
 def _where(run: Run) -> str:
-    step, size = f"step {run.step} of {run.recipe.train.steps}", run.together.size
+    step, size = f"step {run.step} of {run.recipe.train.steps}", run.processes.size
     return step if size == 1 else f"{step}; {size} processes, shard {run.recipe.parallel.shard}"
 
 
@@ -101,9 +108,9 @@ def _go_on(run: Run, interrupts: Interrupts) -> None:
                 break
         run.saving.wait()
     except RuntimeError as error:
-        if run.together.size == 1 or not is_lost(error):
+        if run.processes.size == 1 or not is_connection_lost(error):
             raise
-        raise lost(error, _newest(run)) from error
+        raise connection_lost(error, _newest(run)) from error
     if run.step < steps:
         raise Stopped(run.step)
 
@@ -114,13 +121,13 @@ def advance(run: Run, interrupts: Interrupts | None = None) -> bool:
     Returns:
         Whether some process was asked to stop.
     """
-    recipe, roles = run.recipe, run.trainees.roles
+    recipe, roles = run.recipe, run.train_state.roles
     began, evaluations = time.perf_counter(), roles.evaluations
     draws = Draws(recipe.train.seed, run.step, run.backbone.device)
-    updaters = (run.trainees.student, run.trainees.fake_teacher)
+    updaters = (run.train_state.student, run.train_state.fake_teacher)
     rates = {f"lr/{each.role}": each.lr_at(run.step + 1) for each in updaters}
     try:
-        measured = iteration(run.trainees, _batch(run), draws, run.algorithm)
+        measured = iteration(run.train_state, _batch(run), draws, run.algorithm)
     except NonFiniteError as error:
         run.saving.wait()
         raise NonFiniteError(f"{error}; {_newest(run)}") from error
@@ -130,7 +137,7 @@ def advance(run: Run, interrupts: Interrupts | None = None) -> bool:
     seconds = time.perf_counter() - began
     run.step += 1
     run.seconds += seconds
-    run.evaluations += round(spent_each * run.together.size)
+    run.evaluations += round(spent_each * run.processes.size)
     metrics |= rates | {
         "evaluations": run.evaluations,
         "seconds": seconds,
@@ -148,19 +155,19 @@ def _means(run: Run, measured: list[torch.Tensor], counted: list[float]) -> list
     """Means over the processes, of what was measured and what was counted: the one host sync."""
     device = run.backbone.device
     values = [*measured, *torch.tensor(counted, dtype=torch.float32, device=device).unbind()]
-    return run.together.mean(torch.stack(values)).tolist()
+    return run.processes.mean(torch.stack(values)).tolist()
 
 
 def look(run: Run) -> dict[str, float]:
     """Health and preview, if this step is one for them; the preview shows the running mean."""
     metrics = {}
-    ema = run.trainees.ema
+    ema = run.train_state.ema
     if run.health.due(run.step):
-        found = run.health.measure(run.trainees.roles)
+        found = run.health.measure(run.train_state.roles)
         metrics |= {name: float(value) for name, value in found.items()}
     if run.preview.due(run.step) or run.step == run.recipe.train.steps:
         with ema.applied() if ema is not None else nullcontext():
-            score = run.preview.draw(run.step, run.trainees.roles, run.encoder)
+            score = run.preview.draw(run.step, run.train_state.roles, run.encoder)
         if math.isfinite(score):
             metrics["preview/score"] = score
             if run.step > 0:  # the start is no candidate: nothing was learned yet
@@ -182,12 +189,12 @@ def _newest(run: Run) -> str:
 def _batch(run: Run) -> list[Batch]:
     """The prompts of the coming step that are this process's, encoded, in the wanted parts."""
     size = run.recipe.data.batch_size
-    everyone, own = torch.arange(size), run.together.part(size)
+    everyone, own = torch.arange(size), run.processes.part(size)
     prompts = run.order.take(run.step * size, size)[own]
     cond, null = run.encoder.encode(prompts), run.encoder.null(len(prompts))
-    lockstep = everyone if run.together.sharded else None
-    parts = run.recipe.data.parts(run.together.size)
-    return Batch(cond, null, everyone[own], lockstep).split(parts)
+    global_indices = everyone if run.processes.sharded else None
+    parts = run.recipe.data.parts(run.processes.size)
+    return Batch(cond, null, everyone[own], global_indices).split(parts)
 
 
 def _is_best(run: Run) -> bool:

@@ -19,8 +19,8 @@ Verdict: TypeAlias = tuple[tuple[str, bool], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
-    """What was read off one arm's pictures; the pictures themselves are not kept.
+class Measurements:
+    """What was read off one configuration's pictures; the pictures themselves are not kept.
 
     Attributes:
         single: Features of one picture for each of N prompts, [N, F].
@@ -41,15 +41,16 @@ class References:
 
     Attributes:
         named: By name: `teacher`, and `real` where the truth can draw them.
-        rival: The guided teacher at as many steps as the arm, which a student has to beat.
+        baseline: The guided teacher at as many steps as the configuration, which a student has to
+        beat.
     """
 
-    named: Mapping[str, Readings] = field(default_factory=dict)
-    rival: Readings | None = None
+    named: Mapping[str, Measurements] = field(default_factory=dict)
+    baseline: Measurements | None = None
 
-    def besides(self, arm: Readings) -> Iterator[tuple[str, Readings]]:
-        """All references but the arm itself: a distance to oneself says nothing."""
-        return ((name, other) for name, other in self.named.items() if other is not arm)
+    def besides(self, configuration: Measurements) -> Iterator[tuple[str, Measurements]]:
+        """All references but the configuration itself: a distance to oneself says nothing."""
+        return ((name, other) for name, other in self.named.items() if other is not configuration)
 
 
 def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
@@ -59,15 +60,16 @@ def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 
 
 def ahead(score: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    """By how much one arm's mean exceeds another's, with the error of that difference.
+    """By how much one configuration's mean exceeds another's, with the error of that difference.
 
-    Both arms draw the same prompts from the same noise, so the error is that of paired values:
+    Both configurations draw the same prompts from the same noise, so the error is that of paired
+    values:
     what makes one prompt harder than the next cancels.
 
     Args:
         score: Its name.
         ours: Its value for every prompt [N].
-        theirs: The same of the other arm [N].
+        theirs: The same of the other configuration [N].
 
     Returns:
         `ahead_<score>` and `ahead_<score>_error`.
@@ -86,8 +88,8 @@ class Score(Protocol):
     name: str
     needs_truth: bool
 
-    def __call__(self, arm: Readings, references: References) -> dict[str, float]:
-        """Figures of one arm, by name."""
+    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
+        """Figures of one configuration, by name."""
         ...
 
 

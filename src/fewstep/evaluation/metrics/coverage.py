@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Readings, References
+from fewstep.evaluation.metrics.base import Measurements, References
 
 NEIGHBOURS = 5
 
@@ -54,12 +54,12 @@ class Coverage:
     name = "coverage"
     needs_truth = False
 
-    def __call__(self, arm: Readings, references: References) -> dict[str, float]:
+    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
         """`precision_teacher`, ..., and `precision_real`, ... where real pictures can be drawn."""
         scores: dict[str, float] = {}
-        for name, other in references.besides(arm):
-            if min(len(arm.single), len(other.single)) > NEIGHBOURS:
-                found = neighbour_scores(arm.single, other.single)
+        for name, other in references.besides(configuration):
+            if min(len(configuration.single), len(other.single)) > NEIGHBOURS:
+                found = neighbour_scores(configuration.single, other.single)
                 scores |= {f"{score}_{name}": value for score, value in found.items()}
         return scores
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Readings, References, ahead, mean_and_error
+from fewstep.evaluation.metrics.base import Measurements, References, ahead, mean_and_error
 
 
 def pairwise_distance(features: Tensor, shown: Tensor | None = None) -> Tensor:
@@ -37,21 +37,23 @@ class Diversity:
     name = "diversity"
     needs_truth = False
 
-    def __call__(self, arm: Readings, references: References) -> dict[str, float]:
-        """`diversity` and `diversity_right`, their errors, by how much they are ahead of the rival.
+    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
+        """`diversity`, `diversity_right`, their errors and leads over the baseline.
 
         Nothing where no two prompts have two pictures that count.
         """
-        rival = references.rival
-        figures = _figures("diversity", _spread(arm), None if rival is None else _spread(rival))
-        if arm.shown is not None:
-            theirs = None if rival is None else _spread(rival, right=True)
-            figures |= _figures("diversity_right", _spread(arm, right=True), theirs)
+        baseline = references.baseline
+        figures = _figures(
+            "diversity", _spread(configuration), None if baseline is None else _spread(baseline)
+        )
+        if configuration.shown is not None:
+            theirs = None if baseline is None else _spread(baseline, right=True)
+            figures |= _figures("diversity_right", _spread(configuration, right=True), theirs)
         return figures
 
 
-def _spread(arm: Readings, *, right: bool = False) -> Tensor:
-    return pairwise_distance(arm.repeated, arm.shown if right else None)
+def _spread(configuration: Measurements, *, right: bool = False) -> Tensor:
+    return pairwise_distance(configuration.repeated, configuration.shown if right else None)
 
 
 def _figures(name: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:

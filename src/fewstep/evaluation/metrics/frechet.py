@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Readings, References
+from fewstep.evaluation.metrics.base import Measurements, References
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -33,11 +33,11 @@ class Frechet:
     name = "frechet"
     needs_truth = False
 
-    def __call__(self, arm: Readings, references: References) -> dict[str, float]:
+    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
         """`frechet_teacher`, and `frechet_real` where real pictures can be drawn."""
         return {
-            f"frechet_{name}": frechet_distance(arm.single, other.single)
-            for name, other in references.besides(arm)
+            f"frechet_{name}": frechet_distance(configuration.single, other.single)
+            for name, other in references.besides(configuration)
         }
 
 

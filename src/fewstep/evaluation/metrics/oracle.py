@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Readings, References, Verdict, ahead
+from fewstep.evaluation.metrics.base import Measurements, References, Verdict, ahead
 
 
 def share(flags: Iterable[bool]) -> tuple[float, float]:
@@ -38,16 +38,16 @@ class Oracle:
     name = "oracle"
     needs_truth = True
 
-    def __call__(self, arm: Readings, references: References) -> dict[str, float]:
-        """`right`, its error, by how much it is ahead of the rival's, and `right_<attribute>`."""
-        if not arm.verdicts:
+    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
+        """`right`, its error and lead over the baseline, and `right_<attribute>`."""
+        if not configuration.verdicts:
             return {}
-        right = wholly_right(arm.verdicts)
+        right = wholly_right(configuration.verdicts)
         value, error = share(right.tolist())
         figures = {"right": value, "right_error": error}
-        if references.rival is not None and references.rival.verdicts:
-            figures |= ahead("right", right, wholly_right(references.rival.verdicts))
-        return figures | attribute_shares(arm.verdicts)
+        if references.baseline is not None and references.baseline.verdicts:
+            figures |= ahead("right", right, wholly_right(references.baseline.verdicts))
+        return figures | attribute_shares(configuration.verdicts)
 
 
 SCORE = Oracle()

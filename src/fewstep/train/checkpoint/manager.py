@@ -11,7 +11,7 @@ from fewstep.config import CheckpointRecipe
 from fewstep.train import distributed
 from fewstep.train.checkpoint import store
 from fewstep.train.checkpoint.store import SHARDED, Groups
-from fewstep.train.distributed import Together
+from fewstep.train.distributed import ProcessGroup
 
 
 class Saving:
@@ -20,18 +20,18 @@ class Saving:
     Several processes must call everything here at the same steps.
     """
 
-    def __init__(self, folder: Path, recipe: CheckpointRecipe, together: Together) -> None:
+    def __init__(self, folder: Path, recipe: CheckpointRecipe, processes: ProcessGroup) -> None:
         """Nothing is written yet.
 
         Args:
             folder: The run's ``checkpoints``.
             recipe: What to keep, and whether to write beside the training.
-            together: The processes that write.
+            processes: The processes that write.
         """
-        several = together.size > 1
+        several = processes.size > 1
         self.folder = folder
         self._recipe = recipe
-        self._together = together
+        self._processes = processes
         self._beside = several if recipe.asynchronous is None else recipe.asynchronous
         self._step: int | None = None
         self._thread = ThreadPoolExecutor(1)
@@ -47,7 +47,7 @@ class Saving:
             return
         self.wait()
         self._step = step
-        if self._together.size > 1:
+        if self._processes.size > 1:
             self._going = self._start_shards(step, groups, dict(state))
         elif self._beside:
             copies = {
@@ -61,7 +61,7 @@ class Saving:
             self.wait()
 
     def look(self) -> None:
-        """Raise what went wrong in the background, if something did."""
+        """Raise what went wrong in the io_group, if something did."""
         if self._going is not None and self._going.done():
             self._going.result()
 
@@ -76,28 +76,28 @@ class Saving:
         self._prune()
 
     def _start_shards(self, step: int, groups: Groups, state: dict[str, Any]) -> Future[None]:
-        if self._together.first:
+        if self._processes.first:
             store.begin(self.folder, step)
-        self._together.wait()
+        self._processes.wait()
         temporary = store.unfinished(self.folder, step)
         tensors = {
             f"{group}/{name}": tensor
             for group, named in groups.items()
             for name, tensor in named.items()
         }
-        written = distributed.write_shards(temporary, tensors, self._together)
+        written = distributed.write_shards(temporary, tensors, self._processes)
         content = {"format": SHARDED, "step": step, **state}
         return self._thread.submit(self._seal_shards, written, temporary, content)
 
     def _seal_shards(self, written: Future[Any], temporary: Path, content: dict[str, Any]) -> None:
         written.result()
-        together = self._together
-        own = store.sums_of(distributed.shards_of(temporary, together.rank))
-        sums = {name: sha for each in together.gather(own) for name, sha in each.items()}
-        if together.first:
+        processes = self._processes
+        own = store.sums_of(distributed.shards_of(temporary, processes.rank))
+        sums = {name: sha for each in processes.gather(own) for name, sha in each.items()}
+        if processes.first:
             store.seal(temporary, content | {"files": sums})
             self._prune()
-        together.gather(None)  # it is there: nobody goes on before
+        processes.gather(None)  # it is there: nobody goes on before
 
     def _prune(self) -> None:
         keep = self._recipe

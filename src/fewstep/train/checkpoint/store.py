@@ -110,7 +110,7 @@ def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
 
 
 def check(path: Path) -> Checkpoint:
-    """A checkpoint whose every byte was checked; its tensors are not read.
+    """A checkpoint whose every byte was validated; its tensors are not read.
 
     Raises:
         BrokenCheckpointError: A file is missing, truncated or changed.
@@ -136,18 +136,18 @@ def load(path: Path) -> Checkpoint:
     return read(check(path))
 
 
-def read(checked: Checkpoint, like: Like | None = None) -> Checkpoint:
+def read(validated: Checkpoint, like: Like | None = None) -> Checkpoint:
     """A checkpoint with its tensors, whole or split as they are wanted.
 
     Args:
-        checked: A checked one.
+        validated: A validated one.
         like: ``like("group/name")`` is split as that tensor is wanted; None or without it: whole.
 
     Raises:
         BrokenCheckpointError: A file is not what it should be.
     """
     groups: dict[str, dict[str, Tensor]] = {}
-    path, state = checked.path, checked.state
+    path, state = validated.path, validated.state
     try:
         if state["format"] == SHARDED:
             for key, tensor in distributed.read_shards(path, like).items():
@@ -162,7 +162,7 @@ def read(checked: Checkpoint, like: Like | None = None) -> Checkpoint:
                 }
     except SafetensorError as error:
         raise BrokenCheckpointError(f"{path.name}: {error}") from error
-    return replace(checked, groups=groups)
+    return replace(validated, groups=groups)
 
 
 def student_weights(path: Path) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def student_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, checked.
+    """A checkpoint's state.json, validated.
 
     Raises:
         BrokenCheckpointError: It is missing, damaged, or of another format.

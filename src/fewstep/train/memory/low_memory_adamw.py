@@ -23,8 +23,8 @@ KINDS: Mapping[str, str] = {
 _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}  # name -> whether it has a sign
 
 
-class Lean(torch.optim.Optimizer):
-    """What an optimizer of torchao needs here: repeatable draws, moments that can be saved.
+class LowMemoryAdamW(torch.optim.Optimizer):
+    """What an optimizer of torchao needs here: deterministic draws, moments that can be saved.
 
     Weights in bfloat16 are rounded at random, where an update below half a step would otherwise be
     lost. The random values are functions of (seed, name, update).
@@ -72,9 +72,9 @@ def _parts(key: str, value: Tensor) -> dict[str, Tensor]:
     return {f"{key}.codes": value.codes, f"{key}.scale": value.scale}
 
 
-def lean(
+def low_memory_adamw(
     name: str, parameters: Iterable[Tensor], draws: tuple[int, str], settings: Mapping[str, Any]
-) -> Lean:
+) -> LowMemoryAdamW:
     """An optimizer of torchao.
 
     Args:
@@ -93,7 +93,7 @@ def lean(
             f"optimizer.name: {name} needs torchao for this; pip install 'fewstep[quant]', "
             "or take adamw with float32 weights"
         ) from error
-    kind = type("Lean", (Lean, getattr(optim, KINDS[name])), {"draws": draws})
+    kind = type("LowMemoryAdamW", (LowMemoryAdamW, getattr(optim, KINDS[name])), {"draws": draws})
     return kind(parameters, bf16_stochastic_round=True, **settings)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.config import Recipe
 from fewstep.models.base import Backbone
-from fewstep.models.stubs import Configured
+from fewstep.models.stubs import ConfigStub
 from fewstep.utils.errors import FewstepError
 
 HOST = torch.device("cpu")
@@ -61,7 +61,7 @@ def encoders_alone(backbone: Backbone) -> Iterator[None]:
     """
     parts = vars(backbone.pipe)  # an assignment would be noted in the pipeline's configuration
     net = parts[backbone.net_name]
-    parts[backbone.net_name] = Configured(net)
+    parts[backbone.net_name] = ConfigStub(net)
     try:
         yield
     finally:

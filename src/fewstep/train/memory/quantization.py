@@ -16,11 +16,11 @@ from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 
 _GROUP = 64  # weights of one scale in NF4, QLoRA's choice (arXiv 2305.14314)
-_SCALES = 256  # scales that are themselves encoded together, its choice too
+_SCALES = 256  # scales that are themselves encoded processes, its choice too
 
 
 @torch.no_grad()
-def quantise(backbone: Backbone, base: str) -> None:
+def quantize(backbone: Backbone, base: str) -> None:
     """Replace the weights of the linear layers in a backbone's blocks, in place.
 
     A layer at a time: there is never a second network. Best before the network is moved to its
@@ -39,7 +39,7 @@ def quantise(backbone: Backbone, base: str) -> None:
     for block in backbone.blocks(backbone.net):
         for layer in [each for each in block.modules() if type(each) is nn.Linear]:
             encode(layer)
-            if is_quantised(layer):
+            if is_quantized(layer):
                 layer.register_forward_pre_hook(_as_autocast)
                 layer.register_forward_hook(_as_input)
 
@@ -77,7 +77,7 @@ def _nf4(layer: nn.Linear) -> None:
         layer.weight = nn.Parameter(found, requires_grad=False)
 
 
-def is_quantised(layer: nn.Module) -> bool:
+def is_quantized(layer: nn.Module) -> bool:
     """Whether it is a linear layer whose weight is codes."""
     from torchao.quantization import NF4Tensor
     from torchao.utils import TorchAOBaseTensor

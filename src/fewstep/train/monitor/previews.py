@@ -18,7 +18,7 @@ from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.data.prompts import Encoder
 from fewstep.models.base import Backbone
-from fewstep.train.distributed import ALONE, Together
+from fewstep.train.distributed import SINGLE, ProcessGroup
 from fewstep.train.memory.offload import vae_here
 from fewstep.train.roles import Roles
 from fewstep.utils.errors import unknown
@@ -80,7 +80,7 @@ class Preview:
         *,
         prompts: Sequence[str],
         model: str | None = None,
-        together: Together = ALONE,
+        processes: ProcessGroup = SINGLE,
     ) -> None:
         """Checks the score and draws the noise; no network is asked yet.
 
@@ -90,9 +90,9 @@ class Preview:
             folder: The run's ``previews``.
             prompts: What to draw.
             model: Fingerprint of the model, so that another one's pictures are not taken for its.
-            together: The processes that draw: all do, as their networks may be split; one writes.
+            processes: The processes that draw: all do, as their networks may be split; one writes.
         """
-        self._together = together
+        self._processes = processes
         self.prompts = list(prompts)
         self._recipe: PreviewRecipe = recipe.preview
         self._backbone = backbone
@@ -122,24 +122,26 @@ class Preview:
         teacher = self._teacher(roles, encoder)
         grids = [few_step_sigmas(steps, self._scale) for steps in self._recipe.steps]
         students = [self._sample(lambda cond: roles.student, base, encoder) for base in grids]
-        if self._together.first:
+        if self._processes.first:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
             sheet = torch.cat(rows[: self._recipe.rows], dim=1)
             self._folder.mkdir(parents=True, exist_ok=True)
             _write_png(self._folder / f"step-{step:08d}.png", sheet)
-        return self._together.agreed(lambda: self._score(students[0], self.prompts, teacher))
+        return self._processes.broadcast_from_first(
+            lambda: self._score(students[0], self.prompts, teacher)
+        )
 
     def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
         """The teacher's pictures: from memory, from a file of this run, or drawn now."""
         if self._teacher_images is None:
             file = self._folder / f"teacher-{self._key()}.safetensors"
-            if self._together.agreed(file.is_file):
+            if self._processes.broadcast_from_first(file.is_file):
                 self._teacher_images = load_file(file)["images"]
                 return self._teacher_images
             base = few_step_sigmas(self._teacher_steps)
             images = self._sample(self._guided(roles), base, encoder)
-            if self._together.first:
+            if self._processes.first:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file({"images": images}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
