@@ -1,6 +1,6 @@
 """Several processes are one: the same losses and weights, checkpoints for any number of them.
 
-Real processes under torchrun, on a tiny real pipeline. One launch makes many runs: starting is slow.
+Real processes under torchrun, on a tiny real pipeline. One launch makes many runs: starting costs.
 """
 
 from __future__ import annotations
