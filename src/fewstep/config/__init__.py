@@ -4,6 +4,7 @@ Every key is checked before anything happens: an unknown key, a wrong type, valu
 together or a missing file raise a `ConfigError` of one line that says where.
 """
 
+from fewstep.config.evaluate import EvaluateRecipe
 from fewstep.config.optimizer import (
     FakeTeacherOptimizerRecipe,
     OptimizerRecipe,
@@ -13,7 +14,6 @@ from fewstep.config.reading import dump_recipe, load_recipe, missing_files, pars
 from fewstep.config.recipe import (
     CheckpointRecipe,
     EmaRecipe,
-    EvaluateRecipe,
     FakeTeacherRecipe,
     HealthRecipe,
     LogRecipe,
