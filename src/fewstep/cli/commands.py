@@ -272,5 +272,7 @@ def _prompts(written: Sequence[str] | None, file: Path | None) -> list[str]:
             raise FewstepError(f"{file}: not UTF-8 text; convert it") from error
         found += [line.strip() for line in lines if line.strip()]
     if not found:
-        raise FewstepError("sample: no prompts; give --prompt TEXT or --prompts FILE")
+        raise FewstepError(
+            "sample: no prompts; give --prompt TEXT or --prompts FILE", code="missing-input"
+        )
     return found

@@ -25,7 +25,7 @@ def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
         FewstepError: Fewer than two runs, or one that holds no summary.
     """
     if len(runs) < 2:
-        raise FewstepError("compare: one run only; name two or more")
+        raise FewstepError("compare: one run only; name two or more", code="missing-input")
     tables = [flat(_summary(run)) for run in runs]
     names = list(dict.fromkeys(name for table in tables for name in table))
     return {name: [table.get(name) for table in tables] for name in names}
@@ -44,5 +44,7 @@ def flat(summary: Mapping[str, Any]) -> dict[str, Figure]:
 def _summary(run: Path) -> Mapping[str, Any]:
     summary = read_json(run / "summary.json")
     if not isinstance(summary, dict) or "configurations" not in summary:
-        raise FewstepError(f"{run}: no summary.json; run `fewstep evaluate {run}` first")
+        raise FewstepError(
+            f"{run}: no summary.json; run `fewstep evaluate {run}` first", code="missing-input"
+        )
     return summary

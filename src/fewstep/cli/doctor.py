@@ -165,20 +165,22 @@ def check_folder(folder: Path) -> tuple[int, int]:
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise FewstepError(f"{folder}: no model_index.json")
+        raise FewstepError(f"{folder}: no model_index.json", code="missing-file")
     listed = json.loads(index.read_text(encoding="utf-8"))
     parts = [name for name, value in listed.items() if isinstance(value, list) and value[0]]
     for name in parts:
         if not (folder / name).is_dir():
-            raise FewstepError(f"{folder / name}: missing, though model_index.json names it")
+            raise FewstepError(
+                f"{folder / name}: missing, though model_index.json names it", code="missing-file"
+            )
     for file in folder.rglob("*.json"):
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise FewstepError(f"{file}: not valid JSON: {error}") from error
+            raise FewstepError(f"{file}: not valid JSON: {error}", code="damaged") from error
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
-        raise FewstepError(f"{folder}: no .safetensors files")
+        raise FewstepError(f"{folder}: no .safetensors files", code="missing-file")
     return len(weights), sum(map(check_weights, weights))
 
 
@@ -194,7 +196,9 @@ def check_weights(file: Path) -> int:
         with safe_open(file, "np") as opened:
             opened.keys()
     except (FileNotFoundError, SafetensorError) as error:
-        raise FewstepError(f"{file}: missing, truncated or not safetensors: {error}") from error
+        raise FewstepError(
+            f"{file}: missing, truncated or not safetensors: {error}", code="damaged"
+        ) from error
     return file.stat().st_size
 
 

@@ -39,7 +39,9 @@ def encode(
 
     found = gather(prompts or [], prompt or [], column=column, split=split)
     if not model:
-        raise FewstepError("encode: no model; give --model FOLDER (or a hub id)")
+        raise FewstepError(
+            "encode: no model; give --model FOLDER (or a hub id)", code="missing-input"
+        )
     done = encode_ahead(found.texts, encoding_of(model, _settings(settings)), out, note=note)
     if as_json:
         odd = {name: getattr(found, name) for name in ("duplicates", "empty", "undecodable")}
@@ -58,9 +60,11 @@ def _settings(written: Sequence[str] | None) -> dict[str, Any]:
     for each in written or []:
         name, equals, value = each.partition("=")
         if not equals or not name:
-            raise FewstepError(f"--set {each}: write it as NAME=VALUE")
+            raise FewstepError(f"--set {each}: write it as NAME=VALUE", code="usage")
         try:
             found[name] = yaml.load(value)
         except yaml.YAMLError as error:
-            raise FewstepError(f"--set {each}: the value is not valid YAML") from error
+            raise FewstepError(
+                f"--set {each}: the value is not valid YAML", code="usage"
+            ) from error
     return found

@@ -1,7 +1,8 @@
 """One command line from its words to its exit code.
 
-0: done; 2: something the user can mend, told in one line; 1: a bug (with its traceback) or a check
-that failed; 130: interrupted.
+0: done; 2: something the user can mend, told in one line on stderr; 1: a bug (with its traceback)
+or a check that failed; 130: interrupted. With ``--json``, stdout then holds
+``{"error": {"code": ..., "message": ...}}``; the codes are listed in `fewstep.utils.errors`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import typer
 
 from fewstep.cli.commands import app
-from fewstep.cli.console import complain, note
-from fewstep.utils.errors import FewstepError
+from fewstep.cli.console import complain, note, say_json
+from fewstep.utils.errors import Code, FewstepError
 from fewstep.utils.ranks import rank
 
 # typer carries its own click, whose classes it exports only in part.
@@ -41,17 +42,26 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED
-    except ClickError as error:
-        return _refuse(_usage(error), error)
-    except FewstepError as error:
-        return _refuse(str(error), error)
-    except MENDABLE as error:
-        what, where = error.strerror or type(error).__name__, error.filename or "a file"
-        return _refuse(f"{where}: {what}; check the path and your rights to it", error)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (ClickError, FewstepError, OSError) as error:
+        told = _explain(error)
+        if told is None or os.environ.get("FEWSTEP_DEBUG"):
             raise
-        return _refuse(f"{error.filename or 'disk'}: the disk is full; make room", error)
+        return _refuse(*told, as_json="--json" in given)
+
+
+def _explain(error: Exception) -> tuple[str, Code] | None:
+    """Message and code of an error that the user can mend; None: the error is a bug."""
+    if isinstance(error, FewstepError):
+        return str(error), error.code
+    if isinstance(error, ClickError):
+        return _usage(error), "usage"
+    if isinstance(error, MENDABLE):
+        what, where = error.strerror or type(error).__name__, error.filename or "a file"
+        code: Code = "missing-file" if isinstance(error, FileNotFoundError) else "no-access"
+        return f"{where}: {what}; check the path and your rights to it", code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'disk'}: the disk is full; make room", "no-access"
+    return None
 
 
 def _prepare() -> None:
@@ -79,13 +89,13 @@ def _others_are_busy() -> bool:
     return psutil.cpu_percent(interval=0.1) / 100 * (os.cpu_count() or 1) > _BUSY
 
 
-def _refuse(message: str, error: BaseException) -> int:
-    """One line on stderr; FEWSTEP_DEBUG=1 shows the traceback instead."""
-    if os.environ.get("FEWSTEP_DEBUG"):
-        raise error
+def _refuse(message: str, code: Code, *, as_json: bool) -> int:
+    """One line on stderr, and an object on stdout for programs."""
     line, number = " ".join(message.split()), rank()
     _let_first_speak()
     complain(f"process {number}: {line}" if number else line)
+    if as_json and not number:
+        say_json({"error": {"code": code, "message": line}})
     return USER
 
 

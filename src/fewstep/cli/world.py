@@ -42,7 +42,9 @@ def train(
 
     begin = resolve(start) if start else None
     if begin and not (begin / "model_index.json").is_file():
-        raise FewstepError(f"--start: {begin} is not a pipeline folder (no model_index.json)")
+        raise FewstepError(
+            f"--start: {begin} is not a pipeline folder (no model_index.json)", code="missing-file"
+        )
     place = str(pick_device(device))
     make(
         work,

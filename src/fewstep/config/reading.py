@@ -32,7 +32,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool 
         data = yaml.load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read the recipe: {reason}") from error
+        raise ConfigError(
+            f"{path}: cannot read the recipe: {reason}", code="missing-file"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(data, dict):
@@ -41,7 +43,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool 
         apply_override(data, override, Recipe)
     recipe = parse_recipe(data)
     for key, missing in missing_files(recipe).items() if files else ():
-        raise ConfigError(f"{key}: there is no file {missing}")
+        raise ConfigError(f"{key}: there is no file {missing}", code="missing-file")
     return recipe
 
 

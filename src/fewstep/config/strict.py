@@ -27,6 +27,8 @@ class Section(BaseModel):
 class ConfigError(FewstepError):
     """A recipe that cannot be run; the message is one line and says where."""
 
+    default_code = "config"
+
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line about the first thing wrong: unknown keys come first, as they cause the others."""

@@ -89,9 +89,11 @@ class Embeddings:
         content = read_json(folder / INDEX)
         if content is None:
             what = "is not readable" if (folder / INDEX).exists() else "is not there"
-            raise FewstepError(f"{folder}: no embeddings: {INDEX} {what}")
+            raise FewstepError(f"{folder}: no embeddings: {INDEX} {what}", code="damaged")
         if content.get("format") != FORMAT:
-            raise FewstepError(f"{folder}: embeddings of another version of fewstep; make new ones")
+            raise FewstepError(
+                f"{folder}: embeddings of another version of fewstep; make new ones", code="version"
+            )
         return Embeddings(folder, content["key"], content["files"])
 
     @staticmethod
@@ -102,7 +104,9 @@ class Embeddings:
             FewstepError: There is something else in the folder.
         """
         if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
-            raise FewstepError(f"{folder}: not empty, and no embeddings in it; give another --out")
+            raise FewstepError(
+                f"{folder}: not empty, and no embeddings in it; give another --out", code="exists"
+            )
         made = Embeddings(folder, key, {})
         made._write_index()
         return made
@@ -147,7 +151,8 @@ class Embeddings:
                 raise FewstepError(
                     f"{self.folder}: these embeddings are not of this model and its settings: "
                     f"{name} is {theirs.get(name)} there and {mine.get(name)} here; "
-                    "use another folder or encode again"
+                    "use another folder or encode again",
+                    code="mismatch",
                 )
 
     def verify(self, prompts: Iterable[str] | None = None) -> list[str]:
@@ -182,7 +187,9 @@ class Embeddings:
             FewstepError: One of them is not there.
         """
         if missing := self.missing(prompts):
-            raise FewstepError(f"{self.folder}: lacks the prompt {missing[0]!r}")
+            raise FewstepError(
+                f"{self.folder}: lacks the prompt {missing[0]!r}", code="missing-input"
+            )
         return Conditioning.cat([self._row(*self._place[prompt]) for prompt in prompts])
 
     def null(self) -> Conditioning:

@@ -146,7 +146,7 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise FewstepError(
-                f"{folder}: another process is writing to it; wait for it"
+                f"{folder}: another process is writing to it; wait for it", code="no-access"
             ) from error
         yield
 
@@ -174,7 +174,9 @@ def gather(
     more = [tidy for text in written if (tidy := " ".join(text.split()))]
     texts = tuple(text for each in [*(one.texts for one in found), more] for text in each)
     if not texts:
-        raise FewstepError("encode: no prompts; give PROMPTS (a file) or --prompt TEXT")
+        raise FewstepError(
+            "encode: no prompts; give PROMPTS (a file) or --prompt TEXT", code="missing-input"
+        )
     return Prompts(
         texts,
         duplicates=len(texts) - len(set(texts)),
@@ -193,7 +195,9 @@ def encoding_of(model: str, settings: Mapping[str, Any]) -> Encoding:
     for name in ("batch", "shard"):
         value = own.get(name, 1)
         if not isinstance(value, int) or value < 1:
-            raise FewstepError(f"{name}: must be a whole number above 0, not {value!r}")
+            raise FewstepError(
+                f"{name}: must be a whole number above 0, not {value!r}", code="out-of-range"
+            )
     options = {name: value for name, value in settings.items() if name not in _OWN}
     return Encoding(model, options, **own)
 
@@ -210,17 +214,17 @@ def stored(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> 
     folder = resolve(recipe.data.cache or "")
     mend = f"run: {command(recipe, folder)}"
     if not folder.is_dir():
-        raise FewstepError(f"data.cache: there is no folder {folder}; {mend}")
+        raise FewstepError(f"data.cache: there is no folder {folder}; {mend}", code="missing-file")
     model = recipe.model
     found = Embeddings.open(folder)
     found.refuse_other(key_of(model.path, dtype=model.dtype, options=model.options))
     wanted = [*prompts, *previewed]
     if damaged := found.verify(wanted):
-        raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {mend}")
+        raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {mend}", code="damaged")
     missing = found.missing(wanted)
     if missing or not found.has_null:
         what = f"{len(missing)} of the prompts" if missing else "the empty prompt"
-        raise FewstepError(f"data.cache: {folder} lacks {what}; {mend}")
+        raise FewstepError(f"data.cache: {folder} lacks {what}; {mend}", code="missing-input")
     return found
 
 

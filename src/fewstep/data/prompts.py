@@ -80,7 +80,7 @@ def read_prompts(
     tidy = [" ".join(text.split()) for text in found if text is not None]
     texts = tuple(text for text in tidy if text)
     if not texts:
-        raise FewstepError(f"{path}: there is no prompt in it")
+        raise FewstepError(f"{path}: there is no prompt in it", code="missing-input")
     repeats = sum(count - 1 for count in Counter(texts).values())
     return Prompts(texts, repeats, len(tidy) - len(texts), len(found) - len(tidy))
 

@@ -53,7 +53,9 @@ def cells(
         yield from _READERS[place.suffix](place, column, str(path))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FewstepError(f"{path}: cannot read the prompts: {reason}") from error
+        raise FewstepError(
+            f"{path}: cannot read the prompts: {reason}", code="missing-file"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------ text files
@@ -151,7 +153,9 @@ def _pyarrow(label: str) -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise FewstepError(f"{label}: needs pyarrow; pip install 'fewstep[data]'") from error
+        raise FewstepError(
+            f"{label}: needs pyarrow; pip install 'fewstep[data]'", code="missing-dependency"
+        ) from error
     return pyarrow
 
 
@@ -159,7 +163,7 @@ def _column(names: list[str], column: str | None, label: str) -> str:
     for name in (column,) if column is not None else COLUMNS:
         if name in names:
             return name
-    raise FewstepError(f"{label}: no column {_wanted(column, names)}")
+    raise FewstepError(f"{label}: no column {_wanted(column, names)}", code="unknown-name")
 
 
 def _texts(arrow: Any, array: Any, label: str) -> Iterator[str | None]:
@@ -174,7 +178,9 @@ def _texts(arrow: Any, array: Any, label: str) -> Iterator[str | None]:
 
 
 def _broken(label: str, kind: str, error: Exception) -> FewstepError:
-    return FewstepError(f"{label}: not a sound {kind} file: {' '.join(str(error).split())}")
+    return FewstepError(
+        f"{label}: not a sound {kind} file: {' '.join(str(error).split())}", code="damaged"
+    )
 
 
 _READERS: dict[str, Callable[[Path, str | None, str], Iterator[str | None]]] = {
@@ -201,7 +207,8 @@ def _fetched(repo: str, split: str | None) -> Path:
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FewstepError(
-            f"{repo}: cannot read the prompts: no such file or folder, and the hub refused: {first}"
+            f"{repo}: cannot read the prompts: no such file or folder; the hub refused: {first}",
+            code="missing-file",
         ) from error
     return Path(found)
 
@@ -216,11 +223,15 @@ def _tables_of(folder: Path, label: str, split: str | None) -> list[Path]:
     files = [p for p, rel in inside.items() if not any(part[0] == "." for part in rel.parts)]
     kinds = [kind for kind in TABLES if any(path.suffix == kind for path in files)]
     if not kinds:
-        raise FewstepError(f"{label}: there is no {', '.join(TABLES)} file in it")
+        raise FewstepError(
+            f"{label}: there is no {', '.join(TABLES)} file in it", code="missing-file"
+        )
     tables = sorted(path for path in files if path.suffix == kinds[0])
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(split or _DEFAULT_SPLIT)}(?![A-Za-z0-9])")
     chosen = [path for path in tables if word.search(inside[path].as_posix())]
     if split and not chosen:
         names = ", ".join(inside[path].as_posix() for path in tables[:5])
-        raise FewstepError(f"{label}: no file of the split {split!r}; there are {names}")
+        raise FewstepError(
+            f"{label}: no file of the split {split!r}; there are {names}", code="missing-file"
+        )
     return chosen or tables

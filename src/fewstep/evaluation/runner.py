@@ -244,7 +244,10 @@ def make_extractor(settings: EvaluateRecipe) -> Extractor:
         FewstepError: No prompts to evaluate on, or prompts outside the truth's grammar.
     """
     if settings.prompts is None:
-        raise FewstepError("evaluate.prompts is not set: name a file with prompts, one per line")
+        raise FewstepError(
+            "evaluate.prompts is not set: name a file with prompts, one per line",
+            code="missing-input",
+        )
     prompts = read_prompts(settings.prompts).distinct[: settings.count]
     judge = oracles.load(settings.truth) if settings.truth else None
     strange = [prompt for prompt in prompts if judge and not judge.knows(prompt)]
@@ -270,7 +273,8 @@ def choose_scores(settings: EvaluateRecipe) -> list[Score]:
     for score in scores:
         if score.needs_truth and not settings.truth:
             raise FewstepError(
-                f"evaluate.scores: {score.name!r} needs a ground truth: set evaluate.truth"
+                f"evaluate.scores: {score.name!r} needs a ground truth: set evaluate.truth",
+                code="missing-input",
             )
     return scores
 

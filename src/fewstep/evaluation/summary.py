@@ -27,7 +27,10 @@ def summarize(
     folder = Path(run_folder)
     evaluation = read_json(folder / "evaluation.json")
     if evaluation is None:
-        raise FewstepError(f"{folder}: not evaluated yet; run `fewstep evaluate {folder}` first")
+        raise FewstepError(
+            f"{folder}: not evaluated yet; run `fewstep evaluate {folder}` first",
+            code="missing-input",
+        )
     before = read_json(folder / "summary.json") or {}
     seconds = before.get("seconds") if seconds is None else round(seconds, 1)
     peak = before.get("peak_memory_gb") if peak_memory_gb is None else round(peak_memory_gb, 3)

@@ -77,7 +77,9 @@ def _check_free(final: Path) -> None:
         and not (final / NOTE).is_file()
         and (not final.is_dir() or any(final.iterdir()))
     ):
-        raise FewstepError(f"{final}: exists and is not an export; choose another folder")
+        raise FewstepError(
+            f"{final}: exists and is not an export; choose another folder", code="exists"
+        )
 
 
 def _write_weights(folder: Path, backbone: Backbone, student: Student, *, adapter: bool) -> None:

@@ -76,7 +76,9 @@ class Run:
         """
         path = Path(folder).expanduser()
         if not Run.is_one(path):
-            raise FewstepError(f"{folder}: not a run folder (no config.yaml in it)")
+            raise FewstepError(
+                f"{folder}: not a run folder (no config.yaml in it)", code="missing-file"
+            )
         # Not `load_recipe`: the training prompts may be gone by now, and nothing here needs them.
         text = (path / "config.yaml").read_text(encoding="utf-8")
         return Run(path, parse_recipe(migrated(yaml.load(text))))
@@ -187,5 +189,7 @@ def _is_export(folder: Path) -> bool:
 
 def _base_of(folder: Path, note: Mapping[str, Any]) -> str:
     if "base" not in note:
-        raise FewstepError(f"{folder}: an adapter, but {NOTE} does not say of which model")
+        raise FewstepError(
+            f"{folder}: an adapter, but {NOTE} does not say of which model", code="mismatch"
+        )
     return str(note["base"])

@@ -50,9 +50,13 @@ class Sampler:
     def __post_init__(self) -> None:
         """Refuses step counts and guidance that mean nothing."""
         if not 1 <= self.steps <= MOST_STEPS:
-            raise FewstepError(f"steps must be 1 to {MOST_STEPS}, not {self.steps}")
+            raise FewstepError(
+                f"steps must be 1 to {MOST_STEPS}, not {self.steps}", code="out-of-range"
+            )
         if not self.guidance >= 1.0:
-            raise FewstepError(f"guidance must be at least 1 (1 is off), not {self.guidance}")
+            raise FewstepError(
+                f"guidance must be at least 1 (1 is off), not {self.guidance}", code="out-of-range"
+            )
 
     @classmethod
     def of(cls, model: Model, steps: int = 4) -> Self:
@@ -98,7 +102,10 @@ def default_size(backbone: Backbone) -> tuple[int, int]:
     call = inspect.signature(type(backbone.pipe).__call__).parameters
     height, width = (call[name].default if name in call else None for name in ("height", "width"))
     if not isinstance(height, int) or not isinstance(width, int):
-        raise FewstepError(f"{backbone.source}: give height and width, the model has no default")
+        raise FewstepError(
+            f"{backbone.source}: give height and width, the model has no default",
+            code="missing-input",
+        )
     return height, width
 
 

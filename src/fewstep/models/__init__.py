@@ -105,7 +105,9 @@ def load(
 
     family = _recognise(path_or_repo_id, options, force=force, teacher=teacher)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise FewstepError(f"unknown dtype {dtype!r}: {did_you_mean(dtype, _DTYPES)}")
+        raise FewstepError(
+            f"unknown dtype {dtype!r}: {did_you_mean(dtype, _DTYPES)}", code="unknown-name"
+        )
     folder = hub.whole(path_or_repo_id)
     from diffusers import DiffusionPipeline
 
@@ -122,7 +124,7 @@ def load(
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise FewstepError(f"{folder}: cannot be loaded: {first}") from error
+        raise FewstepError(f"{folder}: cannot be loaded: {first}", code="damaged") from error
     if getattr(pipe, family.net_name) is None:
         setattr(pipe, family.net_name, ConfigStub(getattr(meta_pipeline(folder), family.net_name)))
     return family(pipe, folder, **options)
@@ -156,7 +158,8 @@ def _recognise(
     if teacher and (why := distilled.reason(str(path_or_repo_id), folder)):
         if not force:
             raise FewstepError(
-                f"{path_or_repo_id}: {why}, or force it: --force, model.force: true, force=True"
+                f"{path_or_repo_id}: {why}, or force it: --force, model.force: true, force=True",
+                code="distilled-teacher",
             )
         logging.getLogger(__name__).warning("%s: forced, although %s", path_or_repo_id, why)
     _check_options(family, options)
@@ -170,7 +173,8 @@ def _check_options(family: type[Backbone], options: dict[str, Any]) -> None:
     for name, value in options.items():
         if name not in accepted:
             raise FewstepError(
-                f"{family.name} has no option {name!r}: {did_you_mean(name, accepted)}"
+                f"{family.name} has no option {name!r}: {did_you_mean(name, accepted)}",
+                code="unknown-name",
             )
         try:
             TypeAdapter(kinds[name]).validate_python(value, strict=True)
@@ -182,11 +186,15 @@ def _check_options(family: type[Backbone], options: dict[str, Any]) -> None:
 def _family_of(folder: Path) -> type[Backbone]:
     index = folder / "model_index.json"
     if not index.is_file():
-        raise FewstepError(f"{folder}: not a diffusers pipeline folder (no model_index.json)")
+        raise FewstepError(
+            f"{folder}: not a diffusers pipeline folder (no model_index.json)", code="missing-file"
+        )
     try:
         pipeline = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
     except (ValueError, KeyError, TypeError) as error:
-        raise FewstepError(f"{index}: not readable; it must name a _class_name") from error
+        raise FewstepError(
+            f"{index}: not readable; it must name a _class_name", code="damaged"
+        ) from error
     known = {pipeline: cls for cls in _families().values() for pipeline in cls.pipelines}
     if pipeline in known:
         return known[pipeline]
@@ -195,4 +203,4 @@ def _family_of(folder: Path) -> type[Backbone]:
         hint = f"it {why}; {hint}"
     elif why := distilled.reason(str(folder), folder):
         hint = why
-    raise FewstepError(f"{folder}: {pipeline} is not supported; {hint}")
+    raise FewstepError(f"{folder}: {pipeline} is not supported; {hint}", code="unsupported")

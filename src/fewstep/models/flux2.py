@@ -55,7 +55,9 @@ class _Flux2(Packed):
         """
         super().__init__(pipe, source)
         if shift_steps < 1:
-            raise FewstepError(f"shift_steps must be at least 1, not {shift_steps}")
+            raise FewstepError(
+                f"shift_steps must be at least 1, not {shift_steps}", code="out-of-range"
+            )
         self.max_sequence_length = max_sequence_length
         self.shift_steps = shift_steps
 
@@ -233,5 +235,6 @@ def _tokenizer(source: Path) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise FewstepError(
-            f"{source / 'tokenizer'}: not readable without torchvision, install it: {first}"
+            f"{source / 'tokenizer'}: not readable without torchvision, install it: {first}",
+            code="missing-dependency",
         ) from error

@@ -49,9 +49,13 @@ def _find(path_or_repo_id: str | Path, fetch: Any) -> Path:
     text = str(path_or_repo_id)
     parts = text.split("/")
     if len(parts) != 2 or not all(parts) or text.startswith((".", "~")):
-        raise FewstepError(f"{text}: no such folder; give a diffusers folder or owner/name")
+        raise FewstepError(
+            f"{text}: no such folder; give a diffusers folder or owner/name", code="missing-file"
+        )
     try:
         return Path(fetch(text))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise FewstepError(f"{text}: no such folder, and the hub refused: {first}") from error
+        raise FewstepError(
+            f"{text}: no such folder, and the hub refused: {first}", code="missing-file"
+        ) from error

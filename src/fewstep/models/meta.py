@@ -55,7 +55,9 @@ def _part(folder: Path, entry: list[Any]) -> Any:
         return _network(cls, folder)
     except (OSError, ValueError, TypeError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise FewstepError(f"{folder}: no usable configuration of a {name}: {first}") from error
+        raise FewstepError(
+            f"{folder}: no usable configuration of a {name}: {first}", code="damaged"
+        ) from error
 
 
 def _network(cls: Any, folder: Path) -> nn.Module:

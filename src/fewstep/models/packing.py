@@ -60,7 +60,8 @@ class Packed(Backbone):
         side = 2 * int(self.pipe.vae_scale_factor)
         if height % side or width % side:
             raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {side} for this model"
+                f"{height}x{width}: height and width must be multiples of {side} for this model",
+                code="out-of-range",
             )
         return height // side, width // side
 
@@ -86,7 +87,8 @@ class Packed(Backbone):
         if side * side != tokens:
             raise FewstepError(
                 f"{tokens} image tokens: their height and width are unknown;"
-                " call latent_shape(height, width) first"
+                " call latent_shape(height, width) first",
+                code="missing-input",
             )
         return side, side
 

@@ -46,7 +46,8 @@ class StableDiffusion(VariancePreserving):
         if pipe.unet is not None and pipe.unet.config.time_cond_proj_dim is not None:
             raise FewstepError(
                 f"{source}: its unet is told a guidance scale (time_cond_proj_dim), so it is a"
-                " distilled model; use the one that it was made from"
+                " distilled model; use the one that it was made from",
+                code="distilled-teacher",
             )
 
     def predict(self, net: nn.Module, x_vp: Tensor, time: Tensor, cond: Conditioning) -> Tensor:

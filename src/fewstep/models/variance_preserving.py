@@ -183,7 +183,8 @@ def _euler_of(scheduler: Any, source: Path) -> EulerDiscreteScheduler:
     if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
         raise FewstepError(
             f"{source}: {type(scheduler).__name__} ({kind}) does not describe a model that predicts"
-            " eps or v on a variance-preserving path; use the scheduler that it was published with"
+            " eps or v on a variance-preserving path; use the scheduler that it was published with",
+            code="unsupported",
         )
     known = {name: config[name] for name in _TABLE if name in config}
     # At zero terminal signal to noise it keeps a little signal, so that sigma stays below 1.
@@ -194,6 +195,7 @@ def _euler_of(scheduler: Any, source: Path) -> EulerDiscreteScheduler:
     ):
         raise FewstepError(
             f"{source}: {type(scheduler).__name__} has times that EulerDiscreteScheduler cannot"
-            " repeat; save the pipeline with a DDIMScheduler"
+            " repeat; save the pipeline with a DDIMScheduler",
+            code="unsupported",
         )
     return euler

@@ -60,11 +60,15 @@ class Wan(Backbone):
         super().__init__(pipe, source)
         if pipe.transformer_2 is not None or pipe.config.get("boundary_ratio") is not None:
             raise FewstepError(
-                f"{source}: two denoisers (Wan 2.2); only models with one can be distilled"
+                f"{source}: two denoisers (Wan 2.2); only models with one can be distilled",
+                code="unsupported",
             )
         every = int(pipe.vae_scale_factor_temporal)
         if frames < 1 or (frames - 1) % every:
-            raise FewstepError(f"frames must be 1 more than a multiple of {every}, not {frames}")
+            raise FewstepError(
+                f"frames must be 1 more than a multiple of {every}, not {frames}",
+                code="out-of-range",
+            )
         self.max_sequence_length = max_sequence_length
         self.frames = frames
 
@@ -98,7 +102,8 @@ class Wan(Backbone):
             multiple = math.lcm(_SIDE, factor * patch)
             if side % multiple:
                 raise FewstepError(
-                    f"{height}x{width}: {name} must be a multiple of {multiple} for this model"
+                    f"{height}x{width}: {name} must be a multiple of {multiple} for this model",
+                    code="out-of-range",
                 )
         length = 1 + (self.frames - 1) // int(self.pipe.vae_scale_factor_temporal)
         return int(config.in_channels), length, height // factor, width // factor

@@ -193,7 +193,8 @@ def refuse_misfits(objectives: Sequence[Objective], guidance: str, model: str) -
         if guidance in objective.misfits:
             raise FewstepError(
                 f"objectives.{number}: {objective.name!r} does not go with {model}: "
-                f"{objective.misfits[guidance]}"
+                f"{objective.misfits[guidance]}",
+                code="mismatch",
             )
 
 

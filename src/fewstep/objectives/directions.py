@@ -107,7 +107,9 @@ def at_guidance(cond: Conditioning, scale: float | Tensor) -> Conditioning:
     """
     given = cond.tensors.get("guidance")
     if given is None:
-        raise FewstepError("the model takes no guidance: its prompts come without any")
+        raise FewstepError(
+            "the model takes no guidance: its prompts come without any", code="mismatch"
+        )
     return cond.replace(guidance=torch.zeros_like(given) + scale)
 
 

@@ -30,7 +30,10 @@ def dummy_conditioning(backbone: Backbone, batch: int, dtype: torch.dtype) -> Co
     config: dict[str, Any] = dict(getattr(backbone.net, "config", {}))
     width = next((config[key] for key in _TEXT_WIDTHS if isinstance(config.get(key), int)), None)
     if width is None:
-        raise FewstepError(f"{backbone.name}: its configuration does not tell how wide texts are")
+        raise FewstepError(
+            f"{backbone.name}: its configuration does not tell how wide texts are",
+            code="unsupported",
+        )
     length = backbone.text_tokens
 
     def blank(*shape: int, kind: torch.dtype = dtype) -> Tensor:

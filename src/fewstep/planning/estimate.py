@@ -188,5 +188,6 @@ def _refuse_uneven(recipe: Recipe, gpus: int) -> None:
     if size % gpus:
         raise FewstepError(
             f"data.batch_size: {size} samples cannot be shared evenly by {gpus} devices; "
-            f"take a multiple of {gpus}, or other --gpus"
+            f"take a multiple of {gpus}, or other --gpus",
+            code="out-of-range",
         )

@@ -56,7 +56,10 @@ def adapter_sizes(backbone: Backbone, net: nn.Module, recipe: LoraRecipe) -> lis
     modules = {f".{name}": module for name, module in net.named_modules()}
     for target in targets:
         if not any(name.endswith(f".{target}") for name in modules):
-            raise FewstepError(f"student.lora.targets: no layer of the model ends with {target!r}")
+            raise FewstepError(
+                f"student.lora.targets: no layer of the model ends with {target!r}",
+                code="unknown-name",
+            )
     sizes, ends = [], tuple(f".{target}" for target in targets)
     for name, module in modules.items():
         weight = getattr(module, "weight", None)

@@ -25,7 +25,9 @@ def find(name: str) -> Path:
         return path
     if name in available():
         return FOLDER / f"{name}.yaml"
-    raise FewstepError(f"{name}: no such recipe file, nor a shipped one; {_hint(name)}")
+    raise FewstepError(
+        f"{name}: no such recipe file, nor a shipped one; {_hint(name)}", code="missing-file"
+    )
 
 
 def _hint(name: str) -> str:

@@ -35,7 +35,9 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     """
     folder = Path(run_folder).expanduser()
     if not (folder / "config.yaml").is_file():
-        raise FewstepError(f"{run_folder}: not a run folder (no config.yaml in it)")
+        raise FewstepError(
+            f"{run_folder}: not a run folder (no config.yaml in it)", code="missing-file"
+        )
     environment = Environment(
         loader=PackageLoader("fewstep.report"),
         autoescape=True,  # prompts are text, whatever they contain

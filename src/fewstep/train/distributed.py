@@ -308,4 +308,6 @@ def split_like(tensor: Tensor, model: Tensor | None) -> Tensor:
 def connection_lost(error: BaseException, last: str) -> FewstepError:
     """What to say when another process is gone."""
     first = str(error).strip().splitlines()[0]
-    return FewstepError(f"another process of the job is gone ({first}); {last}; use --resume")
+    return FewstepError(
+        f"another process of the job is gone ({first}); {last}; use --resume", code="process-lost"
+    )

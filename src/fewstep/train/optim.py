@@ -136,6 +136,8 @@ _FUSED = frozenset({"cpu", "cuda"})
 class NonFiniteError(FewstepError):
     """A loss or gradient is not a number or infinite; raised before the optimizer has moved."""
 
+    default_code = "non-finite"
+
 
 def _in_one_pass(parameters: Iterable[Tensor]) -> dict[str, bool]:
     """How AdamW goes over its parameters: in one pass where that exists, else in a few."""

@@ -210,10 +210,14 @@ def load_parameters(parameters: Mapping[str, nn.Parameter], state: Mapping[str, 
     """
     if parameters.keys() != state.keys():
         odd = sorted(parameters.keys() ^ state.keys())
-        raise FewstepError(f"weights of another model: {odd[0]!r} and {len(odd) - 1} more differ")
+        raise FewstepError(
+            f"weights of another model: {odd[0]!r} and {len(odd) - 1} more differ", code="mismatch"
+        )
     for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
-            raise FewstepError(f"weights of another model: {name!r} has another shape")
+            raise FewstepError(
+                f"weights of another model: {name!r} has another shape", code="mismatch"
+            )
         parameter.copy_(state[name])
 
 
@@ -237,7 +241,10 @@ def add_adapters(
     modules = [f".{key}" for key, _ in net.named_modules()]
     for target in targets:
         if not any(key.endswith(f".{target}") for key in modules):
-            raise FewstepError(f"student.lora.targets: no layer of the model ends with {target!r}")
+            raise FewstepError(
+                f"student.lora.targets: no layer of the model ends with {target!r}",
+                code="unknown-name",
+            )
     alpha = recipe.rank if recipe.alpha is None else recipe.alpha
     on_meta = all(parameter.is_meta for parameter in net.parameters())
     for name in names:

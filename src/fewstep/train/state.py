@@ -361,7 +361,8 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
     for what, digest in run.identity.items():
         if content["identity"].get(what) != digest:
             raise FewstepError(
-                f"the {what} are not those the run was started with; resume with those"
+                f"the {what} are not those the run was started with; resume with those",
+                code="mismatch",
             )
     new, old = _flat(run.recipe.model_dump(mode="json")), _flat(_respelled(content["recipe"]))
     for key in sorted(new.keys() | old.keys()):
@@ -369,7 +370,8 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
         if not free and new.get(key) != old.get(key):
             raise FewstepError(
                 f"{key}: the run was started with {old.get(key)!r}, not {new.get(key)!r}; "
-                "start another run folder or set it back"
+                "start another run folder or set it back",
+                code="mismatch",
             )
 
 

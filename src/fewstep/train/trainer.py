@@ -217,7 +217,9 @@ def _starting_point(
     checkpoints = folder / CHECKPOINTS
     if not resume:
         if store.listed(checkpoints):
-            raise FewstepError(f"{folder}: holds a run; give --resume or another folder")
+            raise FewstepError(
+                f"{folder}: holds a run; give --resume or another folder", code="exists"
+            )
         return None
     saved, notes = store.newest(checkpoints, store.check)
     for note in notes:
@@ -232,7 +234,8 @@ def _starting_point(
     if reached > first or notes or any(checkpoints.glob("broken-*")):
         raise FewstepError(
             f"{folder}: nothing to resume from: the run got to step {reached} but has no sound "
-            "checkpoint; remove the folder to start again"
+            "checkpoint; remove the folder to start again",
+            code="missing-file",
         )
     console.print("no checkpoint yet: starting at step 0", markup=False, highlight=False)
     return None

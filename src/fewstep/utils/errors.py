@@ -4,13 +4,45 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+Code = Literal[
+    "invalid",  # a value, a line or a file that is not what it must be
+    "usage",  # a command line that cannot be read
+    "config",  # a recipe or an override that cannot be used
+    "unknown-name",  # a name that is not among the options
+    "missing-file",  # a file, a folder, a checkpoint or a repo that is not there
+    "missing-input",  # something that must be given, or made first, was not
+    "missing-dependency",  # an optional package that is not installed or cannot be imported
+    "no-access",  # a file or a device that cannot be used: rights, a full disk, another process
+    "exists",  # a destination that holds something else
+    "damaged",  # a file that is truncated or not what its name says
+    "version",  # a file written by another version of fewstep
+    "mismatch",  # things that do not belong together, such as weights and a model
+    "out-of-range",  # a number, such as a picture's height, outside what is allowed
+    "unsupported",  # a model, or something that this model or this setup cannot do
+    "distilled-teacher",  # a model that was already distilled
+    "non-finite",  # a loss or a gradient that is infinite or not a number
+    "process-lost",  # another process of the job has ended
+]
 
 
 class FewstepError(ValueError):
     """An error whose one-line message says what is wrong and what to do.
 
     The command line prints the message and exits with code 2; no traceback is shown.
+
+    Attributes:
+        code: What kind of error this is, for programs; the message's wording may change, this
+            does not.
     """
+
+    default_code: ClassVar[Code] = "invalid"
+
+    def __init__(self, message: str, *, code: Code | None = None) -> None:
+        """Keeps the message and its code; None: the default of the class."""
+        super().__init__(message)
+        self.code: Code = code or self.default_code
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -41,4 +73,6 @@ def unknown(kind: str, word: str, options: Iterable[str]) -> FewstepError:
     Returns:
         The error, for the caller to raise.
     """
-    return FewstepError(f"unknown {kind} {word!r}: {did_you_mean(word, options)}")
+    return FewstepError(
+        f"unknown {kind} {word!r}: {did_you_mean(word, options)}", code="unknown-name"
+    )

@@ -54,7 +54,9 @@ def pick_device(name: str, where: str = "--device") -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise FewstepError(f"{where}: {name!r} cannot be used here: {reason}") from error
+        raise FewstepError(
+            f"{where}: {name!r} cannot be used here: {reason}", code="no-access"
+        ) from error
 
 
 def cpu_model() -> str:

@@ -63,7 +63,8 @@ class Registry(Generic[T]):
             loaded: T = plugins[name].load()
         except (ImportError, AttributeError) as error:
             raise FewstepError(
-                f"{self.kind} {name!r}: {plugins[name].value} cannot be imported: {error}"
+                f"{self.kind} {name!r}: {plugins[name].value} cannot be imported: {error}",
+                code="missing-dependency",
             ) from error
         return loaded
 

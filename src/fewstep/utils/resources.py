@@ -32,4 +32,6 @@ def resolve(path: str | Path) -> Path:
     try:
         return Path(str(resources.files(package))) / inside
     except (ImportError, TypeError, ValueError) as error:
-        raise FewstepError(f"{text}: package {package!r} is not installed") from error
+        raise FewstepError(
+            f"{text}: package {package!r} is not installed", code="missing-dependency"
+        ) from error

@@ -23,7 +23,9 @@ class Clip:
             net = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
-            raise FewstepError(f"feature space clip:{source}: cannot be loaded: {first}") from error
+            raise FewstepError(
+                f"feature space clip:{source}: cannot be loaded: {first}", code="missing-dependency"
+            ) from error
         self.net = net.eval()
         self.key = f"clip-{digest_model(where) or source}"
         # OpenAI's preprocessing, which all CLIP checkpoints in transformers share.

@@ -37,6 +37,8 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 class BrokenCheckpointError(FewstepError):
     """A checkpoint that is incomplete or damaged."""
 
+    default_code = "damaged"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -198,7 +200,9 @@ def read_state(path: Path) -> dict[str, Any]:
     if _sha256_of(content) != expected:
         raise BrokenCheckpointError(f"{path.name}: {_STATE} is damaged")
     if content["format"] not in (FORMAT, SHARDED):
-        raise BrokenCheckpointError(f"{path.name}: written by another version of fewstep")
+        raise BrokenCheckpointError(
+            f"{path.name}: written by another version of fewstep", code="version"
+        )
     return dict(content)
 
 
@@ -245,7 +249,7 @@ def find(run_folder: Path, which: str | int = "best") -> Path:
     if isinstance(which, int):
         paths = [path for path in paths if path.name == f"{_PREFIX}{which:08d}"]
     if not paths:
-        raise FewstepError(f"{run_folder}: there is no checkpoint ({which})")
+        raise FewstepError(f"{run_folder}: there is no checkpoint ({which})", code="missing-file")
     if which == "best":
         return max(paths, key=lambda path: (_score(path), path.name))
     return paths[-1]

@@ -27,7 +27,8 @@ def checkpoint_activations(backbone: Backbone, net: nn.Module, every: int = 1) -
     enable = getattr(net, "enable_gradient_checkpointing", None)
     if enable is None:
         raise FewstepError(
-            f"student.gradient_checkpointing: {type(net).__name__} cannot; set it to false"
+            f"student.gradient_checkpointing: {type(net).__name__} cannot; set it to false",
+            code="unsupported",
         )
     if every == 1:
         enable()

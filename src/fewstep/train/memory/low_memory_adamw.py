@@ -91,7 +91,8 @@ def low_memory_adamw(
     except ImportError as error:
         raise FewstepError(
             f"optimizer.name: {name} needs torchao for this; pip install 'fewstep[quant]', "
-            "or take adamw with float32 weights"
+            "or take adamw with float32 weights",
+            code="missing-dependency",
         ) from error
     kind = type("LowMemoryAdamW", (LowMemoryAdamW, getattr(optim, KINDS[name])), {"draws": draws})
     return kind(parameters, bf16_stochastic_round=True, **settings)

@@ -43,7 +43,8 @@ def refuse_sharded(recipe: Recipe) -> None:
     if found:
         raise FewstepError(
             f"{found[0]}: not with weights split over processes; remove it or set "
-            "parallel.shard=none"
+            "parallel.shard=none",
+            code="unsupported",
         )
 
 

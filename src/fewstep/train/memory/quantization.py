@@ -50,7 +50,8 @@ def _encoder(base: str) -> Callable[[nn.Linear], None]:
         from torchao import quantization
     except ImportError as error:
         raise FewstepError(
-            f"memory.base: {base} needs torchao; pip install 'fewstep[quant]', or remove it"
+            f"memory.base: {base} needs torchao; pip install 'fewstep[quant]', or remove it",
+            code="missing-dependency",
         ) from error
     int8, fp8 = quantization.Int8WeightOnlyConfig(), quantization.Float8WeightOnlyConfig()
     encoders: dict[str, Callable[[nn.Linear], None]] = {

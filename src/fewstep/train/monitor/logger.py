@@ -178,6 +178,7 @@ def _tensorboard() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise FewstepError(
-            "log.tensorboard: not installed; pip install 'fewstep[tensorboard]' or set it to false"
+            "log.tensorboard: not installed; pip install 'fewstep[tensorboard]' or set it to false",
+            code="missing-dependency",
         ) from error
     return SummaryWriter
