@@ -230,7 +230,7 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(copy_of, monkeypatch, tmp_
     def crash(*args, **kwargs):
         raise Crash
 
-    for name in ("save_file", "_sync", "_sha256_of"):
+    for name in ("save_file", "fsync"):
         with monkeypatch.context() as patch, pytest.raises(Crash):
             patch.setattr(store, name, crash)
             store.save(folder, 5, before.groups, {})

@@ -10,10 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,14 @@ from fewstep.core.types import Conditioning
 from fewstep.models import hub
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import digest_model, digest_text, read_json
+from fewstep.utils.files import (
+    damaged_files,
+    digest_model,
+    digest_text,
+    read_json,
+    write_bytes,
+    write_text,
+)
 
 FORMAT = 1
 INDEX = "index.json"
@@ -162,11 +166,8 @@ class Embeddings:
             What is damaged; it counts as missing from now on.
         """
         files = list(self._open) if prompts is None else self._holding(prompts)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            sums = list(pool.map(partial(_sha256, self.folder), files))
-        for file, found in zip(files, sums, strict=True):
-            if found != self._files[file]:
-                self._forget(file)
+        for file in damaged_files(self.folder, {file: self._files[file] for file in files}):
+            self._forget(file)
         return self.damaged
 
     def digest(self, prompts: Iterable[str]) -> str:
@@ -223,14 +224,14 @@ class Embeddings:
         # One key: safetensors writes several in any order, and the same must give the same bytes.
         tensors = {name: tensor.contiguous() for name, tensor in cond.to("cpu").tensors.items()}
         content, file = save(tensors, metadata={"about": json.dumps(about)}), _file(name)
-        _write(self.folder / file, content)
+        write_bytes(self.folder / file, content, sync=True)
         self._files[file] = hashlib.sha256(content).hexdigest()
         self._write_index()
         self._look_into(file)
 
     def _write_index(self) -> None:
         content = {"format": FORMAT, "key": self.key, "files": self._files}
-        _write(self.folder / INDEX, (json.dumps(content, indent=1) + "\n").encode())
+        write_text(self.folder / INDEX, json.dumps(content, indent=1) + "\n", sync=True)
 
     def _look_into(self, file: str) -> None:
         try:
@@ -281,22 +282,3 @@ def _file(name: str) -> str:
 def _flat(key: Key) -> dict[str, Any]:
     options = {f"option {name}": value for name, value in key["options"].items()}
     return {name: value for name, value in key.items() if name != "options"} | options
-
-
-def _sha256(folder: Path, file: str) -> str | None:
-    try:
-        with (folder / file).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and waits until it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

@@ -18,7 +18,7 @@ from fewstep.evaluation.metrics.oracle import wholly_right
 from fewstep.evaluation.oracles import Truth
 from fewstep.inference.sample import Sampler, sample_batch
 from fewstep.models.base import Backbone
-from fewstep.utils.files import digest_text
+from fewstep.utils.files import digest_text, replacing
 
 _FORMAT = 2  # of kept measurements: those in an older one are not found, and drawn again
 _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of the single ones
@@ -144,16 +144,14 @@ class FeatureCache:
 
 def save_measurements(path: Path, measurements: Measurements) -> None:
     """Writes measurements to one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "single": measurements.single.contiguous(),
         "repeated": measurements.repeated.contiguous(),
     }
     if measurements.shown is not None:
         tensors["shown"] = measurements.shown.contiguous()
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"verdicts": json.dumps(measurements.verdicts)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"verdicts": json.dumps(measurements.verdicts)})
 
 
 def load_measurements(path: Path) -> Measurements:

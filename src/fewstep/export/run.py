@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from fewstep.inference.load import NOTE, Run, Student
 from fewstep.models.base import Backbone
 from fewstep.train.roles import STUDENT
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import write_json
+from fewstep.utils.files import replacing, write_json
 from fewstep.utils.resources import SCHEME, resolve
 
 STEPS = 4  # evaluations a picture that the card speaks of
@@ -56,17 +54,12 @@ def export_run(
     backbone = run.load_backbone(dtype=dtype, device="cpu")
     student = run.load_student(backbone, which)
     adapter = student.recipe.mode == "lora" and not merge
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing(final) as temporary:
+        temporary.mkdir()
         _write_weights(temporary, backbone, student, adapter=adapter)
         write_json(temporary / NOTE, _note(run, backbone, student, adapter=adapter))
         card = Card(run, backbone, student, adapter, address or str(final), STEPS, dtype)
         write_card(temporary, card)
-        _put_in_place(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
@@ -123,17 +116,3 @@ def base_address(run: Run) -> str:
     text = run.recipe.model.path
     path = resolve(text)
     return str(path.absolute()) if path.exists() and not text.startswith(SCHEME) else text
-
-
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """Renames; an export that was there before steps aside until the new one stands."""
-    aside = final.with_name(f".{final.name}.{os.getpid()}.old")
-    if final.exists():
-        final.rename(aside)
-    try:
-        temporary.rename(final)
-    except OSError:
-        if aside.exists():
-            aside.rename(final)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

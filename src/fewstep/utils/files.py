@@ -5,13 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed in full; beyond, its ends and its length
 _ENDS = 2**20
 _KINDS = {".safetensors", ".json", ".txt", ".model", ".py"}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a whole file, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damaged_files(folder: Path, sums: Mapping[str, str]) -> list[str]:
+    """Names of the files that are missing from a folder or do not have the SHA-256 they should.
+
+    Args:
+        folder: Where they are.
+        sums: File name -> SHA-256 that it should have.
+    """
+
+    def is_sound(name: str) -> bool:
+        try:
+            return sha256_of(folder / name) == sums[name]
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sound = list(pool.map(is_sound, sums))
+    return [name for name, flag in zip(sums, sound, strict=True) if not flag]
 
 
 def digest_text(*parts: str) -> str:
@@ -61,29 +89,95 @@ def _cached_folder(repo: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = [try_to_load_from_cache(repo, name) for name in ("model_index.json", "config.json")]
+        paths = [try_to_load_from_cache(repo, name) for name in ("model_index.json", "config.json")]
     except HFValidationError:
         return None
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+    return next((Path(path).parent for path in paths if isinstance(path, str)), None)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that readers see the old content or the new, never half of it."""
+@contextmanager
+def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Context that writes a file or folder whole or not at all.
+
+    Readers see the old content or the new, never half of it. After an error nothing is left behind
+    and the old content stays; what a killed process leaves has a hidden name that ends in ``.tmp``.
+
+    Args:
+        path: What to write or replace; its folder is made if there is none.
+        sync: Wait until a file's content is on the disk before it takes its name.
+
+    Yields:
+        A path beside it with nothing there yet, to write a file or to make a folder at.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    _remove(temporary)
+    try:
+        yield temporary
+        if sync:
+            fsync(temporary)
+        if temporary.is_dir() and path.exists():
+            _exchange(temporary, path)
+        else:
+            temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+def _exchange(temporary: Path, path: Path) -> None:
+    """Puts a folder in the place of another, which comes back if that fails."""
+    old = temporary.with_suffix(".old.tmp")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Writes a file whole or not at all, see `replacing`."""
+    with replacing(path, sync=sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Writes a text file as UTF-8, whole or not at all, see `replacing`."""
+    write_bytes(path, text.encode(), sync=sync)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, indented, whole or not at all."""
+    """Writes JSON, indented, whole or not at all.
+
+    Raises:
+        ValueError: The content has a number that JSON has no word for, such as NaN.
+    """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is no such file or it is torn."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

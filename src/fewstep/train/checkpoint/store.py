@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from fewstep.train import distributed
 from fewstep.train.distributed import Like
 from fewstep.train.roles import STUDENT
 from fewstep.utils.errors import FewstepError, unknown
+from fewstep.utils.files import damaged_files, fsync, sha256_of, write_text
 
 FORMAT, SHARDED = 1, 2
 _STATE = "state.json"
@@ -92,22 +91,21 @@ def sums_of(files: Iterable[Path]) -> dict[str, str]:
     """Name -> sha256 of files, which are on the disk for good from now on."""
     sums = {}
     for file in sorted(files):
-        sums[file.name] = _sha256(file)
-        _sync(file)
+        sums[file.name] = sha256_of(file)
+        fsync(file)
     return sums
 
 
 def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
     """Finish a checkpoint whose tensors are written: from now on it is there."""
-    text = json.dumps({**content, "sha256": _sha256_of(content)}, indent=1)
-    (temporary / _STATE).write_text(text, encoding="utf-8")
-    _sync(temporary / _STATE)
-    _sync(temporary)
+    text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
+    write_text(temporary / _STATE, text, sync=True)
+    fsync(temporary)
     final = temporary.with_name(temporary.name.removeprefix(_HIDDEN))
     if final.exists():
         _remove(final)
     temporary.rename(final)
-    _sync(final.parent)
+    fsync(final.parent)
     return final
 
 
@@ -118,14 +116,7 @@ def check(path: Path) -> Checkpoint:
         BrokenCheckpointError: A file is missing, truncated or changed.
     """
     state = read_state(path)
-    for name in state["files"]:
-        if not (path / name).is_file():
-            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        sums = list(pool.map(lambda name: _sha256(path / name), state["files"]))
-    for (name, expected), found in zip(state["files"].items(), sums, strict=True):
-        if found != expected:
-            raise BrokenCheckpointError(f"{path.name}: {name} is missing or damaged")
+    _refuse_damaged(path, state["files"])
     return Checkpoint(path, state, {})
 
 
@@ -181,9 +172,13 @@ def student_weights(path: Path) -> dict[str, Tensor]:
         return {key.partition("/")[2]: tensor for key, tensor in found.items()}
     sums = state["files"]
     file = path / ("ema.safetensors" if "ema.safetensors" in sums else "student.safetensors")
-    if not file.is_file() or _sha256(file) != sums[file.name]:
-        raise BrokenCheckpointError(f"{path.name}: {file.name} is missing or damaged")
+    _refuse_damaged(path, {file.name: sums[file.name]})
     return load_file(file)
+
+
+def _refuse_damaged(path: Path, sums: Mapping[str, str]) -> None:
+    if damaged := damaged_files(path, sums):
+        raise BrokenCheckpointError(f"{path.name}: {damaged[0]} is missing or damaged")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -197,7 +192,7 @@ def read_state(path: Path) -> dict[str, Any]:
         expected = content.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise BrokenCheckpointError(f"{path.name}: {_STATE} is missing or damaged") from error
-    if _sha256_of(content) != expected:
+    if _digest(content) != expected:
         raise BrokenCheckpointError(f"{path.name}: {_STATE} is damaged")
     if content["format"] not in (FORMAT, SHARDED):
         raise BrokenCheckpointError(
@@ -286,23 +281,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sha256_of(content: Mapping[str, Any]) -> str:
+def _digest(content: Mapping[str, Any]) -> str:
     # As it will be read: numbers that are keys become text, which sorts otherwise.
     read = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fewstep.config import LogRecipe
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import write_text
 from fewstep.utils.hardware import peak_memory_gb
 
 METRICS = "metrics.jsonl"
@@ -142,9 +143,7 @@ def last_step(file: Path) -> int:
 def truncate(file: Path, step: int) -> None:
     """Drop the lines of later steps, and a line that was cut off in the middle."""
     kept = [line for line in _lines(file) if line["step"] <= step]
-    temporary = file.with_suffix(".part")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

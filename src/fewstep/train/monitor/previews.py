@@ -22,7 +22,7 @@ from fewstep.train.distributed import SINGLE, ProcessGroup
 from fewstep.train.memory.offload import vae_here
 from fewstep.train.roles import Roles
 from fewstep.utils.errors import unknown
-from fewstep.utils.files import digest_text, write_json
+from fewstep.utils.files import digest_text, replacing, write_json
 
 PreviewScore: TypeAlias = Callable[[Tensor, Sequence[str], Tensor], float]
 """``score(images, prompts, teacher_images) -> float``, higher is better; images [P, 3, H, W]."""
@@ -126,7 +126,6 @@ class Preview:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
             sheet = torch.cat(rows[: self._recipe.rows], dim=1)
-            self._folder.mkdir(parents=True, exist_ok=True)
             _write_png(self._folder / f"step-{step:08d}.png", sheet)
         return self._processes.broadcast_from_first(
             lambda: self._score(students[0], self.prompts, teacher)
@@ -142,9 +141,8 @@ class Preview:
             base = few_step_sigmas(self._teacher_steps)
             images = self._sample(self._guided(roles), base, encoder)
             if self._processes.first:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                save_file({"images": images}, file.with_suffix(".part"))
-                file.with_suffix(".part").replace(file)
+                with replacing(file) as temporary:
+                    save_file({"images": images}, temporary)
                 self._describe()
             self._teacher_images = images
         return self._teacher_images
@@ -193,5 +191,5 @@ def _framed(images: Tensor) -> Tensor:
 
 def _write_png(file: Path, image: Tensor) -> None:
     pixels = (image.clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(pixels).save(file.with_suffix(".part"), format="PNG")
-    file.with_suffix(".part").replace(file)
+    with replacing(file) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
