@@ -7,8 +7,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
-
 from fewstep.objectives import Objective, available, settings_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,16 +28,18 @@ def test_equations_are_numbered_without_gaps():
     assert set(range(1, len(TAGS) + 1)) == TAGS
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: f"{path.parent.name}/{path.name}"
-)
-def test_cited_equations_exist(path):
-    assert cited(path.read_text(encoding="utf-8")) <= TAGS
+def test_cited_equations_exist():
+    gone = {
+        f"{path.relative_to(ROOT)}: Eq. {number}"
+        for path in (ROOT / "src").rglob("*.py")
+        for number in cited(path.read_text(encoding="utf-8")) - TAGS
+    }
+    assert not gone, "\n".join(sorted(gone))
 
 
-@pytest.mark.parametrize("name", available())
-def test_every_objective_cites_its_equation(name):
-    assert cited(settings_model(name).__doc__) & {22, 23, 26, 28}
+def test_every_objective_cites_its_equation():
+    silent = [name for name in available() if not cited(settings_model(name).__doc__)]
+    assert not silent, f"no equation in the docstring of {silent}"
 
 
 def test_the_documented_objective_is_one(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
-import pytest
 import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -22,7 +22,8 @@ from fewstep.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = {"git", "pip", "python", "cd", "pre-commit"}
 
 
 def pins() -> dict[str, Version]:
@@ -55,12 +56,17 @@ def files() -> list[Path]:
     return [path for path in inside if not skipped.search(str(path.relative_to(ROOT)))]
 
 
-@pytest.mark.parametrize("requirement", declared(), ids=str)
-def test_constraints_cover_what_is_declared(requirement: Requirement):
-    pinned = pins().get(canonicalize_name(requirement.name))
-    assert pinned is not None, f"constraints.txt lacks {requirement.name}"
-    assert requirement.specifier.contains(pinned), f"{requirement} excludes the pinned {pinned}"
-    assert requirement.specifier, f"{requirement.name} has no lower bound"
+def test_constraints_cover_what_is_declared():
+    found, pinned = [], pins()
+    for requirement in declared():
+        pin = pinned.get(canonicalize_name(requirement.name))
+        if pin is None:
+            found.append(f"constraints.txt lacks {requirement.name}")
+        elif not requirement.specifier.contains(pin):
+            found.append(f"{requirement} excludes the pinned {pin}")
+        if not requirement.specifier:
+            found.append(f"{requirement.name} has no lower bound")
+    assert not found, "\n".join(found)
 
 
 def test_versions_agree():
@@ -103,60 +109,79 @@ def test_a_wheel_holds_the_package_data(tmp_path: Path):
     assert "fewstep/recipes/demo.yaml" in held
 
 
-def shell_lines() -> list[tuple[str, str]]:
-    """(file, command) for every line of every ```sh block in the documents."""
+def shell_lines(path: Path) -> list[str]:
+    """Every command of every ```sh block of a document."""
     found = []
-    for path in DOCS:
-        if path.is_file():
-            for block in re.findall(
-                r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
-            ):
-                joined = block.replace("\\\n", " ")
-                commands = [line.split(" #")[0].strip() for line in joined.splitlines()]
-                found += [(path.name, c) for c in commands if c and not c.startswith("#")]
-    return found
+    for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [line.split(" #")[0].strip() for line in lines]
+    return [line for line in found if line and not line.startswith("#")]
 
 
 def check_fewstep(arguments: list[str]) -> None:
     """Parse a command line as the command itself would, without running it."""
-    context = typer.main.get_command(app).make_context("fewstep", list(arguments))
-    while (rest := [*context._protected_args, *context.args]) and hasattr(
-        context.command, "commands"
-    ):
-        name, command, arguments = context.command.resolve_command(context, rest)
-        context = command.make_context(name, arguments, parent=context)
+    command: Any = typer.main.get_command(app)
+    name = "fewstep"
+    while arguments and hasattr(command, "commands") and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context(name, arguments)
 
 
-@pytest.mark.parametrize(("document", "command"), shell_lines())
-def test_commands_in_the_documents_exist(document: str, command: str):
+def fault(command: str) -> str:
+    """What is wrong with a command in a document; empty: nothing."""
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[:3] == ["python", "-m", "fewstep"]:
         words = words[2:]
-    if words[0] == "fewstep":
-        check_fewstep(words[1:])
-    elif words[0] == "make":
+    program, *arguments = words
+    if program == "fewstep":
+        try:
+            check_fewstep(arguments)
+        except typer.Exit:  # --help and --version
+            return ""
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    elif program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(words[1:]) <= set(targets), f"{document}: {command}"
-    elif words[0].startswith("."):
-        assert (ROOT / words[0]).is_file(), f"{document}: {command}"
-    else:
-        assert words[0] in {"git", "pip", "python", "cd", "pre-commit"}, f"{document}: {command}"
+        gone = {word for word in arguments if "=" not in word} - set(targets)
+        return f"no target {gone}" if gone else ""
+    elif program.startswith("."):
+        return "" if (ROOT / program).is_file() else "no such file"
+    elif program == "python" and arguments[0].endswith(".py"):
+        return "" if (ROOT / arguments[0]).is_file() else "no such file"
+    return "" if program in {*PROGRAMS, "fewstep", "make"} else "unknown program"
+
+
+def test_commands_in_the_documents_exist():
+    checked = [(path.name, line, fault(line)) for path in DOCS for line in shell_lines(path)]
+    assert checked
+    found = [f"{document}: {line}: {what}" for document, line, what in checked if what]
+    assert not found, "\n".join(found)
+
+
+def links(path: Path) -> set[Path]:
+    """Files that a document points at."""
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    return {(path.parent / target).resolve() for target in targets}
 
 
 def test_the_documents_point_at_files_that_exist():
-    for path in DOCS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name} points at {target}"
+    found = [
+        f"{path.name} points at {target.relative_to(ROOT)}"
+        for path in DOCS
+        for target in links(path)
+        if not target.exists()
+    ]
+    assert not found, "\n".join(found)
 
 
-def test_the_map_in_the_readme_is_complete():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    package = ROOT / "src" / "fewstep"
-    rooms = [path for path in package.iterdir() if not path.name.startswith(("_", "."))]
-    names = {f"{path.name}/" if path.is_dir() else path.name for path in rooms} - {"py.typed"}
-    documents = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
-    missing = sorted(name for name in names | documents if name not in text)
-    assert not missing, f"README.md's map lacks {missing}"
+def test_every_document_can_be_reached_from_the_readme():
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        reached |= new
+        new = {to for path in new for to in links(path) if to.suffix == ".md"} - reached
+    lost = [str(path.relative_to(ROOT)) for path in DOCS if path not in reached]
+    assert not lost, f"no link leads from README.md to {lost}"
 
 
 def test_the_environment_script_reuses_a_complete_python(tmp_path: Path):
