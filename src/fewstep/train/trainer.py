@@ -1,12 +1,15 @@
-"""A run from its first step to its last."""
+"""The training loop: `Trainer` goes through a run step by step, `distill` from start to end."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -25,7 +28,8 @@ from fewstep.train.distributed import (
 from fewstep.train.monitor.logger import METRICS, last_step, memory_gb
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.signals import Interrupts, Stopped
-from fewstep.train.state import CHECKPOINTS, Run, build, check, groups, restore, state
+from fewstep.train.state import CHECKPOINTS, PREVIEWS, build, check, groups, restore, state
+from fewstep.train.state import Run as RunState
 from fewstep.train.step import Batch, iteration
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_text
@@ -35,42 +39,203 @@ CONFIG = "config.yaml"
 _ECHO = 10.0  # seconds in which Slurm's signal and the same one by way of torchrun have come
 
 
+class Trainer:
+    """A run from where it is to its last step: a context manager that is iterated.
+
+        with Trainer(recipe, folder, resume=True) as trainer:
+            for step, metrics in trainer:
+                ...
+
+    Entering loads the model and, with `resume`, the newest checkpoint. Checkpoints, previews and
+    health measurements happen when the recipe says so. Leaving saves what is not saved yet; after
+    an exception nothing is saved, and the newest checkpoint is what the run goes on from.
+
+    SIGINT and SIGTERM end the iteration after the present step, which is saved; a second signal
+    ends the process.
+
+    Attributes:
+        recipe: What is done.
+        folder: Where to.
+        completed: Finished iterations.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        """Nothing is read or written before the context is entered.
+
+        Args:
+            recipe: What to do.
+            folder: Run folder; without `resume` it must hold no checkpoints.
+            resume: Continue from the newest sound checkpoint, bitwise as if never stopped. An empty
+                folder starts at step 0, and so does a run that was cut off before its first
+                checkpoint.
+            console: Where progress is shown; standard error by default.
+        """
+        self.recipe = recipe
+        self.folder = Path(folder)
+        self._resume = resume
+        self._console = console
+        self._context = ExitStack()
+        self._run: RunState | None = None
+        self._interrupts: Interrupts | None = None
+        self._started_at = 0
+        self._start_recorded = False
+        self._stopped = False
+        self.completed = 0
+
+    def __enter__(self) -> Self:
+        """Loads everything and opens the log.
+
+        Raises:
+            FewstepError: The run cannot start; nothing was written.
+        """
+        recipe = self.recipe
+        with ExitStack() as stack:
+            stack.enter_context(denormals_flushed())
+            processes = stack.enter_context(
+                init_distributed(recipe.parallel, recipe.data, recipe.train.device)
+            )
+            console = self._console or Console(stderr=True, quiet=not processes.first)
+            run = _begin(recipe, self.folder, console, processes=processes, resume=self._resume)
+            stack.enter_context(deterministic(recipe.train.deterministic))
+            stack.enter_context(run.log.opened(run.step))
+            echo = _ECHO if processes.size > 1 else 0.0
+            self._interrupts = stack.enter_context(Interrupts(run.log.note, echo=echo))
+            self._run = run
+            self.completed = self._started_at = run.step
+            self._context = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Saves, unless an exception is under way, and releases the model."""
+        run, self._run, self._interrupts = self.state, None, None
+        try:
+            if error is None:
+                with _explaining_lost_connections(run):
+                    if run.step > self._started_at:
+                        save(run)
+                    run.saving.wait()
+        except BaseException as failure:
+            self._context.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._context.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Iterates to the last step, or to a signal; yields finished steps and their metrics."""
+        if self.state.step == 0:
+            self._record_start()
+        while self.completed < self.recipe.train.steps and not self._stopped:
+            metrics = self.step()
+            yield self.completed, metrics
+
+    @property
+    def state(self) -> RunState:
+        """All that the run consists of.
+
+        Raises:
+            FewstepError: The context was not entered, or was left.
+        """
+        if self._run is None:
+            raise FewstepError(
+                f"{self.folder}: the run is not open; write `with Run(...) as run:`", code="usage"
+            )
+        return self._run
+
+    def step(self) -> dict[str, float]:
+        """One iteration, and what is due after it: measurements, previews, a checkpoint.
+
+        Returns:
+            The step's metrics, as metrics.jsonl holds them.
+
+        Raises:
+            FewstepError: All steps are done.
+            NonFiniteError: A loss or gradient became non-finite; the last checkpoint is good.
+        """
+        run = self.state
+        if run.step >= self.recipe.train.steps:
+            raise FewstepError(
+                f"{self.folder}: all {run.step} steps are done; set train.steps higher",
+                code="out-of-range",
+            )
+        with _explaining_lost_connections(run):
+            if run.step == 0:
+                self._record_start()
+            metrics, stop = advance(run, self._interrupts)
+            self.completed = run.step
+            if stop and run.step < self.recipe.train.steps:
+                self._stopped = True
+                save(run)
+                run.log.note(f"stopped after step {run.step}; continue with --resume")
+        return metrics
+
+    def save(self) -> Path:
+        """Saves a checkpoint of the present step, if there is none, and waits until it is written.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        run = self.state
+        with _explaining_lost_connections(run):
+            save(run)
+            run.saving.wait()
+        return store.find(self.folder, run.step)
+
+    def preview(self) -> Path:
+        """Draws the preview's prompts with the present student, whether or not it is due.
+
+        Returns:
+            The picture, below the run's `previews`.
+        """
+        run = self.state
+        with _explaining_lost_connections(run), averaged_student(run):
+            run.preview.draw(run.step, run.train_state.roles, run.encoder)
+        return self.folder / PREVIEWS / f"step-{run.step:08d}.png"
+
+    def _record_start(self) -> None:
+        """Measures the untrained student, once."""
+        run = self.state
+        if not self._start_recorded:
+            self._start_recorded = True
+            with _explaining_lost_connections(run):
+                run.log.record(0, look(run))
+
+
 def distill(
     recipe: Recipe, run_folder: Path, *, resume: bool = False, console: Console | None = None
 ) -> Path:
     """Distil the recipe's model; everything is written to the run folder.
 
-    Args:
-        recipe: What to do.
-        run_folder: Where to; without `resume` it must hold no checkpoints.
-        resume: Continue from the newest sound checkpoint, bitwise as if never stopped. An empty
-            folder starts at step 0, and so does a run that was cut off before its first checkpoint.
-        console: Where progress is shown; standard error by default.
+    Arguments and further errors are those of `Trainer`.
 
     Returns:
         The run folder.
 
     Raises:
-        FewstepError: The run cannot start; nothing was written.
-        NonFiniteError: A loss or gradient became non-finite; the last checkpoint is good.
         Stopped: SIGTERM or SIGINT came and the state was saved (a SystemExit with code 0).
     """
-    folder, place = Path(run_folder), recipe.train.device
-    with denormals_flushed(), init_distributed(recipe.parallel, recipe.data, place) as processes:
-        console = console or Console(stderr=True, quiet=not processes.first)
-        run = _begin(recipe, folder, console, processes=processes, resume=resume)
-        with (
-            deterministic(recipe.train.deterministic),
-            run.log.opened(run.step),
-            Interrupts(run.log.note, echo=_ECHO if processes.size > 1 else 0.0) as interrupts,
-        ):
-            _go_on(run, interrupts)
-    return folder
+    trainer = Trainer(recipe, run_folder, resume=resume, console=console)
+    with trainer:
+        for _ in trainer:
+            pass
+    if trainer.completed < recipe.train.steps:
+        raise Stopped(trainer.completed)
+    return Path(run_folder)
 
 
 def _begin(
     recipe: Recipe, folder: Path, console: Console, *, processes: ProcessGroup, resume: bool
-) -> Run:
+) -> RunState:
     """A run where it starts, or where it was; from here on the folder is its own."""
     validated = check(recipe)
     validated = replace(validated, device=processes.device(validated.device))
@@ -89,37 +254,27 @@ def _begin(
     return run
 
 
-def _where(run: Run) -> str:
+def _where(run: RunState) -> str:
     step, size = f"step {run.step} of {run.recipe.train.steps}", run.processes.size
     return step if size == 1 else f"{step}; {size} processes, shard {run.recipe.parallel.shard}"
 
 
-def _go_on(run: Run, interrupts: Interrupts) -> None:
-    """From where the run is to its last step, or to a signal."""
-    steps = run.recipe.train.steps
+@contextmanager
+def _explaining_lost_connections(run: RunState) -> Iterator[None]:
+    """Context in which the loss of another process is told as such, with where to go on from."""
     try:
-        if run.step == 0:
-            run.log.record(0, look(run))
-        while run.step < steps:
-            stop = advance(run, interrupts) and run.step < steps
-            if stop:
-                save(run)
-                run.log.note(f"stopped after step {run.step}; continue with --resume")
-                break
-        run.saving.wait()
+        yield
     except RuntimeError as error:
         if run.processes.size == 1 or not is_connection_lost(error):
             raise
         raise connection_lost(error, _newest(run)) from error
-    if run.step < steps:
-        raise Stopped(run.step)
 
 
-def advance(run: Run, interrupts: Interrupts | None = None) -> bool:
+def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[str, float], bool]:
     """One iteration, and what is due after it: measurements, previews, a checkpoint.
 
     Returns:
-        Whether some process was asked to stop.
+        The step's metrics, and whether some process was asked to stop.
     """
     recipe, roles = run.recipe, run.train_state.roles
     began, evaluations = time.perf_counter(), roles.evaluations
@@ -144,29 +299,29 @@ def advance(run: Run, interrupts: Interrupts | None = None) -> bool:
         "images_per_second": recipe.data.batch_size / seconds,
         "memory_gb": memory_gb(),
     }
-    run.log.record(run.step, metrics | look(run))
+    metrics |= look(run)
+    run.log.record(run.step, metrics)
     if run.step % recipe.checkpoint.every == 0 or run.step == recipe.train.steps or _is_best(run):
         save(run)
     run.saving.look()
-    return stop > 0
+    return metrics, stop > 0
 
 
-def _means(run: Run, measured: list[torch.Tensor], counted: list[float]) -> list[float]:
+def _means(run: RunState, measured: list[torch.Tensor], counted: list[float]) -> list[float]:
     """Means over the processes, of what was measured and what was counted: the one host sync."""
     device = run.backbone.device
     values = [*measured, *torch.tensor(counted, dtype=torch.float32, device=device).unbind()]
     return run.processes.mean(torch.stack(values)).tolist()
 
 
-def look(run: Run) -> dict[str, float]:
+def look(run: RunState) -> dict[str, float]:
     """Health and preview, if this step is one for them; the preview shows the running mean."""
     metrics = {}
-    ema = run.train_state.ema
     if run.health.due(run.step):
         found = run.health.measure(run.train_state.roles)
         metrics |= {name: float(value) for name, value in found.items()}
     if run.preview.due(run.step) or run.step == run.recipe.train.steps:
-        with ema.applied() if ema is not None else nullcontext():
+        with averaged_student(run):
             score = run.preview.draw(run.step, run.train_state.roles, run.encoder)
         if math.isfinite(score):
             metrics["preview/score"] = score
@@ -175,18 +330,24 @@ def look(run: Run) -> dict[str, float]:
     return metrics
 
 
-def save(run: Run) -> None:
+def averaged_student(run: RunState) -> AbstractContextManager[None]:
+    """Context in which the student's weights are their running mean, where the run keeps one."""
+    ema = run.train_state.ema
+    return ema.applied() if ema is not None else nullcontext()
+
+
+def save(run: RunState) -> None:
     """Save a checkpoint and remove those that are not to be kept."""
     run.saving.save(run.step, groups(run), state(run))
 
 
-def _newest(run: Run) -> str:
+def _newest(run: RunState) -> str:
     """Which checkpoint there is to go back to."""
     kept = store.listed(run.saving.folder)
     return f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
 
 
-def _batch(run: Run) -> list[Batch]:
+def _batch(run: RunState) -> list[Batch]:
     """The prompts of the coming step that are this process's, encoded, in the wanted parts."""
     size = run.recipe.data.batch_size
     everyone, own = torch.arange(size), run.processes.part(size)
@@ -197,7 +358,7 @@ def _batch(run: Run) -> list[Batch]:
     return Batch(cond, null, everyone[own], global_indices).split(parts)
 
 
-def _is_best(run: Run) -> bool:
+def _is_best(run: RunState) -> bool:
     """Whether this step's preview is among those whose checkpoints are kept for their score."""
     if run.step not in run.scores:
         return False
