@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,13 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
         tflop=flops / 1e12,
         planned=sum(each.size for each in items),
     )
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @contextmanager

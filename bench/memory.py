@@ -3,7 +3,7 @@
 Each setting runs two iterations in a process of its own, on a random Stable Diffusion 3: of a size
 where weights outweigh everything else, or, "on 4 pictures", where activations do. On a GPU the most
 that torch allocated counts, else the most bytes of tensors that were alive at once: resident memory
-would tell of libraries and mapped files.
+would count libraries and mapped files.
 """
 
 from __future__ import annotations
@@ -133,29 +133,29 @@ def main() -> None:
     names = [name for name in settings if not arguments.only or name in arguments.only]
     with tempfile.TemporaryDirectory() as folder:
         build_model(Path(folder))
-        found = {}
+        results = {}
         for name in names:
             command = [sys.executable, __file__, "--child", folder, "--only", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-    for name, each in found.items():
+            results[name] = json.loads(done.stdout.splitlines()[-1])
+    for name, result in results.items():
         *without, _ = name.split(", ")
         for key, other in (("ratio", name.split(", ")[0]), ("last", ", ".join(without))):
-            if other in found:
-                each[key] = round(each["mb"] / found[other]["mb"], 3)
+            if other in results:
+                result[key] = round(result["mb"] / results[other]["mb"], 3)
     hardware = describe()
-    content = {"hardware": hardware, "hidden": HIDDEN, "layers": LAYERS, "settings": found}
+    content = {"hardware": hardware, "hidden": HIDDEN, "layers": LAYERS, "settings": results}
     if not arguments.only:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
         text = json.dumps(content, indent=1) + "\n"
-        (results / f"memory-{hardware_name(hardware)}.json").write_text(text, encoding="utf-8")
+        (folder / f"memory-{hardware_name(hardware)}.json").write_text(text, encoding="utf-8")
     if arguments.json:
         print(json.dumps(content))
     else:
-        for name, each in found.items():
-            ratios = [f"{key} x {each[key]:.2f}" for key in ("ratio", "last") if key in each]
-            print(f"{name:40} {each['mb']:8.0f} MB", *ratios, sep="  ")
+        for name, result in results.items():
+            ratios = [f"{key} x {result[key]:.2f}" for key in ("ratio", "last") if key in result]
+            print(f"{name:40} {result['mb']:8.0f} MB", *ratios, sep="  ")
 
 
 if __name__ == "__main__":

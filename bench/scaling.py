@@ -1,12 +1,12 @@
 """Seconds an iteration takes with 1, 2 and 4 processes, at one global batch.
 
     python bench/scaling.py --processes 1 2 4 --shard none --repeats 3 --json
-    python bench/scaling.py --tiny        # only whether it works; nothing is kept
+    python bench/scaling.py --tiny        # only whether it works; nothing is written
 
 Each measurement is a run of its own under torchrun on the random tiny Stable Diffusion 3. The
-numbers of processes take turns, so that what else the machine does falls on all alike. Told are the
-wall time of an iteration and the processor time of all processes processes: on a machine with fewer
-free cores than processes only the latter says anything, namely what the sharing itself costs.
+numbers of processes take turns, so that what else the machine does falls on all alike. Reported are
+the wall time of an iteration and the processor time of all processes: on a machine with fewer free
+cores than processes only the latter says anything, namely what the sharing itself costs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from step import hardware_name
+
 from fewstep.utils.hardware import describe
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -32,66 +33,67 @@ TINY = {"processes": [1, 2], "batch": 2, "steps": 3, "repeats": 1}
 
 
 def main() -> None:
-    """Measure, tell, and keep what was measured."""
+    """Measure, write the results and print them."""
     if sys.argv[1:2] == ["--worker"]:
         work(Path(sys.argv[2]), Path(sys.argv[3]))
         return
-    told = argparse.ArgumentParser(description=__doc__)
-    told.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    told.add_argument("--shard", choices=["none", "full"], default="none")
-    told.add_argument("--batch", type=int, default=8, help="global batch")
-    told.add_argument("--steps", type=int, default=10)
-    told.add_argument("--repeats", type=int, default=3)
-    told.add_argument("--note", default="", help="what else the machine was doing")
-    told.add_argument("--tiny", action="store_true", help="the least that runs; nothing is kept")
-    told.add_argument("--json", action="store_true")
-    wanted = told.parse_args()
-    if wanted.tiny:
-        told.set_defaults(**TINY)
-        wanted = told.parse_args()
-    if wanted.steps < WARM + 2:
-        told.error(f"--steps: at least {WARM + 2}, as the first and the last are not counted")
-    report = measure_all(wanted)
-    if not wanted.tiny:
-        keep(report)
-    if wanted.json:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--shard", choices=["none", "full"], default="none")
+    parser.add_argument("--batch", type=int, default=8, help="global batch")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="the least that runs; nothing is written"
+    )
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        parser.set_defaults(**TINY)
+        arguments = parser.parse_args()
+    if arguments.steps < WARM + 2:
+        parser.error(f"--steps: at least {WARM + 2}, as the first and the last are not counted")
+    report = measure_all(arguments)
+    if not arguments.tiny:
+        save(report)
+    if arguments.json:
         print(json.dumps(report, indent=2))
         return
-    for count, each in report["processes"].items():
-        print(f"{count} processes: {each['wall_s']:.3f} s wall, {each['cpu_s']:.3f} s processor")
+    for count, times in report["processes"].items():
+        print(f"{count} processes: {times['wall_s']:.3f} s wall, {times['cpu_s']:.3f} s processor")
 
 
-def measure_all(wanted: argparse.Namespace) -> dict[str, Any]:
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was measured, and where."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        recipe = prepare(folder, wanted)
-        found: dict[int, list[dict[str, float]]] = {count: [] for count in wanted.processes}
-        for repeat in range(wanted.repeats):
-            for count in wanted.processes:
-                found[count].append(measure(count, recipe, folder / f"{repeat}-{count}"))
+        recipe = prepare(folder, arguments)
+        runs: dict[int, list[dict[str, float]]] = {count: [] for count in arguments.processes}
+        for repeat in range(arguments.repeats):
+            for count in arguments.processes:
+                runs[count].append(measure(count, recipe, folder / f"{repeat}-{count}"))
     return {
-        "global_batch": wanted.batch,
-        "steps": wanted.steps - WARM - 1,
-        "repeats": wanted.repeats,
-        "shard": wanted.shard,
+        "global_batch": arguments.batch,
+        "steps": arguments.steps - WARM - 1,
+        "repeats": arguments.repeats,
+        "shard": arguments.shard,
         "load": list(os.getloadavg()),
-        "note": wanted.note,
-        "processes": {str(count): summary(each) for count, each in found.items()},
+        "note": arguments.note,
+        "processes": {str(count): summary(repeats) for count, repeats in runs.items()},
         "hardware": describe(),
     }
 
 
-def keep(report: dict[str, Any]) -> None:
-    """Write it under the hardware's name."""
+def save(report: dict[str, Any]) -> None:
+    """Write results under the hardware's name."""
     hardware = report["hardware"]
     RESULTS.mkdir(exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", str(hardware.get("accelerator", hardware["cpu"])).lower())
-    file = RESULTS / f"scaling-{name.strip('-')}.json"
+    file = RESULTS / f"scaling-{hardware_name(hardware)}.json"
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def prepare(folder: Path, wanted: argparse.Namespace) -> Path:
+def prepare(folder: Path, arguments: argparse.Namespace) -> Path:
     """A tiny model, prompts and a recipe that does nothing but iterate."""
     from fewstep.toyworld.pipeline import build
     from fewstep.utils import yaml
@@ -102,22 +104,22 @@ def prepare(folder: Path, wanted: argparse.Namespace) -> Path:
     never = 10**6
     recipe = {
         "model": {"path": str(folder / "model"), "options": {"max_sequence_length": 16}},
-        "data": {"prompts": str(prompts), "batch_size": wanted.batch},
+        "data": {"prompts": str(prompts), "batch_size": arguments.batch},
         "resolution": {"height": 64, "width": 64},
         "grid": {"name": "random", "max_steps": 8},
         "objectives": [{"name": name} for name in ("ca", "dm", "cdm")],
-        "train": {"steps": wanted.steps},
+        "train": {"steps": arguments.steps},
         "checkpoint": {"every": never},
         "preview": {"every": never, "count": 1, "teacher": {"steps": 1}},
         "health": {"every": never, "count": 1},
     }
     file = folder / "recipe.yaml"
-    file.write_text(yaml.dump(recipe | {"parallel": {"shard": wanted.shard}}), encoding="utf-8")
+    file.write_text(yaml.dump(recipe | {"parallel": {"shard": arguments.shard}}), encoding="utf-8")
     return file
 
 
 def measure(processes: int, recipe: Path, out: Path) -> dict[str, float]:
-    """Seconds an iteration of one run: wall time, and processor time of all processes processes."""
+    """Seconds an iteration of one run: wall time, and processor time of all processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -128,12 +130,12 @@ def measure(processes: int, recipe: Path, out: Path) -> dict[str, float]:
     ]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=settings, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def work(recipe_file: Path, out: Path) -> None:
-    """What each process does: iterate, and let the first one tell what it took."""
+    """What each process does: iterate; the first one prints how long it took."""
     from rich.console import Console
 
     from fewstep.config import load_recipe

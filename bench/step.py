@@ -44,7 +44,7 @@ EMBEDDED = "package://fewstep.toyworld/data/pipeline"
 MOST, EVERY = 28, 2
 PROMPTS = ("a red circle", "a blue square", "two green triangles", "a small ring")
 KINDS = ("plain", "fused")
-BARS = {"work_ratio": 0.66, "time_ratio": 0.72}
+CRITERIA = {"work_ratio": 0.66, "time_ratio": 0.72}
 
 
 class Spread(Draws):
@@ -177,7 +177,7 @@ def grids_of(number: int, updates: int) -> tuple[int, int]:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both sides, one student update of each after the other, taking turns at going first."""
     sides = {kind: make_side(kind, args, folder) for kind in KINDS}
-    for side in sides.values():  # what happens only once is nobody's cost
+    for side in sides.values():  # compiling and warming up are not counted
         side.update(args.updates, (2, 1))
         side.process.clear()
         side.wall.clear()
@@ -189,21 +189,21 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def ratio(cost: Callable[[Side], float]) -> float:
         return round(cost(sides["fused"]) / cost(sides["plain"]), 4)
 
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "work_ratio": ratio(lambda side: side.work),
         "process_time_ratio": ratio(lambda side: sum(side.process)),
         "wall_time_ratio": ratio(lambda side: sum(side.wall)),
     }
     on_host = sides["plain"].device.type == "cpu"
-    found["time_ratio"] = found["process_time_ratio" if on_host else "wall_time_ratio"]
+    results["time_ratio"] = results["process_time_ratio" if on_host else "wall_time_ratio"]
     for kind, side in sides.items():
-        found[kind] = {
+        results[kind] = {
             "work": round(side.work, 3),
             "process_seconds": round(sum(side.process) / args.updates, 4),
             "wall_seconds": round(sum(side.wall) / args.updates, 4),
             "peak_memory_gb": round(side.peak, 3) or None,
         }
-    return found
+    return results
 
 
 def peak_of(kind: str, args: argparse.Namespace, folder: Path) -> float:
@@ -219,16 +219,16 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = measure(args, folder)
+        results = measure(args, folder)
         if pick_device(args.device).type == "cpu" and not args.quick:
             with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
                 for kind in KINDS:
                     peak = pool.submit(peak_of, kind, args, folder).result()
-                    found[kind]["peak_memory_gb"] = round(peak, 3)
+                    results[kind]["peak_memory_gb"] = round(peak, 3)
     return {
-        **found,
-        "criteria": BARS,
-        "criteria_met": all(found[key] <= criterion for key, criterion in BARS.items()),
+        **results,
+        "criteria": CRITERIA,
+        "criteria_met": all(results[key] <= limit for key, limit in CRITERIA.items()),
         "pipeline": args.backbone or EMBEDDED,
         "mode": args.mode,
         "batch": args.batch,
@@ -256,12 +256,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--save", action="store_true", help="write bench/results/step-*.json too")
     args = parser.parse_args()
-    found = bench(args)
-    text = json.dumps(found, indent=None if args.json else 2)
+    results = bench(args)
+    text = json.dumps(results, indent=None if args.json else 2)
     if args.save:
-        file = f"step-{hardware_name(found['hardware'])}.json"
+        file = f"step-{hardware_name(results['hardware'])}.json"
         target = Path(__file__).resolve().parent / "results" / file
-        target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -41,8 +41,8 @@ def test_every_part_runs_at_toy_size():
     assert parts["speed"]["compiled"]["work"] == parts["speed"]["fused"]["work"]
     for name, criterion in {"full": 76, "lora": 12, "flux": 16}.items():
         part = parts[name]
-        assert part["bar_gb"] == criterion and part["peak_gb"] > 0 and part["planned_gb"] > 0
-        assert part["bar_met"] is None  # of a processor's memory it says nothing
+        assert part["criterion_gb"] == criterion and part["peak_gb"] > 0 and part["planned_gb"] > 0
+        assert part["criterion_met"] is None  # of a processor's memory it says nothing
         assert len(part["iteration_seconds"]) == 4
 
 
