@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.core.schedules import StaticShift, few_step_sigmas
+from fewstep.core.schedules import few_step_sigmas
 from fewstep.core.solver import sample
 from fewstep.evaluation.metrics.oracle import attribute_shares, wholly_right
 from fewstep.evaluation.runner import make_extractor, resolve_configurations
@@ -31,14 +31,13 @@ PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS", "SSS2",
 
 
 def segments(
-    backbone: Backbone, size: tuple[int, int], plan: str, fine: int, *, shift_scale: float = 1.0
+    backbone: Backbone, size: tuple[int, int], plan: str, fine: int, *, shift: float | None = None
 ) -> list[Tensor]:
     """Shifted levels that each segment of the student's grid walks over, [steps + 1]."""
-    ends, shift = [*few_step_sigmas(STEPS), 0.0], backbone.shift(*size)
-    moved = StaticShift(shift_scale)
+    ends, shifted = [*few_step_sigmas(STEPS), 0.0], backbone.effective_shift(shift, *size)
     counts = [{"S": 1, "T": fine}.get(sign) or int(sign) for sign in plan]
     bases = (torch.linspace(*pair, n + 1) for pair, n in zip(pairwise(ends), counts, strict=True))
-    return [shift(moved(base)) for base in bases]
+    return [shifted(base) for base in bases]
 
 
 def main() -> None:
@@ -70,8 +69,8 @@ def main() -> None:
     student = run.load_student(backbone).net
     prompts = list(extractor.prompts[: asked.count])
     for plan in asked.plans:
-        own, images = run.recipe.grid.shift_scale, []
-        walks = segments(backbone, run.size, plan, asked.fine, shift_scale=own)
+        own, images = run.recipe.grid.shift, []
+        walks = segments(backbone, run.size, plan, asked.fine, shift=own)
         for start in range(0, len(prompts), extractor.batch):
             part = prompts[start : start + extractor.batch]
             seeds = range(extractor.seed + start, extractor.seed + start + len(part))

@@ -24,13 +24,13 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.4])
+@pytest.mark.parametrize("shift", [None, 1.2])
 @pytest.mark.parametrize(("plan", "steps"), [("SSSS", 4), ("TTTT", 8), ("3333", 12)])
-def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps, scale):
+def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps, shift):
     backbone = models.load(resolve("package://fewstep.toyworld/data/pipeline"))
-    walks = script.segments(backbone, (64, 64), plan, 2, shift_scale=scale)
+    walks = script.segments(backbone, (64, 64), plan, 2, shift=shift)
     joined = torch.cat([*(walk[:-1] for walk in walks), walks[-1][-1:]])
-    expected = Sampler(steps, shift_scale=scale).sigmas(backbone)
+    expected = Sampler(steps, shift=shift).sigmas(backbone)
     assert torch.allclose(joined, expected, atol=1e-6)
 
 

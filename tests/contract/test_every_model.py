@@ -26,6 +26,7 @@ from fewstep.inference.load import open_model
 from fewstep.inference.sample import Sampler, sample_images, to_pixels
 from fewstep.train.state import build, check
 from fewstep.train.trainer import advance
+from fewstep.utils.errors import FewstepError
 from tiny import discover
 
 TINY = discover()
@@ -100,16 +101,16 @@ def velocity_of(backbone, net=None):
     return velocity
 
 
-def ours(backbone, velocity, cond, start, size, scale=1.0):
+def ours(backbone, velocity, cond, start, size, shift=None):
     # In float32, as the schedulers do.
-    base = torch.tensor(few_step_sigmas(4, scale), dtype=torch.float32)
+    base = torch.tensor(few_step_sigmas(4), dtype=torch.float32)
+    grid = with_shift(base, backbone.effective_shift(shift, *size))
     with torch.no_grad():
-        return sample(velocity, start, with_shift(base, backbone.shift(*size)), cond)
+        return sample(velocity, start, grid, cond)
 
 
-def stock(pipe, tiny, backbone, start, size, *, prompts=PROMPTS, scale=1.0, **more):
-    base = few_step_sigmas(4, scale)
-    call = backbone.stock_call(base, *size) | {"output_type": "latent"} | more
+def stock(pipe, tiny, backbone, start, size, *, prompts=PROMPTS, **more):
+    call = backbone.stock_call(few_step_sigmas(4), *size) | {"output_type": "latent"} | more
     found = pipe(prompt=list(prompts), latents=tiny.latents(backbone, start, size), **call)
     images = next(iter(found.values()))
     return images if call["output_type"] != "latent" else tiny.back(backbone, images, size)
@@ -134,12 +135,18 @@ def test_four_steps_equal_the_stock_pipeline(tiny, backbone, pipe, shape):
 
 
 def test_steps_on_a_grid_of_the_students_own_equal_the_stock_pipeline(tiny, backbone, pipe):
-    if not backbone.takes_sigmas:
-        pytest.skip("refused; see tests/backbones/test_wan.py")
+    if backbone.prediction != "velocity":
+        with pytest.raises(FewstepError):  # their schedulers have no shift to set
+            backbone.effective_shift(1.3, *tiny.size)
+        return
     start, cond = backbone.draw_noise(range(2), *tiny.size), backbone.encode(PROMPTS)
     velocity = velocity_of(backbone)
-    found = ours(backbone, velocity, cond, start, tiny.size, scale=0.4)
-    expected = stock(pipe, tiny, backbone, start, tiny.size, scale=0.4)
+    found = ours(backbone, velocity, cond, start, tiny.size, shift=1.3)
+    theirs, pipe.scheduler = pipe.scheduler, backbone.student_scheduler(1.3)
+    try:
+        expected = stock(pipe, tiny, backbone, start, tiny.size)
+    finally:
+        pipe.scheduler = theirs
     assert close(found, expected, tiny.tolerance)
     assert not close(found, ours(backbone, velocity, cond, start, tiny.size), 1e-3)
 
@@ -314,7 +321,10 @@ def test_saved_folder_loads_with_the_new_network(tiny, backbone, tmp_path):
 
 
 def recipe_for(tiny, backbone, folder, mode):
-    embedded, scale = backbone.guidance == "embedded", 0.5 if backbone.takes_sigmas else 1.0
+    embedded, shift = (
+        backbone.guidance == "embedded",
+        1.3 if backbone.prediction == "velocity" else None,
+    )
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
     return parse_recipe(
@@ -322,7 +332,7 @@ def recipe_for(tiny, backbone, folder, mode):
             "model": {"path": str(folder), "options": dict(tiny.options)},
             "data": {"prompts": str(prompts), "batch_size": 2},
             "resolution": {"height": tiny.size[0], "width": tiny.size[1]},
-            "grid": {"name": "random", "max_steps": 2, "shift_scale": scale},
+            "grid": {"name": "random", "max_steps": 2, "shift": shift},
             "objectives": [
                 {"name": "ca_embedded" if embedded else "ca"},
                 {"name": "dm"},

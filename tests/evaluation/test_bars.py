@@ -90,8 +90,8 @@ def test_guidance_alone_does_not_make_a_rival():
 
 def test_the_guided_teacher_on_another_grid_is_no_rival():
     # Named apart in the table, and not what the student is measured against.
-    other = Configuration("teacher", Sampler(4, 4.0, 64, 64, shift_scale=0.42), own_shift=False)
-    assert other.name == "teacher@4 guided shift x0.42"
+    other = Configuration("teacher", Sampler(4, 4.0, 64, 64, shift=1.26), own_shift=False)
+    assert other.name == "teacher@4 guided shift 1.26"
     found = evaluation()
     stronger = {"right": 0.94, "right_error": 0.01, "frechet_real": 9.0}
     stronger |= {"diversity": 9.0, "diversity_right": 9.0}

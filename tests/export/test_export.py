@@ -63,7 +63,7 @@ def pixels_of_sample(place, out, **options):
 
 
 def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
-    moved = {"name": "fixed", "shift_scale": 0.5}
+    moved = {"name": "fixed", "shift": 1.5}
     runs = [make_run(), make_run("lora"), make_run(grid=moved), make_run("lora", grid=moved)]
     exports = [export_run(run) for run in runs]
     assert exports == [run / "export" for run in runs]
@@ -144,11 +144,14 @@ def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
 
 
 def test_the_card_states_a_grid_of_the_students_own(make_run):
-    card = card_of(export_run(make_run(grid={"name": "random", "shift_scale": 0.5})))
-    assert "[1.0, 0.818182, 0.6, 0.333333]" in card and "sigmas=[1.0, 0.6, 0.333" in card
+    exported = export_run(make_run(grid={"name": "random", "shift": 1.5}))
+    card = card_of(exported)
+    assert "[1.0, 0.818182, 0.6, 0.333333]" in card and "sigmas=[1.0, 0.75, 0.5, 0.25]" in card
     formula = re.search(r"for other counts n pass `sigmas=(.*)`", card)[1]
     for n in (1, 4, 7):
-        assert eval(formula, {"n": n}) == pytest.approx(few_step_sigmas(n, 0.5))
+        assert eval(formula, {"n": n}) == pytest.approx(few_step_sigmas(n))
+    scheduler = StableDiffusion3Pipeline.from_pretrained(exported).scheduler
+    assert scheduler.config.shift == 1.5 and not scheduler.config.use_dynamic_shifting
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,3 @@ def test_two_denoisers_are_refused(folder, tmp_path, backbone):
     index.write_text(json.dumps(content))
     with pytest.raises(FewstepError, match=r"two denoisers \(Wan 2\.2\)"):
         models.load(tmp_path / "two")
-
-
-def test_a_grid_of_the_students_own_is_refused(backbone):
-    backbone.refuse_shift_scale(1.0)
-    with pytest.raises(FewstepError, match="takes no sigmas"):
-        backbone.refuse_shift_scale(0.4)

@@ -14,13 +14,13 @@ class ConfigurationRecipe(Section):
 
     Attributes:
         guidance: 1 is off; None is the model's own default, and off for the student.
-        shift_scale: Factor to the model's shift; None is the grid's own for the student, else 1.
+        shift: Static shift, Eq. 12a; None is the student's `grid.shift`, or the teacher's own.
     """
 
     model: Literal["teacher", "student"]
     steps: Count | None = None
     guidance: Annotated[float, Field(ge=1)] | None = None
-    shift_scale: Positive | None = None
+    shift: Positive | None = None
 
 
 class EvaluateRecipe(Section):

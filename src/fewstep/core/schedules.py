@@ -91,16 +91,21 @@ Law: TypeAlias = Annotated[Uniform | UpToAnchor | LogitNormal, Field(discriminat
 class RandomGrid:
     """1.0 followed by N - 1 sorted draws of U(low, high), N ~ U{min_steps..max_steps}, Eq. 10.
 
-    ``stratified`` places one draw in each of N - 1 equal cells instead of drawing them all freely.
-    ``shift_scale`` is the student's own share in the model's shift, Eq. 12d.
+    Sigmas are those before the shift, Eq. 12.
     """
 
     max_steps: _Steps = 28
+    """Largest number of steps N."""
     low: _Unit = 0.25
+    """Lower end of the range that sigmas after the first are drawn from."""
     high: _Unit = 0.95
+    """Upper end of that range."""
     min_steps: _Steps = 1
+    """Smallest number of steps N."""
     stratified: StrictBool = False
-    shift_scale: _Positive = 1.0
+    """Place one draw in each of N - 1 equal cells of the range instead of drawing all freely."""
+    shift: _Positive | None = None
+    """Static shift of the student's grid, Eq. 12a, in place of the model's own; None keeps that."""
     name: Literal["random"] = field(default="random", repr=False)
 
     @model_validator(mode="after")
@@ -121,15 +126,17 @@ class RandomGrid:
         if self.stratified:
             u = (torch.arange(steps - 1) + u) / max(steps - 1, 1)
         inner = (self.low + (self.high - self.low) * u).sort(descending=True).values
-        return StaticShift(self.shift_scale)(torch.cat([torch.ones(1), inner]))
+        return torch.cat([torch.ones(1), inner])
 
 
 @dataclass(frozen=True, config=_NO_EXTRA)
 class FixedGrid:
-    """The same base sigmas every time, downwards from at most 1; ``shift_scale`` as in Eq. 12d."""
+    """The same base sigmas every time, downwards from at most 1."""
 
     sigmas: Annotated[tuple[_Real, ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
-    shift_scale: _Positive = 1.0
+    """Noise levels before the shift, strictly falling, inside (0, 1]; the final 0 is appended."""
+    shift: _Positive | None = None
+    """Static shift of the student's grid, Eq. 12a, in place of the model's own; None keeps that."""
     name: Literal["fixed"] = field(default="fixed", repr=False)
 
     @model_validator(mode="after")
@@ -141,32 +148,25 @@ class FixedGrid:
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         """Base sigmas [N]; the generator plays no part."""
-        return StaticShift(self.shift_scale)(torch.tensor(self.sigmas))
+        return torch.tensor(self.sigmas)
 
 
 Grid: TypeAlias = Annotated[RandomGrid | FixedGrid, Field(discriminator="name")]
 """``grid(generator) -> base sigmas [N]``, downwards, without the model's shift and the final 0."""
 
 
-def few_step_sigmas(steps: int, shift_scale: float = 1.0) -> list[float]:
-    """Base grid of inference, Eq. 11: ``[1, 1 - 1/n, ..., 1/n]``, moved by Eq. 12d.
+def few_step_sigmas(steps: int) -> list[float]:
+    """Base grid of inference, Eq. 11: ``[1, 1 - 1/n, ..., 1/n]``.
 
     Args:
-        steps: How many.
-        shift_scale: Factor to the shift that the model will apply: below 1 the steps end at less
-            noise than the model's own would.
+        steps: Number of steps n.
 
     Raises:
-        ValueError: ``steps`` is below 1, or ``shift_scale`` not above 0.
+        ValueError: ``steps`` is below 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if shift_scale <= 0:
-        raise ValueError(f"shift_scale must be above 0, got {shift_scale}")
-    if shift_scale == 1.0:
-        return [1 - i / steps for i in range(steps)]
-    # Eq. 12d of i / n, in a form that begins at exactly 1 whatever the scale.
-    return [shift_scale * i / (shift_scale * i + (steps - i)) for i in range(steps, 0, -1)]
+    return [1 - i / steps for i in range(steps)]
 
 
 # -------------------------------------------------------------------------- model shifts, Eq. 12

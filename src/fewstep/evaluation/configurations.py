@@ -31,7 +31,7 @@ class Configuration:
     Attributes:
         model: Whose pictures, `teacher` or `student`.
         sampler: Drawn how.
-        own_shift: Whether that is on the model's own grid.
+        own_shift: Whether that is on the network's own grid.
     """
 
     model: str
@@ -40,9 +40,9 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Such as `teacher@50 guided` or `student@4`; `teacher@4 shift x0.5` on another's grid."""
+        """Such as `teacher@50 guided` or `student@4`; `teacher@4 shift 1.5` on another's grid."""
         guided = " guided" if self.sampler.guidance != 1.0 else ""
-        shifted = "" if self.own_shift else f" shift x{self.sampler.shift_scale:g}"
+        shifted = "" if self.own_shift else f" shift {self.sampler.shift:g}"
         return f"{self.model}@{self.sampler.steps}{guided}{shifted}"
 
 

@@ -289,12 +289,12 @@ def resolve_configurations(
         guidance = declared.guidance
         if guidance is None:
             guidance = backbone.default_guidance if declared.model == "teacher" else 1.0
-        own = run.recipe.grid.shift_scale if declared.model == "student" else 1.0
-        scale = declared.shift_scale or own
+        own = run.recipe.grid.shift if declared.model == "student" else None
+        shift = declared.shift or own
         sampler = Sampler(
-            declared.steps or backbone.default_steps, guidance, height, width, shift_scale=scale
+            declared.steps or backbone.default_steps, guidance, height, width, shift=shift
         )
-        configurations.append(Configuration(declared.model, sampler, own_shift=scale == own))
+        configurations.append(Configuration(declared.model, sampler, own_shift=shift == own))
     return configurations
 
 

@@ -48,24 +48,21 @@ class Card:
 
     @property
     def base_sigmas(self) -> list[float]:
-        """The student's grid before the model's shift."""
-        return few_step_sigmas(self.steps, self.run.recipe.grid.shift_scale)
+        """The student's grid before the shift."""
+        return few_step_sigmas(self.steps)
 
     @property
     def any_steps(self) -> str:
-        """How to have n steps from the stock pipeline, Eq. 11 and 12d."""
-        scale = self.run.recipe.grid.shift_scale
+        """How to have n steps from the stock pipeline, Eq. 11."""
         if "sigmas" not in self.stock_call:
-            return "pass `num_inference_steps=n`" if scale == 1.0 else "use `fewstep sample`"
-        if scale == 1.0:
-            return "pass `sigmas=[1 - i / n for i in range(n)]`"
-        return f"pass `sigmas=[{scale} * i / ({scale} * i + (n - i)) for i in range(n, 0, -1)]`"
+            return "pass `num_inference_steps=n`"
+        return "pass `sigmas=[1 - i / n for i in range(n)]`"
 
     @property
-    def timesteps(self) -> list[float] | None:
-        """Times that stand for sigmas, where the scheduler's own would be another grid."""
-        own = self.run.recipe.grid.shift_scale != 1.0
-        return self.stock_call.get("timesteps") if own else None
+    def sigmas(self) -> list[float]:
+        """Where the student is evaluated."""
+        shift = self.backbone.effective_shift(self.run.recipe.grid.shift, *self.run.size)
+        return [round(sigma, 6) for sigma in shift(self.base_sigmas)]
 
     @property
     def stock_call(self) -> dict[str, Any]:
@@ -94,8 +91,7 @@ def write_card(folder: Path, card: Card) -> None:
         step=card.student.step,
         steps=card.steps,
         base_sigmas=card.base_sigmas if "sigmas" in card.stock_call else None,
-        sigmas=[round(s, 6) for s in card.backbone.shift(*card.run.size)(card.base_sigmas)] + [0.0],
-        timesteps=card.timesteps,
+        sigmas=card.sigmas,
         any_steps=card.any_steps,
         height=height,
         width=width,
@@ -151,7 +147,9 @@ def snippet(card: Card) -> str:
     """Python that draws, with plain diffusers, the picture that `fewstep sample` draws."""
     pipeline = type(card.backbone.pipe).__name__
     taken, keep = card.backbone.stock_result()
-    scheduler = card.backbone.student_scheduler() if card.adapter else None
+    scheduler = (
+        card.backbone.student_scheduler(card.run.recipe.grid.shift) if card.adapter else None
+    )
     base = _load_path(card.run) if card.adapter else card.address
     load = {"torch_dtype": f"torch.{card.dtype}"}
     load |= {name: _literal(value) for name, value in card.backbone.stock_load().items()}

@@ -56,7 +56,7 @@ def export_run(
     adapter = student.recipe.mode == "lora" and not merge
     with replacing(final) as temporary:
         temporary.mkdir()
-        _write_weights(temporary, backbone, student, adapter=adapter)
+        _write_weights(temporary, run, backbone, student, adapter=adapter)
         write_json(temporary / NOTE, _note(run, backbone, student, adapter=adapter))
         card = Card(run, backbone, student, adapter, address or str(final), STEPS, dtype)
         write_card(temporary, card)
@@ -75,13 +75,15 @@ def _check_free(final: Path) -> None:
         )
 
 
-def _write_weights(folder: Path, backbone: Backbone, student: Student, *, adapter: bool) -> None:
+def _write_weights(
+    folder: Path, run: Run, backbone: Backbone, student: Student, *, adapter: bool
+) -> None:
     if adapter:
         backbone.save_lora(folder, student.net, STUDENT)
         return
     if student.recipe.mode == "lora":
         merge_adapter(student.net)
-    backbone.save(folder, student.net)
+    backbone.save(folder, student.net, shift=run.recipe.grid.shift)
 
 
 def merge_adapter(net: nn.Module) -> None:
@@ -97,14 +99,13 @@ def merge_adapter(net: nn.Module) -> None:
 
 
 def _note(run: Run, backbone: Backbone, student: Student, *, adapter: bool) -> dict[str, Any]:
-    scale = run.recipe.grid.shift_scale
     note: dict[str, Any] = {
         "backbone": backbone.name,
         "options": dict(run.recipe.model.options),
         "size": list(run.size),
         "steps": STEPS,
-        "shift_scale": scale,
-        "base_sigmas": few_step_sigmas(STEPS, scale),
+        "shift": run.recipe.grid.shift,
+        "base_sigmas": few_step_sigmas(STEPS),
         "guidance": 1.0,
         "step": student.step,
     }

@@ -35,14 +35,14 @@ class Model:
         net: The network.
         label: Where it came from, for manifests.
         size: Height and width in pixels that it was distilled at, if known.
-        shift_scale: Factor to the model's shift that it was distilled with.
+        shift: Static shift of the grid it was distilled on; None is its model's own.
     """
 
     backbone: Backbone
     net: nn.Module
     label: str
     size: tuple[int, int] | None = None
-    shift_scale: float = 1.0
+    shift: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ def open_model(
         backbone = run.load_backbone(dtype=dtype, device=device)
         student = run.load_student(backbone, which or "best")
         label = f"{folder.name}/{student.path.name}"
-        return Model(backbone, student.net, label, run.size, run.recipe.grid.shift_scale)
+        return Model(backbone, student.net, label, run.size, run.recipe.grid.shift)
     note = read_note(folder)
     options = {**note.get("options", {}), **options}
     adapter = (folder / LORA).is_file()
@@ -174,8 +174,8 @@ def open_model(
     backbone.to(pick_device(device))
     if adapter:
         backbone.load_lora(folder)
-    size, scale = note.get("size"), float(note.get("shift_scale", 1.0))
-    return Model(backbone, backbone.net, str(place), tuple(size) if size else None, scale)
+    size = tuple(note["size"]) if note.get("size") else None
+    return Model(backbone, backbone.net, str(place), size, note.get("shift"))
 
 
 def read_note(folder: Path) -> dict[str, Any]:

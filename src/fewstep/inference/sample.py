@@ -37,15 +37,15 @@ _DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slo
 class Sampler:
     """How pictures are drawn from a network: Euler steps, guidance (1 is off) and size in pixels.
 
-    `height` and `width` of None mean the size that the backbone was trained at. `shift_scale` is
-    what the network was distilled with: a factor to its model's shift.
+    `height` and `width` of None mean the size that the backbone was trained at. `shift` is the
+    static shift of the grid; None is the model's own.
     """
 
     steps: int = 4
     guidance: float = 1.0
     height: int | None = None
     width: int | None = None
-    shift_scale: float = 1.0
+    shift: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses step counts and guidance that mean nothing."""
@@ -62,7 +62,7 @@ class Sampler:
     def of(cls, model: Model, steps: int = 4) -> Self:
         """How a model wants to be drawn: at the size and on the grid it was distilled with."""
         height, width = model.size or (None, None)
-        return cls(steps, height=height, width=width, shift_scale=model.shift_scale)
+        return cls(steps, height=height, width=width, shift=model.shift)
 
     def evaluations(self, backbone: Backbone) -> int:
         """Network evaluations per picture."""
@@ -72,13 +72,13 @@ class Sampler:
     @property
     def base_sigmas(self) -> list[float]:
         """What a diffusers call takes as `sigmas=`: the grid before the model's shift."""
-        return few_step_sigmas(self.steps, self.shift_scale)
+        return few_step_sigmas(self.steps)
 
     def sigmas(self, backbone: Backbone) -> Tensor:
         """The grid that the Euler loop walks: shifted, float32, with the final 0: [steps + 1]."""
         # Shifted in float32, as the scheduler does: float64 would round otherwise.
         base = torch.tensor(self.base_sigmas, dtype=torch.float32)
-        return with_shift(base, backbone.shift(*self.size(backbone)))
+        return with_shift(base, backbone.effective_shift(self.shift, *self.size(backbone)))
 
     def size(self, backbone: Backbone) -> tuple[int, int]:
         """Height and width in pixels."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from fewstep.core.schedules import ExponentialShift, Shift, StaticShift
@@ -43,7 +43,6 @@ class Backbone(ABC):
         encoder_names: Its text encoders; the first one is always there.
         tokenizer_names: Their tokenizers.
         models: The published models of the family.
-        takes_sigmas: Whether its stock pipeline walks another grid than its own when told to.
     """
 
     name: ClassVar[str]
@@ -56,7 +55,6 @@ class Backbone(ABC):
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     models: ClassVar[tuple[Published, ...]] = ()
-    takes_sigmas: ClassVar[bool] = True
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
         """Takes over a loaded pipeline; `source` is the folder that it came from."""
@@ -239,20 +237,15 @@ class Backbone(ABC):
         """What this model does to base sigmas at that size, read from the loaded scheduler."""
         return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
 
-    def refuse_shift_scale(self, scale: float) -> None:
-        """Check that a student could walk a grid of its own in the stock pipeline, Eq. 12d.
+    def effective_shift(self, value: float | None, height: int, width: int) -> Shift:
+        """The shift of a grid that may have its own: `value`, static; None is the model's.
 
-        Args:
-            scale: Factor to the model's shift; 1 is its own grid.
+        `student_scheduler` does the same to the stock pipeline.
 
         Raises:
-            FewstepError: The pipeline takes no sigmas, and the factor is not 1.
+            FewstepError: A value, and the family's schedulers have no shift to set.
         """
-        if scale != 1.0 and not self.takes_sigmas:
-            raise FewstepError(
-                f"grid.shift_scale: the pipeline of {self.name} takes no sigmas, so that the "
-                "student could not be drawn; set it to 1, or change the scheduler's own shift"
-            )
+        return self.shift(height, width) if value is None else StaticShift(value)
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         """Guided velocity from the two branches, Eq. 15; 1 is off."""
@@ -295,7 +288,7 @@ class Backbone(ABC):
         the pipeline walks the grid `shift(base_sigmas)` and encodes as `encode` does.
 
         Args:
-            base_sigmas: Grid before the model's shift, without the final 0, Eq. 11 and 12d.
+            base_sigmas: Grid before the shift, without the final 0, Eq. 11.
             height: In pixels.
             width: In pixels.
         """
@@ -315,9 +308,22 @@ class Backbone(ABC):
         """Python that follows the stock call: what of its answer is `image`, and how to keep it."""
         return ".images[0]", 'image.save("image.png")'
 
-    def student_scheduler(self) -> Any | None:
-        """The scheduler a student needs in the stock pipeline; None: the teacher's own."""
-        return None
+    def student_scheduler(self, shift: float | None = None) -> Any | None:
+        """The scheduler a student needs in the stock pipeline; None: the teacher's own.
+
+        Args:
+            shift: The static shift of the student's own grid; None is the model's.
+        """
+        return None if shift is None else self._with_static_shift(shift)
+
+    def _with_static_shift(self, shift: float) -> FlowMatchEulerDiscreteScheduler:
+        """The teacher's scheduler, but with this shift and no other bend of the grid."""
+        return FlowMatchEulerDiscreteScheduler.from_config(
+            self.pipe.scheduler.config,
+            shift=shift,
+            use_dynamic_shifting=False,
+            shift_terminal=None,
+        )
 
     def lora_call(self, address: str) -> str:
         """The line of Python that loads an exported LoRA from `address` into `pipe`."""
@@ -329,14 +335,20 @@ class Backbone(ABC):
 
     # ------------------------------------------------------------------ files
 
-    def save(self, folder: Path, net: nn.Module) -> None:
-        """Writes a whole diffusers folder: the source's files, with `net` as its network."""
+    def save(self, folder: Path, net: nn.Module, *, shift: float | None = None) -> None:
+        """Writes a whole diffusers folder: the source's files, with `net` as its network.
+
+        Args:
+            folder: Where to.
+            net: The network.
+            shift: The static shift of the student's own grid; None is the model's.
+        """
         shutil.copytree(
             self.source, folder, dirs_exist_ok=True, ignore=_everything_but_parts(self.net_name)
         )
         save: Any = net.save_pretrained  # a network of diffusers, which nn.Module does not tell
         save(folder / self.net_name, safe_serialization=True)
-        if scheduler := self.student_scheduler():
+        if scheduler := self.student_scheduler(shift):
             shutil.rmtree(folder / "scheduler", ignore_errors=True)
             scheduler.save_pretrained(folder / "scheduler")
             _name_scheduler(folder / "model_index.json", type(scheduler).__name__)

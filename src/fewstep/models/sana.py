@@ -105,14 +105,15 @@ class Sana(Backbone):
     def _has_euler(self) -> bool:
         return isinstance(self.pipe.scheduler, FlowMatchEulerDiscreteScheduler)
 
-    def student_scheduler(self) -> Any | None:
+    def student_scheduler(self, shift: float | None = None) -> Any | None:
         """See `Backbone.student_scheduler`.
 
         The published solver is of second order, takes no sigmas and rounds timesteps.
         """
         if self._has_euler:
-            return None
-        return FlowMatchEulerDiscreteScheduler(shift=self.pipe.scheduler.config["flow_shift"])
+            return super().student_scheduler(shift)
+        own = self.pipe.scheduler.config["flow_shift"]
+        return FlowMatchEulerDiscreteScheduler(shift=shift or own)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the size is to be drawn as asked, not the nearest known."""

@@ -127,11 +127,20 @@ class VariancePreserving(Backbone):
         """See `Backbone.shift`: the sigmas of trailing times, at any size."""
         return self._shift
 
+    def effective_shift(self, value: float | None, height: int, width: int) -> Shift:
+        """See `Backbone.effective_shift`; only the model's own."""
+        if value is not None:
+            raise FewstepError(
+                f"grid.shift: the schedulers of {self.name} walk trained times and have no shift; "
+                "leave it out"
+            )
+        return self._shift
+
     def noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
         """See `Backbone.noise`: ``sigma eps`` at the first sigma, which is below 1."""
         return self._shift([1.0])[0] * super().noise(height, width, generator)
 
-    def student_scheduler(self) -> EulerDiscreteScheduler:
+    def student_scheduler(self, shift: float | None = None) -> EulerDiscreteScheduler:
         """Euler's method with the teacher's table of times, trailing; it starts from sigma eps.
 
         In its coordinates x_vp / a a step is the same step as ours; other solvers are of higher

@@ -34,7 +34,6 @@ class Wan(Backbone):
         ),
     )
     task: ClassVar[str] = "text-to-video"
-    takes_sigmas: ClassVar[bool] = False
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
@@ -117,13 +116,13 @@ class Wan(Backbone):
         config = self.pipe.scheduler.config
         return float(config.get("flow_shift") or config.get("shift") or 1.0)
 
-    def student_scheduler(self) -> FlowMapEulerDiscreteScheduler:
+    def student_scheduler(self, shift: float | None = None) -> FlowMapEulerDiscreteScheduler:
         """See `Backbone.student_scheduler`; plain Euler steps on the grid 1, 1 - 1/n, ..., 1/n.
 
         The stock pipeline passes on a number of steps and nothing else. From that, UniPC takes
         steps of higher order, and FlowMatchEuler a grid that ends right above 0: a step wasted.
         """
-        return FlowMapEulerDiscreteScheduler(shift=self._shift)
+        return FlowMapEulerDiscreteScheduler(shift=shift or self._shift)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; without sigmas, which the pipeline does not take."""

@@ -10,7 +10,7 @@ import torch
 
 from fewstep import models, objectives
 from fewstep.config import ConfigError, Recipe, missing_files
-from fewstep.core.schedules import RandomGrid, StaticShift, few_step_sigmas, with_shift
+from fewstep.core.schedules import RandomGrid, few_step_sigmas, with_shift
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.planning.evaluations import Evaluations, count_evaluations
@@ -140,7 +140,6 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
     wanted = recipe.model
     backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
     objectives.refuse_misfits(found, backbone.guidance, backbone.name)
-    backbone.refuse_shift_scale(recipe.grid.shift_scale)
     sizes = count_parameters(backbone, recipe.student)
     evaluations = count_evaluations(recipe, found)
     few, anchors, steps = grids(recipe, backbone)
@@ -181,14 +180,14 @@ def grids(
     recipe: Recipe, backbone: Backbone
 ) -> tuple[tuple[float, ...], tuple[float, float] | None, tuple[int, int]]:
     """Few-step sigmas, range of the training grids' later sigmas, fewest and most steps."""
-    shift = backbone.shift(recipe.resolution.height, recipe.resolution.width)
-    grid = recipe.grid
-    few = with_shift(torch.tensor(few_step_sigmas(STEPS, grid.shift_scale)), shift).tolist()
+    grid, size = recipe.grid, recipe.resolution
+    shift = backbone.effective_shift(grid.shift, size.height, size.width)
+    few = with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).tolist()
     if isinstance(grid, RandomGrid):
         base, steps = [1.0, grid.high, grid.low], (grid.min_steps, grid.max_steps)
     else:
         base, steps = list(grid.sigmas), (len(grid.sigmas), len(grid.sigmas))
-    _, *rest = shift(StaticShift(grid.shift_scale)(torch.tensor(base))).tolist()
+    _, *rest = shift(torch.tensor(base)).tolist()
     return tuple(few), (rest[0], rest[-1]) if rest and steps[1] > 1 else None, steps
 
 

@@ -150,7 +150,8 @@ def plan(
     wanted = recipe.model
     backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
     objectives.refuse_misfits(found, backbone.guidance, backbone.name)
-    backbone.refuse_shift_scale(recipe.grid.shift_scale)
+    size = recipe.resolution
+    backbone.effective_shift(recipe.grid.shift, size.height, size.width)  # refused as the run is
     _refuse_uneven(recipe, gpus)
     estimate = Estimate(backbone, found, gpus, cuda)
     seen, items = estimate.trace(recipe), tuple(estimate.memory(recipe))

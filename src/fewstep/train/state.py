@@ -158,9 +158,8 @@ def build(
         leave_vae(backbone)
     told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
     objectives.refuse_misfits(validated.objectives, "embedded" if told else "cfg", backbone.name)
-    backbone.refuse_shift_scale(recipe.grid.shift_scale)
     size = recipe.resolution.height, recipe.resolution.width
-    shape, shift = backbone.latent_shape(*size), backbone.shift(*size)
+    shape, shift = backbone.latent_shape(*size), backbone.effective_shift(recipe.grid.shift, *size)
     previews, model = folder / PREVIEWS, digest_model(backbone.source)
     preview = Preview(
         recipe,
@@ -199,8 +198,7 @@ def _health(
     shift: Shift,
 ) -> Health:
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
-    scale = recipe.grid.shift_scale
-    return Health(recipe.health, watched, latent_shape=shape, shift=shift, shift_scale=scale)
+    return Health(recipe.health, watched, latent_shape=shape, shift=shift)
 
 
 def _encoder(

@@ -33,7 +33,6 @@ class Health:
         *,
         latent_shape: tuple[int, ...],
         shift: Shift,
-        shift_scale: float = 1.0,
     ) -> None:
         """Draws the noises; nothing is evaluated yet.
 
@@ -41,8 +40,7 @@ class Health:
             recipe: How many samples, at which noise levels.
             cond: The prompts.
             latent_shape: Shape of one sample.
-            shift: What the model does to base sigmas.
-            shift_scale: The student's factor to it.
+            shift: What is done to base sigmas on the student's grid.
         """
         device = next(iter(cond.tensors.values())).device
         draws, samples = Draws(0, 0, device), range(cond.batch)
@@ -50,7 +48,7 @@ class Health:
         self._cond = cond
         self._start = draws.normal("health/start", samples, latent_shape)
         self._eps = draws.normal("health/eps", samples, latent_shape)
-        base = torch.tensor(few_step_sigmas(STEPS, shift_scale))
+        base = torch.tensor(few_step_sigmas(STEPS))
         self._sigmas = with_shift(base, shift).to(device)
         self._baseline: tuple[Tensor, Tensor] | None = None
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.config import ConfigError, PreviewRecipe, Recipe
-from fewstep.core.schedules import few_step_sigmas, with_shift
+from fewstep.core.schedules import Shift, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.data.prompts import Encoder
@@ -100,7 +100,8 @@ class Preview:
         self._folder = folder
         self._score = preview_score(self._recipe.score)
         size = recipe.resolution.height, recipe.resolution.width
-        self._shift, self._scale = backbone.shift(*size), recipe.grid.shift_scale
+        self._teacher_shift = backbone.shift(*size)
+        self._student_shift = backbone.effective_shift(recipe.grid.shift, *size)
         self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
         seeds = range(recipe.preview.seed, recipe.preview.seed + len(prompts))
         self._noise = backbone.draw_noise(seeds, *size)
@@ -120,8 +121,8 @@ class Preview:
         The picture has a row per prompt: the teacher's, then the student's at each number of steps.
         """
         teacher = self._teacher(roles, encoder)
-        grids = [few_step_sigmas(steps, self._scale) for steps in self._recipe.steps]
-        students = [self._sample(lambda cond: roles.student, base, encoder) for base in grids]
+        grids = [self._grid(steps, self._student_shift) for steps in self._recipe.steps]
+        students = [self._sample(lambda cond: roles.student, grid, encoder) for grid in grids]
         if self._processes.first:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
@@ -138,8 +139,8 @@ class Preview:
             if self._processes.broadcast_from_first(file.is_file):
                 self._teacher_images = load_file(file)["images"]
                 return self._teacher_images
-            base = few_step_sigmas(self._teacher_steps)
-            images = self._sample(self._guided(roles), base, encoder)
+            grid = self._grid(self._teacher_steps, self._teacher_shift)
+            images = self._sample(self._guided(roles), grid, encoder)
             if self._processes.first:
                 with replacing(file) as temporary:
                     save_file({"images": images}, temporary)
@@ -150,15 +151,18 @@ class Preview:
     def _guided(self, roles: Roles) -> Callable[[Conditioning], VelocityFn]:
         return lambda cond: self._backbone.guided(roles.teacher, cond.batch, self._guidance)
 
+    def _grid(self, steps: int, shift: Shift) -> Tensor:
+        """Sigmas of a number of Euler steps, with the final 0, [steps + 1]."""
+        return with_shift(torch.tensor(few_step_sigmas(steps)), shift).to(self._backbone.device)
+
     def _sample(
         self,
         velocity_for: Callable[[Conditioning], VelocityFn],
-        base: list[float],
+        sigmas: Tensor,
         encoder: Encoder,
     ) -> Tensor:
         """Pictures [P, 3, H, W] on the CPU, a micro-batch at a time."""
         device = self._backbone.device
-        sigmas = with_shift(torch.tensor(base), self._shift).to(device)
         images = []
         for start in range(0, len(self.prompts), self._chunk):
             part = slice(start, start + self._chunk)
