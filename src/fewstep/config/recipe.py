@@ -62,7 +62,8 @@ def _as_odds(value: Any) -> Any:
     return value
 
 
-Target: TypeAlias = Annotated[dict[Literal["x0", "final"], Positive], BeforeValidator(_as_odds)]
+TargetName: TypeAlias = Literal["x0", "final"]
+Target: TypeAlias = Annotated[dict[TargetName, Positive], BeforeValidator(_as_odds)]
 """In a recipe a name, or odds of both such as ``{x0: 1, final: 2}``."""
 
 
@@ -79,7 +80,7 @@ class FakeTeacherRecipe(Section):
     """
 
     law: Law = Uniform()
-    target: Target = Field(default_factory=lambda: {"x0": 1.0})
+    target: Target = {"x0": 1.0}
     updates: Count = 1
     ida_rate: Unit = 0.001
     optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()

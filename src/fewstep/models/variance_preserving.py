@@ -132,7 +132,8 @@ class VariancePreserving(Backbone):
         if value is not None:
             raise FewstepError(
                 f"grid.shift: the schedulers of {self.name} walk trained times and have no shift; "
-                "leave it out"
+                "leave it out",
+                code="unsupported",
             )
         return self._shift
 
