@@ -177,7 +177,7 @@ def test_shifts_keep_the_kind_the_ends_and_the_order(shift, sigmas):
     assert isinstance(as_list, list)
     assert as_tensor.tolist() == pytest.approx(as_list)
     assert as_list[0] == pytest.approx(1)
-    assert all(a >= b for a, b in pairwise(as_list))
+    assert all(a >= b - 1e-12 for a, b in pairwise(as_list))  # neighbours may round alike
 
 
 def test_an_exponential_shift_is_the_static_shift_of_its_exponential():

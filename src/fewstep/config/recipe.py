@@ -80,7 +80,7 @@ class FakeTeacherRecipe(Section):
     """
 
     law: Law = Uniform()
-    target: Target = {"x0": 1.0}
+    target: Target = {"x0": 1.0}  # noqa: RUF012 - pydantic copies it
     updates: Count = 1
     ida_rate: Unit = 0.001
     optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()
