@@ -147,10 +147,10 @@ def make_side(kind: str, args: argparse.Namespace, folder: Path) -> Side:
     counted = Counted(backbone)
     roles.backbone = counted
     settings = {STUDENT: recipe.optimizer, FAKE_TEACHER: FakeTeacherOptimizerRecipe()}
-    student, fake_teacher = (
-        Updater(role, roles.parameters(role), settings[role], lr_schedule=LRSchedule(100))
+    optimizers = {
+        role: Updater(role, roles.parameters(role), settings[role], lr_schedule=LRSchedule(100))
         for role in settings
-    )
+    }
     ca = "ca_embedded" if "guidance" in batch.null.tensors else "ca"
     algorithm = Algorithm(
         objectives=[objectives.build(name) for name in (ca, "dm", "cdm")],
@@ -165,7 +165,7 @@ def make_side(kind: str, args: argparse.Namespace, folder: Path) -> Side:
         fused=kind == "fused",
     )
     ema = Ema(roles.parameters(STUDENT), EmaRecipe().max_decay)
-    return Side(TrainState(roles, student, fake_teacher, ema), algorithm, batch, counted, device)
+    return Side(TrainState(roles, optimizers, ema), algorithm, batch, counted, device)
 
 
 def grids_of(number: int, updates: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -54,20 +55,24 @@ class ToyRoles:
     fake_teacher_net: nn.Module
     calls: Counter = field(default_factory=Counter)
     asked: list = field(default_factory=list)
+    modules: dict = field(default_factory=dict)
 
-    def student(self, xt, sigma, cond):
-        return self._ask("student", xt, sigma, cond)
+    def velocity(self, network, xt, sigma, cond):
+        self.calls[network] += 1
+        self.asked.append((network, xt.detach().clone(), sigma.clone()))
+        return getattr(self, f"{network}_net")(xt, sigma, cond)
 
-    def teacher(self, xt, sigma, cond):
-        return self._ask("teacher", xt, sigma, cond)
-
-    def fake_teacher(self, xt, sigma, cond):
-        return self._ask("fake_teacher", xt, sigma, cond)
-
-    def _ask(self, role, xt, sigma, cond):
-        self.calls[role] += 1
-        self.asked.append((role, xt.detach().clone(), sigma.clone()))
-        return getattr(self, f"{role}_net")(xt, sigma, cond)
+    @contextmanager
+    def capture(self, network, blocks):
+        """The blocks of a toy network are its two linear layers."""
+        net, kept = getattr(self, f"{network}_net"), []
+        layers = [(net.inner, net.outer)[number] for number in blocks]
+        hooks = [
+            layer.register_forward_hook(lambda *call: kept.append((call[2],))) for layer in layers
+        ]
+        yield kept
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.fixture

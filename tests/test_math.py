@@ -53,4 +53,4 @@ def test_the_documented_objective_is_one(tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     objective = module.GuidanceBetween()
     assert isinstance(objective, Objective)
-    assert objective.direction.alpha == 3.0
+    assert objective.alpha == 3.0

@@ -38,14 +38,9 @@ def run(recipe, roles, anchor, cond, null, rows):
     """The term of some of the samples, in the given order."""
     rows = torch.as_tensor(rows)
     part = Anchor(**{field: value[rows] for field, value in vars(anchor).items()})
-    return objectives.build(**recipe)(
-        roles,
-        part,
-        cond=cond.select(rows),
-        null=null.select(rows),
-        draws=Draws(seed=0, step=7),
-        indices=rows,
-    )
+    batch = objectives.AnchorBatch(part, cond.select(rows), null.select(rows), Draws(0, 7), rows)
+    (term,) = objectives.evaluate([objectives.build(**recipe)], roles, batch)
+    return term
 
 
 def test_it_builds_from_its_name_and_round_trips(recipe):
@@ -74,9 +69,9 @@ def test_the_student_answers_once_with_gradients(recipe, roles, anchor, cond, nu
 
 
 def test_what_it_does_not_go_with_has_a_remedy(recipe):
-    misfits = objectives.build(**recipe).misfits
-    assert misfits.keys() < {"cfg", "embedded"}
-    assert all("; " in reason and "\n" not in reason for reason in misfits.values())
+    reasons = objectives.build(**recipe).unsupported_guidance
+    assert reasons.keys() < {"cfg", "embedded"}
+    assert all("; " in reason and "\n" not in reason for reason in reasons.values())
 
 
 def test_the_gradient_reaches_the_student_only(recipe, roles, anchor, cond, null):

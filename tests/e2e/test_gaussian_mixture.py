@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
-from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -118,7 +118,15 @@ def fit_flow(net: Members, steps: int, rate: float, seed: int) -> None:
 def distil(pretrained: Members) -> Members:
     """DM + CDM from the closed-form teacher, Algorithm 1."""
     student, fake = copy.deepcopy(pretrained), copy.deepcopy(pretrained)
-    ask = SimpleNamespace(student=student, teacher=exact_velocity, fake_teacher=fake)
+    fields = {"student": student, "teacher": exact_velocity, "fake_teacher": fake}
+
+    class Fields:
+        modules: ClassVar[dict] = {}
+
+        def velocity(self, network, xt, sigma, cond):
+            return fields[network](xt, sigma, cond)
+
+    networks = Fields()
     terms = [objectives.build("dm"), objectives.build("cdm")]
     train_student = Trained(student, 2e-3, ITERATIONS // EVERY)
     train_fake = Trained(fake, 2e-3, 2 * ITERATIONS)
@@ -133,9 +141,8 @@ def distil(pretrained: Members) -> Members:
         train_fake.step(update_loss(fake, anchor, cond=cond, draws=draws, indices=indices))
         mix_weights(fake.parameters(), student.parameters(), 0.001)
         if (step + 1) % EVERY == 0:
-            found = objectives.evaluate(
-                terms, ask, anchor, cond=cond, null=null, draws=draws, indices=indices
-            )
+            batch = objectives.AnchorBatch(anchor, cond, null, draws, indices)
+            found = objectives.evaluate(terms, networks, batch)
             train_student.step(sum(term.loss for term in found))
     return student
 

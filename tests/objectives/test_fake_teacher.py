@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def update(roles, anchor, cond, rows=slice(None), **settings):
     chosen = torch.arange(5)[rows]
     part = type(anchor)(**{name: value[rows] for name, value in vars(anchor).items()})
     return fake_teacher.update_loss(
-        roles.fake_teacher,
+        partial(roles.velocity, "fake_teacher"),
         part,
         cond=cond.select(rows),
         draws=Draws(0, 3),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fewstep.core.noise import Draws
-from fewstep.objectives import build, evaluate
+from fewstep.objectives import AnchorBatch, build, evaluate
 from fewstep.objectives.isg import Charbonnier, Squared
 
 INDICES = torch.arange(5)
@@ -19,7 +19,7 @@ INDICES = torch.arange(5)
 
 def ask(roles, anchor, cond, null, *others, **settings):
     terms = [*(build(name) for name in others), build("isg", **settings)]
-    return evaluate(terms, roles, anchor, cond=cond, null=null, draws=Draws(0, 0), indices=INDICES)
+    return evaluate(terms, roles, AnchorBatch(anchor, cond, null, Draws(0, 0), INDICES))
 
 
 class Constant(nn.Module):

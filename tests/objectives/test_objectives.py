@@ -9,17 +9,14 @@ import torch
 
 from fewstep.core.flow import x0_from_velocity
 from fewstep.core.noise import Draws
-from fewstep.objectives import build, by_site, evaluate
-from fewstep.objectives.base import Answer
-from fewstep.objectives.questions import reply_to
+from fewstep.objectives import AnchorBatch, build, by_site, evaluate
 
 INDICES = torch.arange(5)
 
 
-def ask(names, roles, anchor, cond, null, *, step=0):
-    objectives = [build(name) for name in names]
-    draws = Draws(0, step)
-    return evaluate(objectives, roles, anchor, cond=cond, null=null, draws=draws, indices=INDICES)
+def ask(names, roles, anchor, cond, null, *, step=0, **settings):
+    objectives = [build(name, **settings) for name in names]
+    return evaluate(objectives, roles, AnchorBatch(anchor, cond, null, Draws(0, step), INDICES))
 
 
 @pytest.mark.parametrize("name", ["dm", "cdm"])
@@ -38,12 +35,7 @@ def test_guidance_vanishes_for_the_empty_prompt(roles, anchor, null):
 
 
 def test_guidance_grows_with_alpha(roles, anchor, cond, null):
-    one, seven = (
-        build("ca", alpha=alpha)(
-            roles, anchor, cond=cond, null=null, draws=Draws(0, 0), indices=INDICES
-        )
-        for alpha in (1.0, 7.0)
-    )
+    (one,), (seven,) = (ask(["ca"], roles, anchor, cond, null, alpha=alpha) for alpha in (1.0, 7.0))
     torch.testing.assert_close(seven.direction, 7 * one.direction)
     torch.testing.assert_close(seven.loss, 49 * one.loss, rtol=1e-4, atol=1e-6)
 
@@ -85,42 +77,6 @@ def test_every_probe_draws_its_own_sigma_and_noise(roles, anchor, cond, null):
     assert not any(torch.isclose(a, b).any() for a, b in [noise[:2], noise[1:], noise[::2]])
 
 
-@pytest.mark.parametrize("name", ["ca", "dm", "cdm"])
-def test_several_probes_pull_by_their_mean(name, roles, anchor, cond, null):
-    # The gradient is the mean of those that each probe alone would give.
-    together = build(name, probes=3)
-    asked: list[Answer] = []
-
-    def keep(self, answer):
-        asked.append(answer)
-        return type(together).questions(self, answer)
-
-    spied = type("Spied", (type(together),), {"questions": keep})(name=name, probes=3)
-    (term,) = evaluate(
-        [spied], roles, anchor, cond=cond, null=null, draws=Draws(0, 0), indices=INDICES
-    )
-    (answer,) = asked
-    (whole,) = torch.autograd.grad(term.loss.sum(), answer.x0, retain_graph=True)
-    questions = together.questions(answer)
-    each = len(questions) // 3
-    alone, parts = build(name), []
-    for first in range(0, len(questions), each):
-        replies = reply_to(roles, questions[first : first + each])
-        parts.append(alone.term(answer, replies))
-    gradients = [
-        torch.autograd.grad(part.loss.sum(), answer.x0, retain_graph=True)[0] for part in parts
-    ]
-    torch.testing.assert_close(whole, torch.stack(gradients).mean(0))
-    torch.testing.assert_close(term.norm, torch.stack([part.norm for part in parts]).mean(0))
-    assert not torch.allclose(gradients[0], gradients[1])
-
-
-def test_probes_cost_the_teachers_only(roles, anchor, cond, null):
-    objectives = [build(name, probes=2) for name in ("ca", "dm", "cdm")]
-    evaluate(objectives, roles, anchor, cond=cond, null=null, draws=Draws(0, 0), indices=INDICES)
-    assert roles.calls == {"student": 2, "teacher": 8, "fake_teacher": 4}
-
-
 def test_cdm_asks_the_student_at_the_moved_point(roles, anchor, cond, null):
     (term,) = ask(["cdm"], roles, anchor, cond, null)
     role, xt, sigma = roles.asked[0]
@@ -142,9 +98,32 @@ def test_the_weight_follows_its_points():
 
 
 def test_the_weight_scales_the_loss_only(roles, anchor, cond, null):
-    kwargs = {"cond": cond, "null": null, "draws": Draws(0, 1), "indices": INDICES}
-    full = build("dm")(roles, anchor, **kwargs)
-    half = build("dm", weight=[[0, 0.0], [4, 1.0]])(roles, anchor, **kwargs)
+    (full,) = ask(["dm"], roles, anchor, cond, null, step=1)
+    (half,) = ask(["dm"], roles, anchor, cond, null, step=1, weight=[[0, 0.0], [4, 1.0]])
     torch.testing.assert_close(half.loss, 0.5 * full.loss)
     assert torch.equal(half.direction, full.direction)
     assert torch.equal(half.norm, full.norm)
+
+
+@pytest.mark.parametrize("names", [["ca", "dm", "cdm"], ["isg", "dm"]])
+def test_shared_calls_change_nothing_but_their_number(names, roles, anchor, cond, null):
+    batch = AnchorBatch(anchor, cond, null, Draws(0, 0), INDICES)
+    objectives = [build(name) for name in names]
+    apart = evaluate(objectives, roles, batch)
+    calls, before = dict(roles.calls), roles.calls.clear()
+    shared = evaluate(objectives, roles, batch, batched=True)
+    assert before is None and roles.calls["teacher"] < calls["teacher"]
+    for one, other in zip(apart, shared, strict=True):
+        torch.testing.assert_close(one.loss, other.loss)
+        torch.testing.assert_close(one.direction, other.direction)
+
+
+def test_a_known_prediction_at_the_anchor_is_used_instead_of_a_call(roles, anchor, cond, null):
+    velocity = roles.student_net(anchor.xt, anchor.sigma, cond)
+    batch = AnchorBatch(anchor, cond, null, Draws(0, 0), INDICES, velocity)
+    terms = evaluate([build("dm"), build("cdm")], roles, batch)
+    assert roles.calls["student"] == 1  # CDM's own site
+    (alone,) = ask(["dm"], roles, anchor, cond, null)
+    assert torch.equal(terms[0].loss, alone.loss)
+    (gradient,) = torch.autograd.grad(terms[0].loss.sum(), velocity)
+    assert gradient.any()

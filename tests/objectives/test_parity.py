@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fewstep.core.flow import x0_from_velocity
-from fewstep.core.types import Conditioning
-from fewstep.objectives import build, pull_loss
+from fewstep.core.noise import Draws
+from fewstep.core.types import Anchor, Conditioning
+from fewstep.objectives import Context, build, drive, pull_loss
 from fewstep.objectives.fake_teacher import denoising_loss
 
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "objectives.npz")
@@ -33,12 +34,28 @@ class Recorded:
     def conditioning(self, fill: float) -> Conditioning:
         return Conditioning({"text": torch.full((len(self["student_sigma"]), 1), fill)})
 
-    def teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    def velocity(self, network: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        if network == "fake_teacher":
+            return self["fake_velocity"]
         prompted = cond.tensors["text"].any()
         return self["teacher_cond_velocity" if prompted else "teacher_uncond_velocity"]
 
-    def fake_teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return self["fake_velocity"]
+    def at(self, x0: Tensor) -> Context:
+        """As much of a context as a direction needs."""
+        xt, sigma = self["student_xt"], self["student_sigma"]
+        anchor = Anchor(xt, sigma, sigma, velocity=xt, x0=xt, final=xt)
+        return Context(
+            anchor,
+            self.conditioning(1.0),
+            self.conditioning(0.0),
+            Draws(0, 0),
+            torch.arange(len(sigma)),
+            xt=xt,
+            sigma=sigma,
+            velocity=self["student_velocity"],
+            x0=x0,
+            modules={},
+        )
 
 
 def run(case: str, name: str, reduction: str) -> tuple[Tensor, Tensor]:
@@ -46,15 +63,10 @@ def run(case: str, name: str, reduction: str) -> tuple[Tensor, Tensor]:
     golden = Recorded(case)
     strength = {"alpha": golden["guidance_scale"].item()} if name == "ca" else {}
     objective = build(name, floor=golden["norm_clip_min"].item(), **strength)
-    direction, reference = objective.direction(
-        golden,
-        golden["teacher_xt"],
-        golden["teacher_sigma"],
-        golden.conditioning(1.0),
-        golden.conditioning(0.0),
-    )
     velocity = golden["student_velocity"].requires_grad_()
     x0 = x0_from_velocity(golden["student_xt"], velocity, golden["student_sigma"])
+    queries = objective.direction(golden["teacher_xt"], golden["teacher_sigma"], golden.at(x0))
+    ((direction, reference),) = drive([queries], golden)
     loss = pull_loss(x0, direction, reference, objective.floor, reduction)
     (gradient,) = torch.autograd.grad(loss.mean(), velocity)
     return loss, gradient

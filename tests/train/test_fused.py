@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewstep.core.noise import Draws
 from fewstep.core.types import Conditioning
 from fewstep.train import step
-from fewstep.train.fused import Remembering, simulate_to, walk_to
+from fewstep.train.fused import simulate_to, walk_to
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED
 from fewstep.train.step import Batch, iteration
 
@@ -36,7 +36,7 @@ def gradients(run, monkeypatch, *, parts: int = 1) -> tuple[dict[str, torch.Tens
     """Both gradients of one iteration, flat, and its metrics; nothing moves."""
     found: dict[str, torch.Tensor] = {}
     roles = run.train_state.roles
-    for updater in (run.train_state.student, run.train_state.fake_teacher):
+    for updater in run.train_state.optimizers.values():
 
         def keep(losses, number, *, role=updater.role):
             parameters = roles.parameters(role).values()
@@ -97,14 +97,14 @@ def spied(run, monkeypatch) -> list[tuple[str, int, bool]]:
     """Every question to come: who, how many samples, and whether a graph is built."""
     asked: list[tuple[str, int, bool]] = []
     roles = run.train_state.roles
-    real = roles._ask
+    real = roles.velocity
 
     def spy(role, xt, sigma, cond):
         velocity = real(role, xt, sigma, cond)
         asked.append((role, len(xt), velocity.requires_grad))
         return velocity
 
-    monkeypatch.setattr(roles, "_ask", spy)
+    monkeypatch.setattr(roles, "velocity", spy)
     return asked
 
 
@@ -148,7 +148,7 @@ def test_a_graph_is_kept_only_where_it_is_used(make_run, monkeypatch):
         starts.clear()
         iteration(run.train_state, parts_of(run, parts=parts), Draws(0, number), run.algorithm)
         assert not any(each.anchor.velocity.requires_grad for each in starts)
-        return any(isinstance(each.ask, Remembering) for each in starts)
+        return any(each.student_velocity is not None for each in starts)
 
     assert kept()
     assert not kept(number=0)
@@ -208,9 +208,9 @@ def test_nobody_stays_behind(cond):
         asked.append(len(xt))
         return xt * sigma[:, None, None] + cond.tensors["text"].sum(1)[:, None, None]
 
-    plain = simulate_to(velocity, noise, sigmas, cond, index=index)
+    plain, _ = simulate_to(velocity, noise, sigmas, cond, index=index)
     assert len(asked) == 2
-    kept = simulate_to(velocity, noise, sigmas, cond, index=index, calls=4)
+    kept, _ = simulate_to(velocity, noise, sigmas, cond, index=index, calls=4)
     assert len(asked) == 2 + 4
     for name in ("xt", "velocity", "x0", "sigma", "sigma_next"):
         assert torch.equal(getattr(plain, name), getattr(kept, name))

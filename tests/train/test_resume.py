@@ -167,16 +167,16 @@ def test_a_non_finite_gradient_leaves_the_last_checkpoint(
 ):
     recipe, folder, real = recipe_of(make_recipe, "full"), tmp_path / "run", step.evaluate
 
-    def poisoned(*args, draws, **settings):
-        terms = real(*args, draws=draws, **settings)
-        wrong = float("inf") if draws.step == 5 else 1.0
+    def poisoned(objectives, networks, batch, **settings):
+        terms = real(objectives, networks, batch, **settings)
+        wrong = float("inf") if batch.draws.step == 5 else 1.0
         return [replace(term, loss=term.loss * wrong) for term in terms]
 
     with monkeypatch.context() as patch, pytest.raises(NonFiniteError) as caught:
         patch.setattr(step, "evaluate", poisoned)
         distill(recipe, folder, console=quiet())
-    assert str(caught.value).startswith("step 6: the loss of ca (inf), dm (inf), cdm (inf)")
-    assert str(caught.value).endswith("the newest checkpoint is step-00000004")
+    assert caught.value.code == "non-finite"
+    assert all(word in str(caught.value) for word in ("ca", "dm", "cdm", "step-00000004"))
     distill(recipe, folder, resume=True, console=quiet())
     same_end(finished("full"), folder, STEPS)
 

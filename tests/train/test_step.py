@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,7 +67,7 @@ def test_accumulated_gradients_are_the_big_batch_s(mode, parts, make_run, monkey
     found: dict[int, dict[str, torch.Tensor]] = {}
     for count in (1, parts):
         run = make_run(*mode, "student.every=1")
-        for updater in (run.train_state.student, run.train_state.fake_teacher):
+        for updater in run.train_state.optimizers.values():
             grads = found.setdefault(count, {})
             parameters = run.train_state.roles.parameters(updater.role)
 
@@ -100,7 +102,7 @@ def test_updates_go_through_the_published_order(make_run, monkeypatch):
     run = make_run("student.every=2", "fake_teacher.updates=2")
     calls = []
     for name in ("student", "fake_teacher"):
-        updater = getattr(run.train_state, name)
+        updater = run.train_state.optimizers[name]
         real = updater.update
         monkeypatch.setattr(
             updater, "update", lambda *a, real=real, name=name: (calls.append(name), real(*a))[1]
@@ -118,14 +120,14 @@ def test_calls_equal_evaluations(make_run, monkeypatch):
     run = make_run("fake_teacher.updates=2", "student.every=1", "train.step=plain")
     roles, size = run.train_state.roles, 3
     asked: list[tuple[str, bool]] = []
-    real, null = roles._ask, run.encoder.null(1).tensors["pooled"]
+    real, null = roles.velocity, run.encoder.null(1).tensors["pooled"]
 
     def spy(role, xt, sigma, cond):
         unconditional = torch.equal(cond.tensors["pooled"][:1], null)
         asked.append((role, unconditional))
         return real(role, xt, sigma, cond)
 
-    monkeypatch.setattr(roles, "_ask", spy)
+    monkeypatch.setattr(roles, "velocity", spy)
     (metrics,) = advance(run, 1, size=size)
     steps = int(metrics["grid/steps"])
     assert asked.count((STUDENT, False)) == steps + len(run.algorithm.objectives)
@@ -159,7 +161,8 @@ def test_samples_may_leave_after_their_anchor(steps):
 
     whole = simulate(velocity, noise, grid, cond).pick(index)
     seen.clear()
-    early = simulate_to(velocity, noise, grid, cond, index=index)
+    early, predicted = simulate_to(velocity, noise, grid, cond, index=index)
+    assert torch.equal(predicted, early.velocity)
     assert sum(seen) == int((index + 1).sum())
     for field in ("xt", "sigma", "sigma_next", "velocity", "x0"):
         torch.testing.assert_close(getattr(early, field), getattr(whole, field))
@@ -194,10 +197,7 @@ def test_a_wrong_loss_stops_the_student_before_it_moves(make_run, monkeypatch):
     def poisoned(*args, **kwargs):
         terms = real(*args, **kwargs)
         wrong = {"dm": float("nan")}
-        return [
-            type(t)(t.name, t.loss * wrong.get(t.name, 1.0), t.norm, t.direction, t.x0)
-            for t in terms
-        ]
+        return [replace(term, loss=term.loss * wrong.get(term.name, 1.0)) for term in terms]
 
     monkeypatch.setattr(step, "evaluate", poisoned)
     with pytest.raises(NonFiniteError) as caught:
@@ -206,8 +206,8 @@ def test_a_wrong_loss_stops_the_student_before_it_moves(make_run, monkeypatch):
     assert "step 1: the loss of dm (nan) is not finite" in message
     assert "parameters of the student: pos_embed.proj.weight and 70 more" in message
     assert moved(run, STUDENT, before) == 0
-    assert run.train_state.student.updates == 0 and run.train_state.ema.updates == 0
-    assert not run.train_state.student.tensors()
+    assert run.train_state.optimizers["student"].updates == 0 and run.train_state.ema.updates == 0
+    assert not run.train_state.optimizers["student"].tensors()
 
 
 def test_a_wrong_gradient_names_its_parameters(make_run):

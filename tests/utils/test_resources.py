@@ -12,8 +12,8 @@ from fewstep.utils.resources import resolve
 
 
 def test_package_paths_lie_inside_the_package():
-    found = resolve("package://fewstep.objectives/pull.py")
-    assert found == Path(fewstep.objectives.__file__).parent / "pull.py"
+    found = resolve("package://fewstep.objectives/isg.py")
+    assert found == Path(fewstep.objectives.__file__).parent / "isg.py"
     assert found.is_file()
 
 

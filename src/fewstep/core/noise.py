@@ -89,45 +89,16 @@ class Noised(NamedTuple):
 def renoise(
     x0: Tensor, law: Law, *, anchor_sigma: Tensor, name: str, draws: Draws, indices: Tensor
 ) -> Noised:
-    """Detached clean latents under fresh noise, Eq. 21; see `renoise_evenly`."""
-    (noised,) = renoise_evenly(
-        x0, law, 1, anchor_sigma=anchor_sigma, name=name, draws=draws, indices=indices
-    )
-    return noised
-
-
-def renoise_evenly(
-    x0: Tensor,
-    law: Law,
-    count: int,
-    *,
-    anchor_sigma: Tensor,
-    name: str,
-    draws: Draws,
-    indices: Tensor,
-) -> list[Noised]:
-    """The same several times, for means that vary less than those of independent draws, Eq. 21a.
-
-    The sigmas are spread evenly over the law, and every second noise mirrors the one before. Each
-    is by itself what `renoise` draws, and the first is that very draw.
+    """Clean latents, detached, under fresh noise at a sigma drawn from a law, Eq. 21.
 
     Args:
-        x0: Clean latent, [B, ...].
+        x0: Clean latents, [B, ...].
         law: Law of the sigma.
-        count: How many, at least 1.
-        anchor_sigma: Sigma of the anchor, for laws that look at it, [B].
+        anchor_sigma: Sigma of the anchor, for laws that depend on it, [B].
         name: Purpose; draws of different names are independent.
-        draws: The step's random values.
+        draws: The random values of this iteration.
         indices: Global index of each sample, [B].
     """
-    u = draws.uniform(f"{name}/sigma", indices)
-    found: list[Noised] = []
-    for number in range(count):
-        if number % 2:
-            eps = -found[-1].eps
-        else:
-            purpose = f"{name}/eps/{number}" if number else f"{name}/eps"
-            eps = draws.normal(purpose, indices, x0.shape[1:])
-        sigma = law((u + number / count) % 1, anchor_sigma)
-        found.append(Noised(add_noise(x0.detach(), eps, sigma), sigma, eps))
-    return found
+    sigma = law(draws.uniform(f"{name}/sigma", indices), anchor_sigma)
+    eps = draws.normal(f"{name}/eps", indices, x0.shape[1:])
+    return Noised(add_noise(x0.detach(), eps, sigma), sigma, eps)

@@ -1,40 +1,75 @@
-"""What the student is trained on: named objectives, one file each, found by discovery.
+"""What the student is trained on: objectives, found by name.
 
-A file of this package that defines a subclass of `Objective` makes that objective available under
-the default of its ``name``; nothing else has to be registered.
+A file of this package that defines a subclass of `Objective` adds it under the default of its
+``name``; other packages add theirs by entry points of the group ``fewstep.objectives``.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
-import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
 from fewstep.config.strict import ConfigError, explain
-from fewstep.objectives.base import Objective, Pull, by_site, evaluate, refuse_misfits
-from fewstep.objectives.pull import pull_loss, pull_norm
-from fewstep.utils.errors import unknown
+from fewstep.objectives.base import (
+    AnchorBatch,
+    Context,
+    Objective,
+    Pull,
+    TrainedNetwork,
+    by_site,
+    contexts,
+    evaluate,
+    pull_loss,
+    pull_norm,
+    refuse_unsupported,
+)
+from fewstep.objectives.queries import Asking, Networks, Prediction, Query, drive
+from fewstep.utils.registry import Registry
 
 __all__ = [
+    "AnchorBatch",
+    "Asking",
+    "Context",
+    "Networks",
     "Objective",
+    "Prediction",
     "Pull",
+    "Query",
+    "TrainedNetwork",
     "available",
     "build",
     "by_site",
+    "contexts",
+    "drive",
     "evaluate",
     "pull_loss",
     "pull_norm",
-    "refuse_misfits",
+    "refuse_unsupported",
     "settings_model",
 ]
 
 
+def _defined_in(module: Any) -> Mapping[str, type[Objective]]:
+    return {
+        member.model_fields["name"].default: member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if member.__module__ == module.__name__
+        and issubclass(member, Objective)
+        and not inspect.isabstract(member)
+    }
+
+
+_REGISTRY: Registry[type[Objective]] = Registry(
+    "objective", "fewstep.objectives", package=__name__, members=_defined_in
+)
+
+
 def available() -> list[str]:
     """Names of all objectives, sorted."""
-    return sorted(_found())
+    return _REGISTRY.available()
 
 
 def settings_model(name: str) -> type[Objective]:
@@ -43,9 +78,7 @@ def settings_model(name: str) -> type[Objective]:
     Raises:
         FewstepError: There is no such objective; names the nearest.
     """
-    if name not in _found():
-        raise unknown("objective", name, _found())
-    return _found()[name]
+    return _REGISTRY.get(name)
 
 
 def build(name: str, **settings: object) -> Objective:
@@ -59,15 +92,3 @@ def build(name: str, **settings: object) -> Objective:
         return model.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"objective {name!r}: {explain(error, model)}") from error
-
-
-@functools.cache
-def _found() -> dict[str, type[Objective]]:
-    found = {}
-    for info in pkgutil.iter_modules(__path__, f"{__name__}."):
-        module = importlib.import_module(info.name)
-        for _, member in inspect.getmembers(module, inspect.isclass):
-            own = member.__module__ == module.__name__
-            if own and issubclass(member, Objective) and not inspect.isabstract(member):
-                found[member.model_fields["name"].default] = member
-    return found

@@ -1,12 +1,9 @@
-"""An objective: asks the student at a site, and turns its answer into a term of the loss.
+"""What an objective is, and how a list of them is evaluated with shared network calls.
 
-Nearly all are one operation with two more choices, a `Pull`:
-
-1. Ask the student at the *site*; it answers with a clean latent x0.
-2. Re-noise x0, detached, to a sigma of the *probe* law and ask the teachers there.
-3. Pull x0 along the *direction* they give.
-
-The questions of all objectives are known before the first is asked, so that they can share a batch.
+An objective is one generator method, `Objective.term`, that reads like its equation: where it
+needs a network's prediction it *yields* a list of queries and is sent the predictions. `evaluate`
+advances the generators of all objectives together, so that their queries can share batches. Nearly
+all objectives are a `Pull`, which leaves only `Pull.direction` to be written.
 
 Equation numbers refer to ``docs/math.md``.
 """
@@ -15,61 +12,125 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Annotated
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor, nn
 
-from fewstep.core.flow import x0_from_velocity
-from fewstep.core.noise import Draws, renoise_evenly
+from fewstep.config import OptimizerRecipe
+from fewstep.core.flow import expand, x0_from_velocity
+from fewstep.core.noise import Draws, renoise
 from fewstep.core.schedules import Law
-from fewstep.core.types import Anchor, Conditioning, Term
-from fewstep.objectives.directions import Direction
-from fewstep.objectives.pull import FLOOR, pull_loss, pull_norm
-from fewstep.objectives.questions import Ask, Question, Reply, reply_to
-from fewstep.objectives.sites import Site
-from fewstep.objectives.weights import Weight
+from fewstep.core.types import Anchor, Conditioning, Reduction, Term, per_sample, reduced
+from fewstep.objectives.queries import Asking, Networks, drive
+from fewstep.objectives.sites import AtAnchor, Site
 from fewstep.utils.errors import FewstepError
 
+if TYPE_CHECKING:
+    from fewstep.models import Backbone
+
 Positive = Annotated[float, Field(gt=0)]
+FLOOR = 0.1
+"""Least normaliser k: bounds the pull on a student that already agrees with its teachers."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What the student said at a site, and all that a term may be made of besides.
+class AnchorBatch:
+    """A batch at its anchors: what objectives are evaluated on.
 
     Attributes:
-        velocity: The student's velocity at the site, with its graph, [B, ...].
-        x0: The clean latent it points at, with its graph, [B, ...].
-        ask: The three networks.
-        anchor: Where this iteration works, batch B.
+        anchor: Where each sample is in its simulation, batch B.
         cond: Prompts, batch B.
         null: The encoded empty prompt, batch B.
-        draws: The step's random values.
+        draws: The random values of this iteration.
         indices: Global index of each sample, [B].
+        student_velocity: The student's velocity at the anchors with its graph, [B, ...], where the
+            simulation has computed it already and objectives are to reuse it; else None.
     """
 
-    velocity: Tensor
-    x0: Tensor
-    ask: Ask
     anchor: Anchor
     cond: Conditioning
     null: Conditioning
     draws: Draws
     indices: Tensor
+    student_velocity: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Context(AnchorBatch):
+    """The student's prediction at a site, and all else that a term can be computed from.
+
+    Attributes:
+        xt: Latents at the site, [B, ...].
+        sigma: Their noise levels, [B].
+        velocity: The student's velocity there, with its graph, [B, ...].
+        x0: The clean latents it points at, with their graph, [B, ...].
+        modules: Networks that objectives bring along, by name, see `Objective.networks`.
+    """
+
+    xt: Tensor
+    sigma: Tensor
+    velocity: Tensor
+    x0: Tensor
+    modules: Mapping[str, nn.Module]
+
+
+# -------------------------------------------------------------------------------------- objectives
+
+Points: TypeAlias = tuple[tuple[int, float], ...]
+
+
+def _as_points(value: Any) -> Any:
+    """A number is a constant weight; lists, as YAML has them, become tuples."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return ((0, value),)
+    if isinstance(value, list | tuple):
+        return tuple(tuple(point) if isinstance(point, list) else point for point in value)
+    raise ValueError(f"must be a number or a list of [step, weight], not {value!r}")
+
+
+def _check_points(points: Points) -> Points:
+    if any(before >= after for (before, _), (after, _) in pairwise(points)):
+        raise ValueError("the steps of [step, weight] must rise")
+    if not any(weight for _, weight in points):
+        raise ValueError("is 0 throughout: remove the objective instead")
+    return points
+
+
+Weight: TypeAlias = Annotated[
+    tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]], ...],
+    Field(min_length=1),
+    BeforeValidator(_as_points),
+    AfterValidator(_check_points),
+]
+"""A number, or points such as ``[[100, 1.0], [200, 0.25]]``: linear between them, constant before
+the first and after the last, Eq. 24. The first iteration is step 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network that an objective trains beside the student, such as a discriminator.
+
+    Attributes:
+        module: The network, float32.
+        optimizer: Settings of its optimizer; the learning rate follows the run's schedule.
+    """
+
+    module: nn.Module
+    optimizer: OptimizerRecipe
 
 
 class Objective(BaseModel, ABC):
     """One term of the student's loss, and its settings: frozen, strict.
 
     Attributes:
-        name: How recipes, logs and draws call it.
-        site: Where the student is asked, Eq. 20.
-        weight: Factor of its loss: a number, or points (step, weight) that it runs through.
+        name: How recipes, logs and random streams call it.
+        site: Where the student is evaluated with gradients, Eq. 20.
+        weight: Factor of its loss: a number, or points (step, weight) between which it is linear.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -79,165 +140,184 @@ class Objective(BaseModel, ABC):
     weight: Weight = ((0, 1.0),)
 
     @property
-    def misfits(self) -> Mapping[str, str]:
-        """Kinds of guidance it cannot be used with ("cfg", "embedded"): why, and what to do."""
+    def unsupported_guidance(self) -> Mapping[str, str]:
+        """Kinds of guidance ("cfg", "embedded") it cannot be used with: why, and what to do."""
         return {}
 
-    def questions(self, answer: Answer) -> Sequence[Question]:
-        """What it asks the teachers, given the student's answer at its site; nothing by default."""
-        return ()
-
     @abstractmethod
-    def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
-        """What it makes of the student's answer and the replies; weighted, see `weight_at`."""
+    def term(self, at: Context) -> Asking[Term]:
+        """The loss per sample [B], without its weight, and what is reported of it."""
+
+    def networks(self, backbone: Backbone) -> Mapping[str, TrainedNetwork]:
+        """Networks that it trains beside the student, by a name of their own; none by default."""
+        return {}
+
+    def network_loss(self, network: str, at: Context) -> Asking[Tensor]:
+        """Loss per sample [B] of one of `networks`, which is updated before the student.
+
+        In `at`, the student's prediction has no graph.
+        """
+        raise NotImplementedError(f"{self.name} says no loss for its network {network!r}")
 
     def weight_at(self, step: int) -> float:
         """Weight at a step counted from 0, Eq. 24."""
         steps, weights = zip(*self.weight, strict=True)
         return float(np.interp(step + 1, steps, weights))
 
-    def __call__(
-        self,
-        ask: Ask,
-        anchor: Anchor,
-        *,
-        cond: Conditioning,
-        null: Conditioning,
-        draws: Draws,
-        indices: Tensor,
-    ) -> Term:
-        """This objective alone; see `evaluate`."""
-        (term,) = evaluate([self], ask, anchor, cond=cond, null=null, draws=draws, indices=indices)
-        return term
-
 
 class Pull(Objective):
-    """An objective that pulls the student's x0 where the teachers say, Eq. 18-19.
+    """An objective that pulls the student's x0 along a direction that teachers give, Eq. 18-19.
 
-    A named one is a subclass in a file of its own that gives ``name``, ``site`` and ``probe`` their
-    defaults and says its ``direction``.
+    The student's x0, detached, is noised to a sigma of the *probe* law, Eq. 21; the teachers'
+    predictions there give the direction.
 
     Attributes:
-        probe: Law of the sigma at which the teachers are asked, Eq. 21.
-        probes: How often they are asked about one answer; the pull is the mean, Eq. 21a.
+        probe: Law of the sigma at which the teachers are queried, Eq. 21.
         floor: Least normaliser k, Eq. 18.
     """
 
     probe: Law
-    probes: Annotated[int, Field(ge=1)] = 1
     floor: Positive = FLOOR
 
-    @property
     @abstractmethod
-    def direction(self) -> Direction:
-        """Where the teachers pull, Eq. 22-23 and 26."""
+    def direction(self, xt: Tensor, sigma: Tensor, at: Context) -> Asking[tuple[Tensor, Tensor]]:
+        """Direction of the pull, and the reference that k compares the student's x0 with.
 
-    def questions(self, answer: Answer) -> Sequence[Question]:
-        """What its direction asks at each probe, Eq. 21."""
-        points = renoise_evenly(
-            answer.x0,
+        Args:
+            xt: The student's x0 under fresh noise, [B, ...].
+            sigma: Its noise level, [B].
+            at: The student's prediction, prompts and random values.
+
+        Returns:
+            Two tensors [B, ...].
+        """
+
+    def term(self, at: Context) -> Asking[Term]:
+        """The pull as a loss, Eq. 18-19."""
+        probe = renoise(
+            at.x0,
             self.probe,
-            self.probes,
-            anchor_sigma=answer.anchor.sigma,
+            anchor_sigma=at.anchor.sigma,
             name=self.name,
-            draws=answer.draws,
-            indices=answer.indices,
+            draws=at.draws,
+            indices=at.indices,
         )
-        return [
-            question
-            for point in points
-            for question in self.direction.questions(
-                point.xt, point.sigma, answer.cond, answer.null
-            )
-        ]
-
-    def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
-        """The mean pull as a weighted, reportable term, Eq. 18-19 and 24."""
-        x0, each = answer.x0, len(replies) // self.probes
-        losses, norms, directions = [], [], []
-        for first in range(0, len(replies), each):
-            asked = replies[first : first + each]
-            direction, reference = self.direction.between(*(reply.x0 for reply in asked))
-            losses.append(pull_loss(x0, direction, reference, floor=self.floor, reduction="none"))
-            norms.append(pull_norm(x0, reference, floor=self.floor))
-            directions.append(direction)
+        direction, reference = yield from self.direction(probe.xt, probe.sigma, at)
         return Term(
             name=self.name,
-            loss=self.weight_at(answer.draws.step) * torch.stack(losses).mean(0),
-            norm=torch.stack(norms).mean(0),
-            direction=torch.stack(directions).mean(0),
-            x0=x0.detach(),
+            loss=pull_loss(at.x0, direction, reference, self.floor, "none"),
+            norm=pull_norm(at.x0, reference, floor=self.floor),
+            direction=direction,
+            x0=at.x0.detach(),
         )
+
+
+def pull_norm(x0: Tensor, reference: Tensor, *, floor: float = FLOOR) -> Tensor:
+    """Normaliser k, Eq. 18: ``max(mean |reference - x0|, floor)`` per sample, detached: [B]."""
+    return per_sample((reference - x0.detach()).abs()).clamp(min=floor)
+
+
+def pull_loss(
+    x0: Tensor,
+    direction: Tensor,
+    reference: Tensor,
+    floor: float = FLOOR,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Loss whose gradient moves x0 along a direction, Eq. 19, in float32.
+
+    ``mean over elements of (x0 - stopgrad(x0 + direction / k))^2``; its gradient with respect to
+    x0 is ``-2 direction / (k n)`` for n elements. A non-finite ``direction / k`` counts as 0 (nan)
+    or as the largest float (inf); x0 itself is never repaired, so a diverged student shows.
+
+    Args:
+        x0: The student's clean latents, with their graph, [B, ...].
+        direction: Where to pull them, [B, ...].
+        reference: What the normaliser compares x0 with, [B, ...].
+        floor: Least normaliser.
+        reduction: ``mean`` gives a scalar, ``none`` the mean per sample, [B].
+    """
+    x0, direction, reference = x0.float(), direction.float(), reference.float()
+    k = pull_norm(x0, reference, floor=floor)
+    target = x0 + torch.nan_to_num(direction / expand(k, x0))
+    return reduced(per_sample((x0 - target.detach()).square()), reduction)
+
+
+# -------------------------------------------------------------------------------------- evaluation
 
 
 def by_site(objectives: Sequence[Objective]) -> list[list[Objective]]:
-    """Objectives grouped by equal sites, in order: each group shares one answer of the student."""
+    """Objectives grouped by equal sites, in order: a group shares one prediction of the student."""
     groups: dict[Site, list[Objective]] = {}
     for objective in objectives:
         groups.setdefault(objective.site, []).append(objective)
     return list(groups.values())
 
 
-def refuse_misfits(objectives: Sequence[Objective], guidance: str, model: str) -> None:
-    """Check that objectives go with a model, before anything is trained.
+def refuse_unsupported(objectives: Sequence[Objective], guidance: str, model: str) -> None:
+    """Check that a model's kind of guidance suits all objectives, before anything is trained.
 
     Args:
         objectives: The recipe's list.
-        guidance: How the model is guided: "embedded" if its network takes a scale, else "cfg".
+        guidance: "embedded" if the network takes a guidance scale as an input, else "cfg".
         model: What to call the model.
 
     Raises:
-        FewstepError: One does not; one line says which, why, and what to do.
+        FewstepError: It does not suit one; the line says which, why, and what to do.
     """
     for number, objective in enumerate(objectives):
-        if guidance in objective.misfits:
+        if reason := objective.unsupported_guidance.get(guidance):
             raise FewstepError(
-                f"objectives.{number}: {objective.name!r} does not go with {model}: "
-                f"{objective.misfits[guidance]}",
+                f"objectives.{number}: {objective.name!r} does not go with {model}: {reason}",
                 code="mismatch",
             )
 
 
 def evaluate(
     objectives: Sequence[Objective],
-    ask: Ask,
-    anchor: Anchor,
+    networks: Networks,
+    batch: AnchorBatch,
     *,
-    cond: Conditioning,
-    null: Conditioning,
-    draws: Draws,
-    indices: Tensor,
-    together: bool = False,
+    batched: bool = False,
 ) -> list[Term]:
-    """All terms of a batch; the student answers with gradients once per distinct site.
-
-    The gradient reaches the student alone: through its answers at the sites, nowhere else.
+    """Weighted terms of a batch; the student is evaluated with gradients once per distinct site.
 
     Args:
         objectives: The recipe's list.
-        ask: The three networks.
-        anchor: Where this iteration works, batch B.
-        cond: Prompts, batch B.
-        null: The encoded empty prompt, batch B.
-        draws: The step's random values.
-        indices: Global index of each sample, [B].
-        together: Ask each teacher all its questions in one batch; else one after the other.
+        networks: Student, teacher and fake teacher.
+        batch: Where they are evaluated, batch B.
+        batched: Answer queries to one network by one call where their shapes allow it.
 
     Returns:
         One term per objective, in the order of `by_site`.
     """
-    asked: list[tuple[Objective, Answer]] = []
-    for group in by_site(objectives):
-        xt, sigma = group[0].site(anchor, draws, indices)
-        velocity = ask.student(xt, sigma, cond)
-        x0 = x0_from_velocity(xt, velocity, sigma)
-        answer = Answer(
-            velocity, x0, ask, anchor, cond=cond, null=null, draws=draws, indices=indices
-        )
-        asked += [(objective, answer) for objective in group]
-    questions = [list(objective.questions(answer)) for objective, answer in asked]
-    replies = iter(reply_to(ask, [each for own in questions for each in own], together=together))
+    pairs = contexts(objectives, networks, batch)
+    terms = drive([each.term(at) for each, at in pairs], networks, batched=batched)
     return [
-        objective.term(answer, list(islice(replies, len(own))))
-        for (objective, answer), own in zip(asked, questions, strict=True)
+        replace(term, loss=each.weight_at(batch.draws.step) * term.loss)
+        for (each, _), term in zip(pairs, terms, strict=True)
     ]
+
+
+def contexts(
+    objectives: Sequence[Objective], networks: Networks, batch: AnchorBatch
+) -> list[tuple[Objective, Context]]:
+    """Each objective with the student's prediction at its site, in the order of `by_site`."""
+    pairs: list[tuple[Objective, Context]] = []
+    for group in by_site(objectives):
+        site = group[0].site
+        xt, sigma = site(batch.anchor, batch.draws, batch.indices)
+        if batch.student_velocity is not None and site == AtAnchor():
+            velocity = batch.student_velocity
+        else:
+            velocity = networks.velocity("student", xt, sigma, batch.cond)
+        at = Context(
+            **vars(batch),
+            xt=xt,
+            sigma=sigma,
+            velocity=velocity,
+            x0=x0_from_velocity(xt, velocity, sigma),
+            modules=networks.modules,
+        )
+        pairs += [(objective, at) for objective in group]
+    return pairs

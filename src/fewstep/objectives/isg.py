@@ -1,8 +1,7 @@
-"""ISG, intra-segment guidance: one jump of the student should land where two finer ones do."""
+"""ISG, intra-segment guidance: one jump of the student should end where two finer jumps end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Literal, TypeAlias
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from fewstep.core.flow import euler_step
 from fewstep.core.types import Term, per_sample
-from fewstep.objectives.base import Answer, Objective
-from fewstep.objectives.questions import Question, Reply
+from fewstep.objectives.base import Context, Objective
+from fewstep.objectives.queries import Asking, Query
 from fewstep.objectives.sites import AtAnchor
 
 _NO_EXTRA = ConfigDict(extra="forbid")
@@ -22,7 +21,7 @@ _NO_EXTRA = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_NO_EXTRA)
 class Squared:
-    """Mean square of the gap, Eq. 29a: the paper's choice."""
+    """Mean square of the gap, Eq. 29a, as in the paper."""
 
     name: Literal["l2"] = field(default="l2", repr=False)
 
@@ -33,10 +32,10 @@ class Squared:
 
 @dataclass(frozen=True, config=_NO_EXTRA)
 class Charbonnier:
-    """Smoothed mean absolute gap, Eq. 29b: the choice of the authors' code; 0 for no gap.
+    """Smoothed mean absolute gap, Eq. 29b, as in the authors' code; 0 for no gap.
 
     Attributes:
-        eps: Where the square turns into the absolute value.
+        eps: Gap at which the square turns into the absolute value.
     """
 
     eps: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1e-3
@@ -54,9 +53,9 @@ Distance: TypeAlias = Annotated[Squared | Charbonnier, Field(discriminator="name
 class ISG(Objective):
     """The student's jump to the next grid point, pulled to a target inside the segment, Eq. 28-29.
 
-    SenseFlow, arXiv 2506.00523. The teacher goes from the anchor to a random point of the segment,
-    the student, without gradient, from there to the segment's end: that is the target. Costs one
-    evaluation of the teacher and one of the student besides the site's, which others may share.
+    SenseFlow, arXiv 2506.00523. The target is where two finer jumps end: the teacher's from the
+    anchor to a random point of the segment, then the student's, without gradient, to the segment's
+    end. Costs one evaluation of the teacher and one of the student beside that at the site.
 
     Attributes:
         site: The anchor, where the segment begins.
@@ -67,23 +66,19 @@ class ISG(Objective):
     site: AtAnchor = AtAnchor()
     distance: Distance = Squared()
 
-    def questions(self, answer: Answer) -> Sequence[Question]:
-        """One to the teacher, at the anchor."""
-        return [Question("teacher", answer.anchor.xt, answer.anchor.sigma, answer.cond)]
-
-    def term(self, answer: Answer, replies: Sequence[Reply]) -> Term:
-        """The gap between jump and target as a weighted, reportable term."""
-        anchor, cond, draws = answer.anchor, answer.cond, answer.draws
-        start, end = anchor.sigma, anchor.sigma_next
-        mid = torch.lerp(start, end, draws.uniform(f"{self.name}/mid", answer.indices))
-        with torch.no_grad():
-            xt_mid = euler_step(anchor.xt, replies[0].velocity, start, mid)
-            target = euler_step(xt_mid, answer.ask.student(xt_mid, mid, cond), mid, end)
-        gap = target - euler_step(anchor.xt, answer.velocity, start, end)
+    def term(self, at: Context) -> Asking[Term]:
+        """The gap between the student's jump and the target, Eq. 28-29."""
+        anchor, start, end = at.anchor, at.anchor.sigma, at.anchor.sigma_next
+        mid = torch.lerp(start, end, at.draws.uniform(f"{self.name}/mid", at.indices))
+        (teacher,) = yield [Query("teacher", anchor.xt, start, at.cond)]
+        xt_mid = euler_step(anchor.xt, teacher.velocity, start, mid)
+        (student,) = yield [Query("student", xt_mid, mid, at.cond)]
+        target = euler_step(xt_mid, student.velocity, mid, end)
+        gap = target - euler_step(anchor.xt, at.velocity, start, end)
         return Term(
             name=self.name,
-            loss=self.weight_at(draws.step) * self.distance(gap),
+            loss=self.distance(gap),
             norm=per_sample(gap.detach().abs()),
             direction=gap.detach(),
-            x0=answer.x0.detach(),
+            x0=at.x0.detach(),
         )

@@ -139,7 +139,7 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
     found = build_objectives(recipe)
     wanted = recipe.model
     backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
-    objectives.refuse_misfits(found, backbone.guidance, backbone.name)
+    objectives.refuse_unsupported(found, backbone.guidance, backbone.name)
     sizes = count_parameters(backbone, recipe.student)
     evaluations = count_evaluations(recipe, found)
     few, anchors, steps = grids(recipe, backbone)

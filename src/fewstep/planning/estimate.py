@@ -149,7 +149,7 @@ def plan(
     kind, found = find_gpu(gpu), build_objectives(recipe)
     wanted = recipe.model
     backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
-    objectives.refuse_misfits(found, backbone.guidance, backbone.name)
+    objectives.refuse_unsupported(found, backbone.guidance, backbone.name)
     size = recipe.resolution
     backbone.effective_shift(recipe.grid.shift, size.height, size.width)  # refused as the run is
     _refuse_uneven(recipe, gpus)

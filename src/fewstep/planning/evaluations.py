@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple, dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.config import Recipe
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import Grid, RandomGrid
 from fewstep.core.solver import simulate
 from fewstep.core.types import Conditioning
-from fewstep.objectives import Objective, evaluate
+from fewstep.objectives import AnchorBatch, Objective, evaluate
 from fewstep.objectives.sites import AtAnchor
 
 
@@ -87,6 +90,7 @@ class _Counting:
 
     weight: Tensor
     counts: dict[str, int]
+    modules: dict[str, nn.Module] = field(default_factory=dict)
 
     def _answer(self, role: str, xt: Tensor) -> Tensor:
         self.counts[role] = self.counts.get(role, 0) + 1
@@ -94,15 +98,11 @@ class _Counting:
             self.counts["with_gradient"] = self.counts.get("with_gradient", 0) + 1
         return xt * self.weight
 
-    def student(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return self._answer("student", xt)
+    def velocity(self, network: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return self._answer(network, xt)
 
-    @torch.no_grad()
-    def teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return self._answer("teacher", xt)
-
-    def fake_teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return self._answer("fake_teacher", xt)
+    def capture(self, network: str, blocks: Sequence[int]) -> AbstractContextManager[Any]:
+        return nullcontext([(torch.zeros(1, 1),)] * len(blocks))
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ class Asked:
 
 def ask_once(objectives: Sequence[Objective]) -> Asked:
     """What one sample costs in one student update: the objectives run on a latent of one number."""
-    ask = _Counting(torch.ones((), requires_grad=True), {})
+    networks = _Counting(torch.ones((), requires_grad=True), {})
     cond = Conditioning({"guidance": torch.ones(1)})  # models that take a guidance call it so
     sigmas, index = torch.tensor([1.0, 0.5, 0.0]), torch.zeros(1, dtype=torch.long)
-    anchor = simulate(ask.student, torch.zeros(1, 1), sigmas, cond).pick(index)
-    ask.counts.clear()
-    draws = Draws(0, 0, torch.device("cpu"))
-    evaluate(objectives, ask, anchor, cond=cond, null=cond, draws=draws, indices=index)
-    return Asked(**ask.counts)
+    student = partial(networks.velocity, "student")
+    anchor = simulate(student, torch.zeros(1, 1), sigmas, cond).pick(index)
+    networks.counts.clear()
+    evaluate(objectives, networks, AnchorBatch(anchor, cond, cond, Draws(0, 0), index))
+    return Asked(**networks.counts)
 
 
 def _ask_each(objectives: Sequence[Objective]) -> Asked:

@@ -239,6 +239,8 @@ def shard(roles: Roles, backbone: Backbone, processes: ProcessGroup, device: tor
         for block in backbone.blocks(net):
             fully_shard(block, **options)
         fully_shard(net, **options)
+    for module in roles.modules.values():
+        fully_shard(module, mesh=processes.mesh)
 
 
 # ----------------------------------------------------------------------------------- checkpoints

@@ -1,8 +1,7 @@
-"""Backward simulation that stops, sample by sample, where the sample's anchor is."""
+"""What the fused step saves: the simulation ends, sample by sample, at the sample's anchor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,10 +9,8 @@ from torch import Tensor
 
 from fewstep.core.flow import euler_step, x0_from_velocity
 from fewstep.core.types import Anchor, Conditioning, VelocityFn
-from fewstep.objectives.questions import Ask
 
 
-@torch.no_grad()
 def simulate_to(
     velocity: VelocityFn,
     noise: Tensor,
@@ -22,34 +19,32 @@ def simulate_to(
     *,
     index: Tensor,
     calls: int = 0,
-) -> Anchor:
+    keep_graph: bool = False,
+) -> tuple[Anchor, Tensor]:
     """What ``simulate(...).pick(index)`` gives, for about half the evaluations.
 
-    A sample leaves the batch before its anchor; at the anchors all are asked at once.
+    A sample leaves the batch at its anchor; at the anchors all samples are evaluated in one call.
 
     Args:
         velocity: The student.
-        noise: Latent to start from, [B, ...].
+        noise: Latents to start from, [B, ...].
         sigmas: Grid with the model's shift and the final 0, [N + 1].
         cond: Prompts, batch B.
         index: Each sample's anchor in 0..N-1, [B], on the CPU.
-        calls: How often the velocity is asked at least: one sample walks on for nothing if need be.
+        calls: Least number of network calls, for processes that must call equally often: one sample
+            then walks on, and its result is not used.
+        keep_graph: Compute the last prediction with its graph.
+
+    Returns:
+        The anchors, whose `final` is not known (x0 stands in for it), and the student's velocity
+        there, [B, ...], with its graph if wanted.
     """
     xt, sigma, sigma_next = walk_to(velocity, noise, sigmas, cond, index=index, calls=calls - 1)
-    return anchor_at(xt, sigma, sigma_next, velocity(xt, sigma, cond))
-
-
-def anchor_at(xt: Tensor, sigma: Tensor, sigma_next: Tensor, velocity: Tensor) -> Anchor:
-    """The anchor of a simulation that ended there; its `final` is not known, x0 stands in for it.
-
-    Args:
-        xt: Latents, [B, ...].
-        sigma: Their noise levels, [B].
-        sigma_next: The next ones of the grid, [B].
-        velocity: The student's, [B, ...]; detached.
-    """
-    x0 = x0_from_velocity(xt, velocity.detach(), sigma)
-    return Anchor(xt, sigma, sigma_next, velocity=velocity.detach(), x0=x0, final=x0)
+    with torch.set_grad_enabled(keep_graph):
+        predicted = velocity(xt, sigma, cond)
+    v = predicted.detach()
+    x0 = x0_from_velocity(xt, v, sigma)
+    return Anchor(xt, sigma, sigma_next, velocity=v, x0=x0, final=x0), predicted
 
 
 @torch.no_grad()
@@ -62,12 +57,12 @@ def walk_to(
     index: Tensor,
     calls: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The way to the anchors, as `simulate_to` takes it: where the student is to be asked next.
+    """Euler steps to the anchors, Eq. 13, without the prediction at them; see `simulate_to`.
 
     Returns:
-        Latents [B, ...], their sigmas and the next ones of the grid, [B] each.
+        Latents at the anchors [B, ...], their sigmas and the next ones of the grid, [B] each.
     """
-    # Those that stay longest come first: the ones still walking are always the front of the batch.
+    # Samples that walk longest come first, so that those still walking are a slice of the batch.
     order = index.argsort(descending=True, stable=True)
     walking = [int((index > i).sum()) for i in range(len(sigmas) - 1)]
     sigmas, device = sigmas.to(noise, non_blocking=True), noise.device
@@ -85,36 +80,3 @@ def walk_to(
         v = velocity(xt, sigma, cond.select(slice(batch)))
         xt = euler_step(xt, v, sigma, sigmas[i + 1].expand(batch))
     return torch.cat(arrived[::-1])[back], sigmas[index], sigmas[index + 1]
-
-
-@dataclass(frozen=True, eq=False)
-class Remembering:
-    """The three networks, the student's answer at the anchor being known, with its graph.
-
-    Attributes:
-        ask: The networks.
-        anchor: Where the student was asked.
-        cond: The prompts it was asked with.
-        velocity: What it said, [B, ...].
-    """
-
-    ask: Ask
-    anchor: Anchor
-    cond: Conditioning
-    velocity: Tensor
-
-    @property
-    def teacher(self) -> VelocityFn:
-        """As it is."""
-        return self.ask.teacher
-
-    @property
-    def fake_teacher(self) -> VelocityFn:
-        """As it is."""
-        return self.ask.fake_teacher
-
-    def student(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """The known answer at the anchor itself, a new one anywhere else: [B, ...]."""
-        if xt is self.anchor.xt and cond is self.cond:
-            return self.velocity
-        return self.ask.student(xt, sigma, cond)

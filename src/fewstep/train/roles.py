@@ -1,4 +1,4 @@
-"""The three roles, student, teacher and fake teacher, as velocity fields of one backbone.
+"""Student, teacher and fake teacher as velocity fields of one backbone, and further networks.
 
 ``full``: three networks. ``lora``: one network with two adapters; the teacher is the network with
 its adapters off, so that the weights exist once. A network is changed in a stated order: adapters,
@@ -13,14 +13,17 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.config import LoraRecipe, StudentRecipe
+from fewstep.config import LoraRecipe, OptimizerRecipe, StudentRecipe
 from fewstep.config.memory import MemoryRecipe
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.objectives import Objective
 from fewstep.train.memory.activation_checkpointing import checkpoint_activations
 from fewstep.utils.errors import FewstepError
 
@@ -31,18 +34,19 @@ _VARIANTS = 64  # of a compiled block, before it would silently run uncompiled
 
 
 class Roles(ABC):
-    """Who is asked: ``roles.student(xt, sigma, cond) -> velocity``, and likewise the others.
-
-    The teacher never builds a graph; the other two do where gradients are enabled.
+    """The networks: ``roles.student(xt, sigma, cond) -> velocity``, and likewise the others.
 
     Attributes:
         evaluations: Network evaluations so far, in samples.
+        modules: Networks that objectives bring along, by name.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         """Roles of a backbone; its network's precision is the one that all compute in."""
         self.backbone = backbone
         self.evaluations = 0
+        self.modules: dict[str, nn.Module] = {}
+        self._owners: dict[str, str] = {}
         dtype = next(backbone.net.parameters()).dtype
         self._dtypes = dict.fromkeys((*TRAINED, TEACHER), dtype)
 
@@ -54,52 +58,137 @@ class Roles(ABC):
         seed: int,
         memory: MemoryRecipe = _AS_LOADED,
     ) -> Roles:
-        """The three roles of a fresh run; the backbone's own network is part of them."""
+        """The networks of a fresh run; the backbone's own network is one of them."""
         if recipe.mode == "lora":
             return _Lora(backbone, recipe, seed)
         return _Full(backbone, recipe, memory)
 
     def student(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Velocity of the network that is distilled: [B, ...] -> [B, ...]."""
-        return self._ask(STUDENT, xt, sigma, cond)
+        return self.velocity(STUDENT, xt, sigma, cond)
 
     @torch.no_grad()
     def teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """Velocity of the pretrained network: [B, ...] -> [B, ...]."""
-        return self._ask(TEACHER, xt, sigma, cond)
+        """Velocity of the pretrained network, without a graph: [B, ...] -> [B, ...]."""
+        return self.velocity(TEACHER, xt, sigma, cond)
 
     def fake_teacher(self, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Velocity of the model of what the student generates: [B, ...] -> [B, ...]."""
-        return self._ask(FAKE_TEACHER, xt, sigma, cond)
+        return self.velocity(FAKE_TEACHER, xt, sigma, cond)
+
+    def velocity(self, network: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity of a role's network, with a graph where gradients are enabled: [B, ...]."""
+        self.evaluations += len(xt)
+        # Trained weights are float32 masters: autocast computes with them in the chosen precision.
+        # A call uses each once: keeping all low copies to its end would save no time.
+        dtype = self._dtypes[network]
+        low = dtype != torch.float32
+        scope = torch.autocast(xt.device.type, dtype, enabled=low, cache_enabled=False)
+        with self.active(network), scope:
+            return self.backbone.velocity(self.net(network), xt, sigma, cond)
+
+    @contextmanager
+    def capture(self, network: str, blocks: Sequence[int]) -> Iterator[list[tuple[Tensor, ...]]]:
+        """Context that collects the tensors that some blocks of a role's network return in a call.
+
+        Raises:
+            FewstepError: The network has no block of such a number.
+        """
+        there = self.backbone.blocks(self.net(network))
+        if not set(blocks) <= set(range(len(there))):
+            what = f"blocks {list(blocks)}: the network has blocks 0 to {len(there) - 1}"
+            raise FewstepError(what, code="out-of-range")
+        outputs: dict[int, tuple[Tensor, ...]] = {}
+        collected: list[tuple[Tensor, ...]] = []
+
+        def keep(number: int, module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            outputs[number] = tuple(each for each in tensors if isinstance(each, Tensor))
+
+        hooks = [there[n].register_forward_hook(partial(keep, n)) for n in blocks]
+        try:
+            yield collected
+        finally:
+            for hook in hooks:
+                hook.remove()
+        collected += [outputs[number] for number in blocks]
 
     @abstractmethod
     def net(self, role: str) -> nn.Module:
-        """The network of a role; with shared weights, right only inside `active`."""
+        """The denoiser of a role; with shared weights, right only inside `active`."""
 
     @abstractmethod
-    def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """What is trained in a role, under names that are equal for student and fake teacher."""
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """What is trained of a network; names are equal for student and fake teacher."""
 
     @abstractmethod
     def active(self, role: str) -> AbstractContextManager[None]:
-        """Context in which a role's weights are the ones in force.
+        """Context in which the weights of a role are in force."""
 
-        A backward pass belongs inside it: gradient checkpointing runs the network once more.
+    # ------------------------------------------------------- networks that objectives bring along
+
+    def add_networks(
+        self, objectives: Sequence[Objective], seed: int
+    ) -> dict[str, OptimizerRecipe]:
+        """Take over the networks that objectives train beside the student.
+
+        Args:
+            objectives: The recipe's list.
+            seed: Their initial weights are a function of it.
+
+        Returns:
+            Settings of their optimizers, by the networks' names.
+
+        Raises:
+            FewstepError: A name is taken.
         """
+        optimizers: dict[str, OptimizerRecipe] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            brought = [(each.name, each.networks(self.backbone)) for each in objectives]
+        for owner, networks in brought:
+            for name, network in networks.items():
+                if name in (*self.trained, TEACHER, "ema", "optimizers"):
+                    raise FewstepError(
+                        f"objective {owner!r}: its network cannot be called {name!r}; it is taken",
+                        code="exists",
+                    )
+                device = self.backbone.device
+                self.modules[name] = network.module.to(device).requires_grad_(True)
+                self._owners[name] = owner
+                optimizers[name] = network.optimizer
+        return optimizers
+
+    def networks_of(self, owner: str) -> list[str]:
+        """Names of the networks that an objective brought along."""
+        return [name for name, objective in self._owners.items() if objective == owner]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of all networks that are trained."""
+        return (*TRAINED, *self.modules)
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """All that a checkpoint holds of a trained network: live tensors, by name."""
+        if name in self.modules:
+            return dict(self.modules[name].state_dict())
+        return dict(self.parameters(name))
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """Backward pass into a trained network; adapters take gradients only while in force."""
+        with nullcontext() if name in self.modules else self.active(name):
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def discard_gradients(self, *, keep: str) -> None:
+        """Drop gradients that a backward pass has left in other trained networks than `keep`."""
+        for name in self.trained:
+            if name != keep:
+                for parameter in self.parameters(name).values():
+                    parameter.grad = None
 
     def student_state(self) -> dict[str, Tensor]:
         """The student's trained weights by name, detached."""
         return {name: p.detach() for name, p in self.parameters(STUDENT).items()}
-
-    def _ask(self, role: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        self.evaluations += len(xt)
-        # Trained weights are float32 masters: autocast computes with them in the chosen precision.
-        # A call uses each once: keeping all low copies to its end would save no time.
-        dtype = self._dtypes[role]
-        low = dtype != torch.float32
-        scope = torch.autocast(xt.device.type, dtype, enabled=low, cache_enabled=False)
-        with self.active(role), scope:
-            return self.backbone.velocity(self.net(role), xt, sigma, cond)
 
 
 class _Full(Roles):
@@ -125,8 +214,8 @@ class _Full(Roles):
     def net(self, role: str) -> nn.Module:
         return self._nets[role]
 
-    def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        return dict(self._nets[role].named_parameters())
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        return dict((self.modules | self._nets)[name].named_parameters())
 
     def active(self, role: str) -> AbstractContextManager[None]:
         return nullcontext()
@@ -143,15 +232,22 @@ class _Lora(Roles):
         self._active = ""
         self._switch(TEACHER)
         if recipe.gradient_checkpointing:
-            checkpoint_activations(backbone, self._net, int(recipe.gradient_checkpointing))
+            checkpoint_activations(
+                backbone,
+                self._net,
+                int(recipe.gradient_checkpointing),
+                recompute_in=lambda: self.active(self._active),
+            )
         if recipe.compile:
             _compile_blocks(backbone, self._net)
 
     def net(self, role: str) -> nn.Module:
         return self._net
 
-    def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        return adapter_parameters(self._net, role)
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        if name in self.modules:
+            return dict(self.modules[name].named_parameters())
+        return adapter_parameters(self._net, name)
 
     @contextmanager
     def active(self, role: str) -> Iterator[None]:
@@ -202,7 +298,7 @@ def become_student(
 
 
 @torch.no_grad()
-def load_parameters(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+def load_parameters(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy weights by name, in place.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fewstep import __version__, models, objectives
-from fewstep.config import ConfigError, Recipe, parse_recipe
+from fewstep.config import ConfigError, OptimizerRecipe, Recipe, parse_recipe
 from fewstep.config.migrate import migrated
 from fewstep.core.schedules import Shift
 from fewstep.data.embeddings import Embeddings, StoredEncoder
@@ -29,7 +29,7 @@ from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Log, NoLog
 from fewstep.train.monitor.previews import Preview, preview_score
 from fewstep.train.optim import Ema, LRSchedule
-from fewstep.train.roles import FAKE_TEACHER, STUDENT, TRAINED, Roles, load_parameters
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
 from fewstep.train.step import Algorithm, TrainState
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_model
@@ -156,8 +156,9 @@ def build(
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
         leave_vae(backbone)
-    told = "guidance" in backbone.null(1).tensors  # FLUX.1-schnell is of FLUX.1-dev's family
-    objectives.refuse_misfits(validated.objectives, "embedded" if told else "cfg", backbone.name)
+    # FLUX.1-schnell is of FLUX.1-dev's family, and takes no guidance.
+    guidance = "embedded" if "guidance" in backbone.null(1).tensors else "cfg"
+    objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.effective_shift(recipe.grid.shift, *size)
     previews, model = folder / PREVIEWS, digest_model(backbone.source)
@@ -173,8 +174,10 @@ def build(
         recipe=recipe,
         folder=folder,
         backbone=backbone,
-        train_state=_trainees(recipe, backbone, processes),
-        algorithm=_algorithm(recipe, validated.objectives, shape, shift),
+        train_state=_train_state(recipe, backbone, validated.objectives, processes),
+        algorithm=Algorithm.from_recipe(
+            recipe, validated.objectives, latent_shape=shape, shift=shift
+        ),
         order=Order(validated.prompts.texts, recipe.train.seed),
         encoder=encoder,
         preview=preview,
@@ -220,18 +223,28 @@ def _digest_of_embeddings(validated: ValidatedRecipe) -> str | None:
     return validated.embeddings.digest([*validated.prompts.distinct, *validated.preview_prompts])
 
 
-def _trainees(recipe: Recipe, backbone: Backbone, processes: ProcessGroup) -> TrainState:
+def _train_state(
+    recipe: Recipe,
+    backbone: Backbone,
+    objectives: Sequence[Objective],
+    processes: ProcessGroup,
+) -> TrainState:
     device = backbone.device
     if processes.sharded:
         backbone.net.to("cpu")  # three copies that are whole need not fit the accelerator
         refuse_sharded(recipe)
     memory, seed = recipe.memory, recipe.train.seed
     roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
+    of_objectives = roles.add_networks(objectives, seed)
     if processes.sharded:
         shard(roles, backbone, processes, device)
     lr_schedule = LRSchedule(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
-    settings = {STUDENT: recipe.student.optimizer, FAKE_TEACHER: recipe.fake_teacher.optimizer}
-    updaters = {
+    settings: dict[str, OptimizerRecipe] = {
+        STUDENT: recipe.student.optimizer,
+        FAKE_TEACHER: recipe.fake_teacher.optimizer,
+        **of_objectives,
+    }
+    optimizers = {
         role: SharedUpdater(
             role,
             roles.parameters(role),
@@ -240,33 +253,15 @@ def _trainees(recipe: Recipe, backbone: Backbone, processes: ProcessGroup) -> Tr
             on_host=memory.offload_optimizer,
             seed=seed,
         )
-        for role in TRAINED
+        for role in roles.trained
     }
-    for updater in updaters.values():
-        updater.processes = processes
+    for optimizer in optimizers.values():
+        optimizer.processes = processes
     ema = None
     if recipe.ema:
         student = roles.parameters(STUDENT)
         ema = Ema(student, recipe.ema.max_decay, on_host=memory.offload_ema)
-    return TrainState(roles, updaters[STUDENT], updaters[FAKE_TEACHER], ema)
-
-
-def _algorithm(
-    recipe: Recipe, found: list[Objective], shape: tuple[int, ...], shift: Any
-) -> Algorithm:
-    return Algorithm(
-        objectives=found,
-        grid=recipe.grid,
-        shift=shift,
-        latent_shape=shape,
-        every=recipe.student.every,
-        law=recipe.fake_teacher.law,
-        target=recipe.fake_teacher.target,
-        fake_updates=recipe.fake_teacher.updates,
-        ida_rate=recipe.fake_teacher.ida_rate,
-        fused=recipe.train.step == "fused",
-        batch_teachers=recipe.train.batch_teachers,
-    )
+    return TrainState(roles, dict(optimizers), ema)
 
 
 def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
@@ -288,9 +283,13 @@ def groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
     """All tensors of a run's state, one group per file."""
     train_state = run.train_state
     found: dict[str, Mapping[str, Tensor]] = {
-        role: train_state.roles.parameters(role) for role in TRAINED
+        name: train_state.roles.state(name) for name in train_state.roles.trained
     }
-    found["optimizers"] = train_state.student.tensors() | train_state.fake_teacher.tensors()
+    found["optimizers"] = {
+        key: tensor
+        for optimizer in train_state.optimizers.values()
+        for key, tensor in optimizer.tensors().items()
+    }
     if train_state.ema is not None:
         found["ema"] = train_state.ema.weights
     return found
@@ -306,8 +305,7 @@ def state(run: Run) -> dict[str, Any]:
         "evaluations": run.evaluations,
         "seconds": run.seconds,
         "updates": {
-            STUDENT: train_state.student.updates,
-            FAKE_TEACHER: train_state.fake_teacher.updates,
+            **{name: each.updates for name, each in train_state.optimizers.items()},
             "ema": train_state.ema.updates if train_state.ema else 0,
         },
         "pending_metrics": run.log.pending,
@@ -331,10 +329,9 @@ def restore(run: Run, saved: Checkpoint) -> None:
     _refuse_another(run, content)
     train_state = run.train_state
     saved = read(saved, lambda key: _like(run, key))
-    for role in TRAINED:
-        load_parameters(train_state.roles.parameters(role), saved.groups[role])
-    for updater in (train_state.student, train_state.fake_teacher):
-        updater.load(saved.groups["optimizers"], updates[updater.role])
+    for name, optimizer in train_state.optimizers.items():
+        load_parameters(train_state.roles.state(name), saved.groups[name])
+        optimizer.load(saved.groups["optimizers"], updates[name])
     if train_state.ema is not None:
         train_state.ema.load(saved.groups["ema"], updates["ema"])
     run.step = content["step"]
@@ -352,7 +349,7 @@ def _like(run: Run, key: str) -> Tensor | None:
         role, moment, name = name.split("/", 2)
         if moment == "step":
             return None
-    return run.train_state.roles.parameters(role).get(name)
+    return run.train_state.roles.state(role).get(name)
 
 
 def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:

@@ -1,28 +1,29 @@
 """One iteration of Continuous-Time Distribution Matching: the published Algorithm 1.
 
 No logging, no distribution, no files. Every random value is a function of (seed, step, purpose,
-global sample index), so splitting the batch changes nothing but memory. The `fused` step asks the
-networks less often than the `plain` one and gives the same gradients, see docs/performance.md.
+global sample index), so splitting the batch changes nothing but memory. What `fused` saves on the
+way to the anchors, with the same gradients, is in `fused.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.config import Recipe
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import Grid, Law, Shift, with_shift
 from fewstep.core.solver import simulate
-from fewstep.core.types import Anchor, Conditioning, Term
-from fewstep.objectives import Objective, by_site, evaluate
+from fewstep.core.types import Conditioning, Term
+from fewstep.objectives import AnchorBatch, Objective, by_site, contexts, drive, evaluate
 from fewstep.objectives.fake_teacher import mix_weights, update_loss
-from fewstep.objectives.questions import Ask
 from fewstep.objectives.sites import AtAnchor
-from fewstep.train.fused import Remembering, anchor_at, walk_to
+from fewstep.train.fused import simulate_to
 from fewstep.train.optim import Ema, Updater
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
 
@@ -38,14 +39,14 @@ class Algorithm:
         grid: Base sigmas of the backward simulation.
         shift: What the model does to them.
         latent_shape: Shape of one sample.
-        every: The student moves on every so many iterations.
+        every: The student is updated in every so many iterations.
         law: Noise levels the fake teacher is trained at.
         target: Odds of what it learns to denoise, see `fake_teacher.TARGETS`.
         fake_updates: Its updates per iteration.
-        ida_rate: Share of the student mixed into it after each.
-        fused: Ask no network twice for the same; else literally as published.
-        batch_teachers: Ask each teacher all a student update's questions in one batch; else the
-            sites one after the other, so that there is one graph at a time. Only where fused.
+        ida_rate: Share of the student mixed into its weights after each update, Eq. 17.
+        fused: Stop simulating at the anchors and reuse predictions; else literally as published.
+        batch_teachers: Answer all queries of a student update to one teacher by one call; else work
+            site by site, so that one graph lives at a time. Only where fused.
     """
 
     objectives: Sequence[Objective]
@@ -60,30 +61,64 @@ class Algorithm:
     fused: bool = True
     batch_teachers: bool = True
 
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Recipe,
+        objectives: Sequence[Objective],
+        *,
+        latent_shape: tuple[int, ...],
+        shift: Shift,
+    ) -> Algorithm:
+        """The algorithm of a recipe, for training and for planning alike."""
+        fake: Any = recipe.fake_teacher
+        return cls(
+            objectives=objectives,
+            grid=recipe.grid,
+            shift=shift,
+            latent_shape=latent_shape,
+            every=recipe.student.every,
+            law=fake.law,
+            target=fake.target,
+            fake_updates=fake.updates,
+            ida_rate=fake.ida_rate,
+            fused=recipe.train.step == "fused",
+            batch_teachers=recipe.train.batch_teachers,
+        )
+
+    @property
+    def batched(self) -> bool:
+        """Whether queries to one network share a call in a student update."""
+        return self.fused and self.batch_teachers
+
+    @property
+    def stops_at_anchors(self) -> bool:
+        """Whether the simulation may end at the anchors: nothing needs the final latents."""
+        return self.fused and "final" not in self.target
+
     @property
     def backward_groups(self) -> list[list[Objective]]:
-        """Objectives that are evaluated together, each round with one backward pass."""
+        """Objectives that are evaluated together, each group with one backward pass."""
         if not self.fused:
             return [[objective] for objective in self.objectives]
         return [list(self.objectives)] if self.batch_teachers else by_site(self.objectives)
 
-    @property
-    def can_keep(self) -> bool:
-        """Whether the simulation's answer at the anchor, with a graph, is one objectives need.
+    def reuses_anchor_prediction(self, parts: int = 1) -> bool:
+        """Whether the simulation's last prediction, at the anchor, serves the objectives as well.
 
-        It lives while the fake teacher learns: not where there is to be one graph at a time.
+        Its graph lives while the fake teacher is trained, which is affordable for one part of the
+        batch, not for many, and not where one graph is to live at a time.
         """
-        known = self.fused and self.batch_teachers and "final" not in self.target
-        return known and any(each.site == AtAnchor() for each in self.objectives)
+        at_anchor = any(each.site == AtAnchor() for each in self.objectives)
+        return parts == 1 and self.stops_at_anchors and self.batched and at_anchor
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Encoded prompts, the empty prompt as often, and each sample's place in the whole batch.
+    """Encoded prompts, the empty prompt as often, and each sample's index in the global batch.
 
-    `global_indices` are the places of all samples whose networks must be asked equally often, here
-    and in
-    other processes; None where nobody else has to keep up.
+    `global_indices` are those of all samples whose networks must be called equally often, here and
+    in other processes; None where no other process depends on it.
     """
 
     cond: Conditioning
@@ -97,150 +132,157 @@ class Batch:
         starts = [int(piece[0] - self.indices[0]) for piece in pieces]
         slices = [slice(a, a + len(piece)) for a, piece in zip(starts, pieces, strict=True)]
         return [
-            Batch(
-                self.cond.select(part),
-                self.null.select(part),
-                self.indices[part],
-                self.global_indices,
+            replace(
+                self, cond=self.cond.select(s), null=self.null.select(s), indices=self.indices[s]
             )
-            for part in slices
+            for s in slices
         ]
 
 
 @dataclass(eq=False)
 class TrainState:
-    """The networks and what moves them."""
+    """The networks and what moves them.
+
+    Attributes:
+        roles: Student, teacher, fake teacher, and networks that objectives bring along.
+        optimizers: One for every trained network, by its name.
+        ema: Average of the student's weights, if kept.
+    """
 
     roles: Roles
-    student: Updater
-    fake_teacher: Updater
+    optimizers: dict[str, Updater]
     ema: Ema | None
 
 
-@dataclass(frozen=True, eq=False)
-class AnchorBatch:
-    """A part of the batch at its anchors, and whom to ask from there."""
-
-    part: Batch
-    anchor: Anchor
-    ask: Ask
-
-
 def iteration(
-    train_state: TrainState, parts: Sequence[Batch], draws: Draws, algorithm: Algorithm
+    state: TrainState, parts: Sequence[Batch], draws: Draws, algorithm: Algorithm
 ) -> Metrics:
-    """One iteration; `parts` make up the global batch. Returns what can be measured on the way."""
+    """One iteration, Algorithm 1; `parts` make up the global batch. Returns what it measured."""
+    # 1. The grid: equal in all processes, since it decides the number of network calls.
     sigmas = with_shift(algorithm.grid(draws.shared("grid")), algorithm.shift)
-    student_moves = (draws.step + 1) % algorithm.every == 0
-    # A graph lives from here to the student's update: affordable for one part, not for many.
-    keep = student_moves and len(parts) == 1 and algorithm.can_keep
-    anchor_batches = [
-        find_anchor(train_state.roles, part, sigmas, draws, algorithm=algorithm, keep=keep)
+    metrics: Metrics = {"grid/steps": torch.full((), len(sigmas) - 1.0, device=draws.device)}
+    updates_student = (draws.step + 1) % algorithm.every == 0
+    # 2. and 3. Backward simulation, and one random anchor per sample.
+    reuse = updates_student and algorithm.reuses_anchor_prediction(len(parts))
+    anchors = [
+        find_anchor(state.roles, part, sigmas, draws, algorithm=algorithm, keep_graph=reuse)
         for part in parts
     ]
-    metrics: Metrics = {"grid/steps": torch.full((), len(sigmas) - 1.0, device=draws.device)}
+    # 4. The fake teacher, and networks that objectives bring along, in every iteration.
     for update in range(algorithm.fake_updates):
-        metrics |= update_fake_teacher(
-            train_state, anchor_batches, draws, algorithm=algorithm, update=update
-        )
-    if student_moves:
-        metrics |= update_student(train_state, anchor_batches, draws, algorithm=algorithm)
+        metrics |= update_fake_teacher(state, anchors, draws, algorithm=algorithm, update=update)
+    for objective in algorithm.objectives:
+        for network in state.roles.networks_of(objective.name):
+            metrics |= update_network(state, anchors, draws, objective=objective, network=network)
+    # 5. The student, in every so many iterations.
+    if updates_student:
+        metrics |= update_student(state, anchors, draws, algorithm=algorithm)
     return metrics
 
 
 def find_anchor(
-    roles: Roles, part: Batch, sigmas: Tensor, draws: Draws, *, algorithm: Algorithm, keep: bool
+    roles: Roles,
+    batch: Batch,
+    sigmas: Tensor,
+    draws: Draws,
+    *,
+    algorithm: Algorithm,
+    keep_graph: bool,
 ) -> AnchorBatch:
-    """Simulate the student, conditionally and without guidance, to one random point per sample.
-
-    The fused simulation ends there; with `keep`, its last answer is the one that objectives use.
-    """
+    """Simulate the student, conditionally and without guidance, and pick one point per sample."""
     # Pure noise on the path, Eq. 13, also where a grid starts below 1.
-    noise = sigmas[0] * draws.normal("simulate/eps", part.indices, algorithm.latent_shape)
+    noise = sigmas[0] * draws.normal("simulate/eps", batch.indices, algorithm.latent_shape)
     on_host, steps = replace(draws, device="cpu"), len(sigmas) - 1
-    index = on_host.integers("anchor", part.indices, steps)
-    if "final" in algorithm.target or not algorithm.fused:
-        return AnchorBatch(
-            part, simulate(roles.student, noise, sigmas, part.cond).pick(index), roles
-        )
-    everyone = part.indices if part.global_indices is None else part.global_indices
-    calls = int(on_host.integers("anchor", everyone, steps).max())
-    xt, *at = walk_to(roles.student, noise, sigmas, part.cond, index=index, calls=calls)
-    with torch.set_grad_enabled(keep):
-        velocity = roles.student(xt, at[0], part.cond)
-    anchor = anchor_at(xt, *at, velocity)
+    index = on_host.integers("anchor", batch.indices, steps)
+    if not algorithm.stops_at_anchors:
+        anchor = simulate(roles.student, noise, sigmas, batch.cond).pick(index)
+        return AnchorBatch(anchor, batch.cond, batch.null, draws, batch.indices)
+    everyone = batch.indices if batch.global_indices is None else batch.global_indices
+    anchor, velocity = simulate_to(
+        roles.student,
+        noise,
+        sigmas,
+        batch.cond,
+        index=index,
+        calls=int(on_host.integers("anchor", everyone, steps).max()) + 1,
+        keep_graph=keep_graph,
+    )
     return AnchorBatch(
-        part, anchor, Remembering(roles, anchor, part.cond, velocity) if keep else roles
+        anchor, batch.cond, batch.null, draws, batch.indices, velocity if keep_graph else None
     )
 
 
 def update_fake_teacher(
-    train_state: TrainState,
-    anchor_batches: Sequence[AnchorBatch],
+    state: TrainState,
+    anchors: Sequence[AnchorBatch],
     draws: Draws,
     *,
     algorithm: Algorithm,
     update: int,
 ) -> Metrics:
-    """Fit the fake teacher to what the student generates, then pull it towards the student."""
-    roles, total = train_state.roles, sum(len(start.part.indices) for start in anchor_batches)
-    losses = []
-    for start in anchor_batches:
-        each = update_loss(
+    """Fit the fake teacher to what the student generates, then mix the student into its weights."""
+    roles = state.roles
+
+    def loss(each: AnchorBatch) -> Tensor:
+        return update_loss(
             roles.fake_teacher,
-            start.anchor,
-            cond=start.part.cond,
+            each.anchor,
+            cond=each.cond,
             draws=draws,
-            indices=start.part.indices,
+            indices=each.indices,
             target=algorithm.target,
             law=algorithm.law,
             name=f"fake_teacher/{update}",
         )
-        loss = each.sum() / total
-        with roles.active(FAKE_TEACHER):
-            loss.backward()
-        losses.append(loss.detach())
-    loss = torch.stack(losses).sum()
-    norm = train_state.fake_teacher.update({FAKE_TEACHER: loss}, draws.step + 1)
+
+    metrics = _update(state, FAKE_TEACHER, loss, anchors, draws)
     if algorithm.ida_rate:
         fake, student = (roles.parameters(role).values() for role in (FAKE_TEACHER, STUDENT))
         source = draws.shared(f"fake_teacher/{update}/pull")
         mix_weights(fake, student, algorithm.ida_rate, source)
-    return {f"loss/{FAKE_TEACHER}": loss, f"grad_norm/{FAKE_TEACHER}": norm}
+    return metrics
+
+
+def update_network(
+    state: TrainState,
+    anchors: Sequence[AnchorBatch],
+    draws: Draws,
+    *,
+    objective: Objective,
+    network: str,
+) -> Metrics:
+    """Update a network that an objective brings along, such as a discriminator."""
+    roles = state.roles
+
+    def loss(each: AnchorBatch) -> Tensor:
+        with torch.no_grad():
+            ((_, at),) = contexts([objective], roles, each)
+        (per_sample,) = drive([objective.network_loss(network, at)], roles, batched=True)
+        return per_sample
+
+    return _update(state, network, loss, anchors, draws)
 
 
 def update_student(
-    train_state: TrainState,
-    anchor_batches: Sequence[AnchorBatch],
-    draws: Draws,
-    *,
-    algorithm: Algorithm,
+    state: TrainState, anchors: Sequence[AnchorBatch], draws: Draws, *, algorithm: Algorithm
 ) -> Metrics:
-    """Sum the terms, move the student against their gradient, then its running mean."""
-    roles, total = train_state.roles, sum(len(start.part.indices) for start in anchor_batches)
+    """Sum the terms, move the student against their gradient, then the average of its weights."""
+    roles, total = state.roles, _samples(anchors)
     metrics: Metrics = {}
-    for start in anchor_batches:
+    for each in anchors:
         terms: list[Term] = []
-        for objectives in algorithm.backward_groups:
-            found = evaluate(
-                objectives,
-                start.ask,
-                start.anchor,
-                cond=start.part.cond,
-                null=start.part.null,
-                draws=draws,
-                indices=start.part.indices,
-                together=algorithm.fused and algorithm.batch_teachers,
-            )
-            with roles.active(STUDENT):
-                torch.stack([term.loss.sum() / total for term in found]).sum().backward()
-            terms += found
+        for group in algorithm.backward_groups:
+            evaluated = evaluate(group, roles, each, batched=algorithm.batched)
+            loss = torch.stack([term.loss.sum() / total for term in evaluated]).sum()
+            roles.backward(STUDENT, loss)
+            terms += evaluated
         for name, value in measure(terms).items():
             metrics[name] = metrics.get(name, 0) + value / total
+    roles.discard_gradients(keep=STUDENT)
     losses = {term.name: metrics[f"loss/{term.name}"] for term in terms}
-    norm = train_state.student.update(losses, draws.step + 1)
-    if train_state.ema is not None:
-        train_state.ema.update()
+    norm = state.optimizers[STUDENT].update(losses, draws.step + 1)
+    if state.ema is not None:
+        state.ema.update()
     return metrics | {f"grad_norm/{STUDENT}": norm}
 
 
@@ -254,3 +296,25 @@ def measure(terms: Sequence[Term]) -> Metrics:
         cosines = torch.cosine_similarity(a.direction.flatten(1), b.direction.flatten(1))
         sums[f"cosine/{a.name}_{b.name}"] = cosines.sum()
     return sums
+
+
+def _samples(anchors: Sequence[AnchorBatch]) -> int:
+    return sum(len(each.indices) for each in anchors)
+
+
+def _update(
+    state: TrainState,
+    network: str,
+    loss_of: Callable[[AnchorBatch], Tensor],
+    anchors: Sequence[AnchorBatch],
+    draws: Draws,
+) -> Metrics:
+    """Update a network by the mean of a loss per sample [B] over all parts of the batch."""
+    total, losses = _samples(anchors), []
+    for each in anchors:
+        loss = loss_of(each).sum() / total
+        state.roles.backward(network, loss)
+        losses.append(loss.detach())
+    mean = torch.stack(losses).sum()
+    norm = state.optimizers[network].update({network: mean}, draws.step + 1)
+    return {f"loss/{network}": mean, f"grad_norm/{network}": norm}

@@ -279,8 +279,8 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
     recipe, roles = run.recipe, run.train_state.roles
     began, evaluations = time.perf_counter(), roles.evaluations
     draws = Draws(recipe.train.seed, run.step, run.backbone.device)
-    updaters = (run.train_state.student, run.train_state.fake_teacher)
-    rates = {f"lr/{each.role}": each.lr_at(run.step + 1) for each in updaters}
+    optimizers = run.train_state.optimizers
+    rates = {f"lr/{name}": each.lr_at(run.step + 1) for name, each in optimizers.items()}
     try:
         measured = iteration(run.train_state, _batch(run), draws, run.algorithm)
     except NonFiniteError as error:

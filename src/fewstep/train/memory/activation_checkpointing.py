@@ -1,7 +1,9 @@
-"""Activations that are computed again instead of kept."""
+"""Activation checkpointing: activations are recomputed in the backward pass instead of kept."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -11,8 +13,14 @@ from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 
 
-def checkpoint_activations(backbone: Backbone, net: nn.Module, every: int = 1) -> None:
-    """Let the backward pass recompute what every so many-th block computed, in place.
+def checkpoint_activations(
+    backbone: Backbone,
+    net: nn.Module,
+    every: int = 1,
+    *,
+    recompute_in: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Let the backward pass recompute the activations of every so many-th block, in place.
 
     The first block is one of them; of the others activations are kept. Gradients are the same.
 
@@ -20,6 +28,8 @@ def checkpoint_activations(backbone: Backbone, net: nn.Module, every: int = 1) -
         backbone: Whose network it is.
         net: The network.
         every: 1 recomputes all blocks.
+        recompute_in: Called in the forward pass; gives the context that the recomputation needs,
+            such as the adapter that was active.
 
     Raises:
         FewstepError: diffusers cannot do it for this network.
@@ -30,15 +40,17 @@ def checkpoint_activations(backbone: Backbone, net: nn.Module, every: int = 1) -
             f"student.gradient_checkpointing: {type(net).__name__} cannot; set it to false",
             code="unsupported",
         )
-    if every == 1:
-        enable()
-        return
     # A U-Net's block has parts that are recomputed one by one.
     inside = {id(part) for block in backbone.blocks(net)[::every] for part in block.modules()}
 
     def call(module: Any, *arguments: Any) -> Any:
-        if id(module) in inside:
-            return checkpoint(module.__call__, *arguments, use_reentrant=False)
+        if every == 1 or id(module) in inside:
+            return checkpoint(
+                module.__call__,
+                *arguments,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), recompute_in()),
+            )
         return module(*arguments)
 
     enable(call)
