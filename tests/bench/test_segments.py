@@ -36,6 +36,7 @@ def test_segments_join_to_the_grid_of_the_sampler(script, plan, steps, shift):
 
 def test_a_plan_that_is_none_is_refused_before_anything_is_read(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["segments.py", "nowhere", "SSX"])
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit) as caught:
         script.main()
-    assert "'SSX' is no plan" in capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "SSX" in capsys.readouterr().err

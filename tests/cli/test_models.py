@@ -71,7 +71,7 @@ def test_every_published_model_is_listed(capsys):
         assert row["shift"] and row["encoders"] and row["repo"]
         assert re.fullmatch(r"[\d.]+ B", row["parameters"])
     told = {row["model"] for row in rows.values() if row["status"] == "settings published"}
-    assert told == {"SD3-Medium", "LongCat-Image"}
+    assert told >= {"SD3-Medium", "LongCat-Image"}
 
 
 def test_the_refused_are_listed_with_what_to_use(capsys):
@@ -95,10 +95,10 @@ def test_what_is_refused_is_not_offered():
     assert {each.instead for each in models.REFUSED} <= offered
 
 
-def test_every_listed_model_has_a_recipe(capsys):
+def test_every_family_has_a_recipe(capsys):
     rows = answer(["models"], capsys)["models"]
-    without = {row["model"] for row in rows if not row["recipes"]}
-    assert without <= {"FLUX.2-klein base 9B", "Wan 2.1 T2V 14B"}, "as the smaller one"
+    served = {row["class"] for row in rows if row["recipes"]}
+    assert served == {row["class"] for row in rows}
 
 
 LISTED = {each.repo: each for family in models.available() for each in family.models}
