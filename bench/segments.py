@@ -5,7 +5,7 @@
 A plan has one sign for each segment: S, one step of the student; a digit, so many steps of it; T,
 several guided steps of the teacher. Steps are spread over a segment as the model's own grid would
 be. What SSST has right over SSSS is what the last step alone loses, and SSS2 tells whether the
-student could do it in two. The run needs a ground truth that judges pictures.
+student could do it in two. The run is one of the tiny world.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from fewstep.core.schedules import few_step_sigmas
 from fewstep.core.solver import sample
-from fewstep.evaluation.metrics.oracle import attribute_shares, wholly_right
-from fewstep.evaluation.runner import make_extractor, resolve_configurations
+from fewstep.evaluation.configurations import resolve_configurations
+from fewstep.evaluation.runner import make_extractor
 from fewstep.inference.load import Run
 from fewstep.inference.sample import guided_velocity
 from fewstep.models import Backbone
+from fewstep.toyworld.metric import Accuracy, shares
 
 STEPS = 4
 PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS", "SSS2", "SSS4")
@@ -54,17 +55,11 @@ def main() -> None:
     run = Run.open(asked.run)
     settings = run.recipe.evaluate
     extractor, backbone = make_extractor(settings), run.load_backbone()
-    if extractor.truth is None:
-        parser.error("the run's recipe has no evaluate.truth")
-    configurations = [
-        configuration
-        for configuration in resolve_configurations(settings, run, backbone)
-        if configuration.model == "teacher"
-    ]
-    guidance = max(
-        (configuration.sampler.guidance for configuration in configurations),
-        default=backbone.default_guidance,
-    )
+    metric = Accuracy()
+    metric.prepare(extractor.prompts)
+    teachers = [c for c in resolve_configurations(settings, run, backbone) if c.model == "teacher"]
+    guidances = [configuration.sampler.guidance for configuration in teachers]
+    guidance = max(guidances, default=backbone.default_guidance)
     teacher = copy.deepcopy(backbone.net)  # the student's weights take its place
     student = run.load_student(backbone).net
     prompts = list(extractor.prompts[: asked.count])
@@ -81,10 +76,8 @@ def main() -> None:
                     velocity = guided_velocity(backbone, net, len(part), scale)
                     xt = sample(velocity, xt, sigmas, cond)
                 images.append(backbone.decode(xt).float().clamp(0, 1))
-        verdicts = extractor.truth.judge(prompts, torch.cat(images))
-        shares = {"right": float(wholly_right(verdicts).double().mean())}
-        shares |= attribute_shares(verdicts)
-        print(plan, *(f"{name} {value:.1%}" for name, value in shares.items()), flush=True)
+        figures = shares(metric.measure(prompts, torch.cat(images)))
+        print(plan, *(f"{name} {value:.1%}" for name, value in figures.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from fewstep.core.schedules import few_step_sigmas
-from fewstep.evaluation.summary import write_json
 from fewstep.export import export_run
 from fewstep.inference.load import LORA, open_model
 from fewstep.inference.sample import Sampler, sample_images, write_samples
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import write_json
 
 PROMPT = "small red circle left"  # what the snippet draws: the run's first prompt
 
@@ -176,14 +176,10 @@ def test_scores_of_another_checkpoint_stay_off_the_card(make_run):
 
 
 def _evaluation(step):
-    scores = {"right": 0.875}
-    configuration = {
-        "name": "student@4",
-        "evaluations": 4,
-        "seconds_per_image": 0.1,
-        "scores": scores,
-    }
-    return {"step": step, "configurations": [configuration]}
+    row = {"name": "student@4", "evaluations": 4, "seconds_per_image": 0.1}
+    row["figures"] = {"sharpness": 0.875}
+    column = {"label": "sharpness", "higher_is_better": True, "percent": False, "group": ""}
+    return {"step": step, "configurations": [row], "columns": {"sharpness": column}}
 
 
 def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipeline_folder):

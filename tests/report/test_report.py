@@ -35,8 +35,14 @@ def run(make_run, tmp_path_factory):
         {"model": "teacher", "steps": 4, "guidance": 3.0},
         *({"model": "student", "steps": steps} for steps in (1, 2, 4, 8)),
     ]
-    settings = {"prompts": str(prompts), "repeats": [2, 2], "gallery": 3, "truth": "scenes"}
-    folder = make_run(evaluate={**settings, "configurations": configurations})
+    settings = {"prompts": str(prompts), "repeats": [2, 2], "gallery": 3, "references": "scenes"}
+    settings["metrics"] = ["accuracy", "frechet", "diversity"]
+    criteria = [
+        {"name": "minutes", "label": "whole run, minutes", "figure": "minutes", "at_most": 12},
+        {"name": "never", "figure": "student@4.accuracy", "at_least": 2},
+        {"name": "unknown", "figure": "student@5.accuracy", "at_least": 0},
+    ]
+    folder = make_run(evaluate={**settings, "configurations": configurations}, criteria=criteria)
     evaluate_run(folder)
     gallery = read_json(folder / "evaluation" / "gallery.json")
     gallery["prompts"][1] = NASTY
@@ -110,7 +116,41 @@ def test_it_shows_what_the_run_has(run):
         assert words in text, words
     # 3 prompts x (2 teachers + student, then 4 students), and 6 preview sheets.
     assert text.count("data:image/png;base64,") == 3 * 3 + 3 * 4 + 6
-    assert re.search(r"\d of 8 criteria met", text)
+    assert "1 of 3 criteria met" in text
+    assert text.count("chip good") == text.count("chip bad") == 1 and "not measured" in text
+
+
+def test_a_run_without_criteria_is_not_judged(make_run):
+    folder = make_run()
+    write_json(folder / "evaluation.json", {"configurations": [], "columns": {}})
+    text = write_report(folder).read_text(encoding="utf-8")
+    body = text.split("</style>")[1]
+    assert not {"verdict", "chip", "criteria"} & set(re.findall(r"\w+", body.split("<pre>")[0]))
+
+
+def test_figures_measured_earlier_are_marked(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    evaluation = read_json(folder / "evaluation.json")
+    made = {"where": "shipped", "date": "2001-02-03", "hardware": {"cpu": "an abacus"}}
+    evaluation["configurations"][0]["measured"] = made
+    write_json(folder / "evaluation.json", evaluation)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "2001-02-03" in text and "an abacus" in text and "teacher@6 guided *" in text
+    assert "student@4 *" not in text
+
+
+def test_a_metric_says_how_its_figures_are_shown(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    evaluation = read_json(folder / "evaluation.json")
+    column = {"label": "Sharpness", "higher_is_better": True, "percent": False, "group": ""}
+    evaluation["columns"]["sharp"] = column
+    evaluation["columns"]["edges"] = column | {"label": "edges", "group": "By part"}
+    evaluation["configurations"][0]["figures"] |= {"sharp": 3.25, "sharp_error": 0.5, "edges": 7}
+    write_json(folder / "evaluation.json", evaluation)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "Sharpness" in text and "3.25 ± 0.500" in text and "By part" in text
 
 
 def test_prompts_are_text(run):
@@ -126,11 +166,11 @@ def test_the_report_of_a_run_that_was_not_evaluated_shows_its_training(make_run,
     text = file.read_text(encoding="utf-8")
     Page(text)
     assert "Student: loss per objective" in text and "criteria met" not in text
-    assert "<h2>Scores" not in text and "Side by side" not in text
+    assert "<h2>Figures" not in text and "Side by side" not in text
 
 
 def test_what_is_not_a_run_is_refused(tmp_path):
-    with pytest.raises(FewstepError, match="not a run folder"):
+    with pytest.raises(FewstepError):
         write_report(tmp_path)
 
 

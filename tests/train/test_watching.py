@@ -14,21 +14,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from fewstep.config import ConfigError, LogRecipe
+from fewstep.config import LogRecipe
 from fewstep.train import distill
 from fewstep.train.monitor.logger import Log, last_step, summary, truncate
-from fewstep.train.monitor.previews import drift, preview_score
+from fewstep.train.monitor.preview_scores import drift, preview_score
 from fewstep.train.roles import STUDENT
 from fewstep.train.signals import Interrupts
 from fewstep.train.trainer import look
 from fewstep.utils.errors import FewstepError
-
-
-def brightness(images, prompts, teacher_images) -> float:
-    """A score that this module offers to recipes."""
-    assert images.shape == teacher_images.shape and len(images) == len(prompts)
-    return float(images.mean())
-
+from plugin import make_plugin
 
 # --------------------------------------------------------------------------------------- previews
 
@@ -66,18 +60,21 @@ def test_the_running_mean_is_what_is_shown(make_run):
     assert look(run)["preview/score"] != start
 
 
-def test_scores_are_named_in_the_recipe(make_run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "my_scores", sys.modules[__name__])
-    run = make_run("preview.score='my_scores:brightness'")
+def test_scores_of_installed_packages_are_named_in_the_recipe(make_run, monkeypatch, tmp_path):
+    source = "def brightness(images, prompts, teacher_images):\n    return float(images.mean())\n"
+    ends = {"fewstep.preview_scores": {"brightness": "my_preview_scores:brightness"}}
+    monkeypatch.syspath_prepend(make_plugin(tmp_path, ends, {"my_preview_scores.py": source}))
+    run = make_run("preview.score=brightness")
     assert 0 < run.preview.draw(0, run.train_state.roles, run.encoder) < 1
-    for name, message in [
-        ("drfit", "did you mean 'drift'"),
-        ("my_scores:nothing", "cannot be imported"),
-        ("no_such_module:score", "cannot be imported"),
-        ("my_scores:__name__", "is not a function"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            preview_score(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("drfit", "unknown-name"), ("my_preview_scores:brightness", "config")]
+)
+def test_scores_that_are_not_there_and_code_to_import_are_refused(name, code):
+    with pytest.raises(FewstepError) as refused:
+        preview_score(name)
+    assert refused.value.code == code
 
 
 def test_drift_is_worst_far_from_the_teacher():

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from fewstep import __version__
-from fewstep.cli.console import note, say, say_json, table, tables
+from fewstep.cli.console import complain, note, say, say_json, table, tables
 from fewstep.cli.encode import encode
 from fewstep.cli.options import Json, Overrides, RecipeName, Resume, RunFolder, Which
 from fewstep.cli.plan import plan
-from fewstep.cli.world import world
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.registry import Registry
 
 app = typer.Typer(
     name="fewstep",
@@ -27,7 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
 )
-app.add_typer(world, name="world")
+_GROUPS = Registry[typer.Typer]("command", "fewstep.commands")
+for _name in _GROUPS.available():
+    try:
+        app.add_typer(_GROUPS.get(_name), name=_name)
+    except FewstepError as error:  # a broken package must not take the other commands with it
+        complain(str(error))
 
 
 def _version(wanted: bool) -> None:
@@ -57,7 +62,7 @@ def demo(
     from fewstep.recipes import find
 
     path = find(recipe)
-    from fewstep.cli.demo import free_folder, run_all
+    from fewstep.cli.demo import free_folder, run_all, show_criteria
     from fewstep.config import load_recipe
 
     folder = out or Path("runs") / path.stem
@@ -66,17 +71,7 @@ def demo(
     if as_json:
         say_json(summary)
         return
-    rows = [
-        (
-            criterion["label"],
-            criterion["value"],
-            criterion["relation"],
-            criterion["threshold"],
-            criterion["met"],
-        )
-        for criterion in summary["criteria"]
-    ]
-    table(("criterion", "measured", "", "wanted", "met"), rows)
+    show_criteria(summary)
     say(f"report: {folder / 'report.html'}")
 
 
@@ -178,26 +173,47 @@ def export(
 
 
 @app.command()
-def evaluate(run: RunFolder, which: Which = "best", as_json: Json = False) -> None:
-    """Score a run's student against its teacher, and write the report."""
-    from fewstep.cli.demo import judge, report
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, made by distill.")],
+    which: Which = "best",
+    teacher_only: Annotated[
+        bool,
+        typer.Option(
+            "--teacher-only", help="RUN is a recipe: measure its teacher, for evaluate.cache."
+        ),
+    ] = False,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the teacher's measurements go (--teacher-only).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run's student against its teacher, and write the report."""
+    from fewstep.cli.demo import evaluate as evaluate_folder
+    from fewstep.cli.demo import measure_teacher, report, show_criteria
 
-    judge(run, which=which)
-    summary = report(run)
+    if teacher_only:
+        files = measure_teacher(run, overrides or [], out)
+        if as_json:
+            say_json({"files": files})
+        else:
+            table(("configuration", "measurements"), list(files.items()))
+        return
+    if overrides or out:
+        raise FewstepError("evaluate: --set and --out go with --teacher-only", code="usage")
+    evaluate_folder(Path(run), which=which)
+    summary = report(Path(run))
     if as_json:
         say_json(summary)
         return
-    names = list(
-        dict.fromkeys(
-            name for configuration in summary["configurations"].values() for name in configuration
-        )
+    rows = summary["configurations"]
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    table(
+        ("configuration", *names),
+        [(row, *map(figures.get, names)) for row, figures in rows.items()],
     )
-    rows = [
-        (configuration, *map(values.get, names))
-        for configuration, values in summary["configurations"].items()
-    ]
-    table(("configuration", *names), rows)
-    say(f"report: {run / 'report.html'}")
+    show_criteria(summary)
+    say(f"report: {Path(run) / 'report.html'}")
 
 
 @app.command()
@@ -232,13 +248,14 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def doctor(
     folder: Annotated[Path, typer.Option("--at", help="Where runs would be written.")] = Path(),
+    demo: Annotated[bool, typer.Option("--demo", help="Also check what the demo needs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check whether this machine is ready, and say what to do if not."""
     from fewstep.cli.doctor import as_json as as_object
     from fewstep.cli.doctor import examine
 
-    checks = examine(folder.absolute())
+    checks = examine(folder.absolute(), ["demo"] if demo else [])
     report = as_object(checks)
     if as_json:
         say_json(report)

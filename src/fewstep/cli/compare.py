@@ -32,10 +32,9 @@ def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
 
 
 def flat(summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """A summary's figures without nesting: ``student@4.right`` -> value."""
-    found: dict[str, Figure] = {"criteria_met": bool(summary["criteria_met"])}
-    for name in ("seconds", "peak_memory_gb"):
-        found[name] = summary.get(name)
+    """A summary's figures without nesting: ``student@4.frechet_teacher`` -> value."""
+    names = ("criteria_met", "seconds", "peak_memory_gb")
+    found: dict[str, Figure] = {name: summary.get(name) for name in names}
     for configuration, values in summary["configurations"].items():
         found |= {f"{configuration}.{name}": value for name, value in values.items()}
     return found

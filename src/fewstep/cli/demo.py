@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.console import note
+from fewstep.cli.console import note, table
 from fewstep.config import Recipe
+from fewstep.utils.errors import FewstepError
 
 
 def free_folder(wanted: Path) -> Path:
@@ -26,7 +28,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
         recipe: What to do.
         folder: Run folder, made if need be.
         resume: Continue a run that was interrupted. Its whole time is then unknown, as it is where
-            the teacher need not be drawn again.
+            the teacher's measurements were in the user's cache.
 
     Returns:
         What summary.json holds, and the folders: ``run``, ``report``, ``export``.
@@ -37,8 +39,9 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     note(f"1/4 distilling into {folder}")
     distill(recipe, folder, resume=resume)
     note("2/4 evaluating")
-    kept = any(configuration["kept"] for configuration in judge(folder)["configurations"])
-    if kept:
+    rows = evaluate(folder)["configurations"]
+    cached = any(row["measured"]["where"] == "cache" for row in rows)
+    if cached:
         note(
             "the teacher's figures are an earlier run's, so this one's minutes and memory are not "
             "counted; FEWSTEP_CACHE=FOLDER keeps them elsewhere"
@@ -46,16 +49,33 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     note("3/4 exporting")
     export = export_run(folder)
     note("4/4 reporting")
-    summary = report(folder, seconds=None if resume or kept else process_seconds())
+    summary = report(folder, seconds=None if resume or cached else process_seconds())
     places = {"run": folder, "report": folder / "report.html", "export": export}
     return summary | {name: str(place) for name, place in places.items()}
 
 
-def judge(folder: Path, *, which: str = "best") -> dict[str, Any]:
+def evaluate(folder: Path, *, which: str = "best") -> dict[str, Any]:
     """Evaluates a run and tells on stderr how far it is; returns what evaluation.json holds."""
     from fewstep.evaluation import evaluate_run
 
     return evaluate_run(folder, which=which, say=note)
+
+
+def measure_teacher(name: str, overrides: Sequence[str], out: Path | None) -> dict[str, str]:
+    """Measures the teacher configurations of a recipe; the file of each.
+
+    Raises:
+        FewstepError: No such recipe, or no folder to write to.
+    """
+    from fewstep import evaluation
+    from fewstep.config import load_recipe
+    from fewstep.recipes import find
+
+    if out is None:
+        raise FewstepError("evaluate --teacher-only: give --out FOLDER", code="missing-input")
+    recipe = load_recipe(find(name), overrides)
+    files = evaluation.measure_teacher(recipe, out, say=note)
+    return {configuration: str(file) for configuration, file in files.items()}
 
 
 def report(folder: Path, *, seconds: float | None = None) -> dict[str, Any]:
@@ -68,6 +88,14 @@ def report(folder: Path, *, seconds: float | None = None) -> dict[str, Any]:
     summary = summarize(folder, seconds=seconds, peak_memory_gb=peak)
     write_report(folder)
     return summary
+
+
+def show_criteria(summary: Mapping[str, Any]) -> None:
+    """A table of the criteria; nothing where the recipe has none."""
+    columns = ("label", "value", "relation", "bound", "met")
+    rows = [[criterion[column] for column in columns] for criterion in summary["criteria"]]
+    if rows:
+        table(("criterion", "measured", "", "wanted", "met"), rows)
 
 
 def process_seconds() -> float:

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fewstep.utils.errors import FewstepError
-from fewstep.utils.resources import resolve
+from fewstep.utils.checks import Check
+from fewstep.utils.registry import Registry
 
-PIPELINE = "package://fewstep.toyworld/data/pipeline"
-FEATURES = "package://fewstep.toyworld/data/features.safetensors"
-PROMPTS = "package://fewstep.toyworld/data/prompts"
-RECIPES = "package://fewstep/recipes"
-MEMORY_GB, DISK_GB = 4.0, 5.0  # what the demo needs, and some room for runs
-REINSTALL = "reinstall: pip install --force-reinstall --no-deps fewstep (or restore the checkout)"
+DISK_GB = 5.0  # room for runs
+CHECKS = Registry[Callable[[], Iterator[Check]]]("check", "fewstep.checks")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at.
-
-    Attributes:
-        name: What was looked at.
-        status: ``ok``, ``warn`` (works, but mind it) or ``fail`` (something will not work).
-        found: What was found.
-        fix: What to do about it; empty when all is well.
-    """
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    found: str
-    fix: str = ""
-
-
-def examine(folder: Path) -> list[Check]:
+def examine(folder: Path, more: Sequence[str] = ()) -> list[Check]:
     """All checks; none of them raises, and nothing is left behind.
 
     Args:
         folder: Where runs would be written.
+        more: Names of further checks, by entry points of group ``fewstep.checks``.
+
+    Raises:
+        FewstepError: There is no such check.
     """
     looks: list[Callable[[], Iterator[Check]]] = [
         _python,
@@ -53,8 +35,7 @@ def examine(folder: Path) -> list[Check]:
         _torch,
         lambda: _room(folder),
         lambda: _writable(folder),
-        _pipeline,
-        _texts,
+        *map(CHECKS.get, more),
     ]
     return [check for look in looks for check in look()]
 
@@ -113,7 +94,7 @@ def _torch() -> Iterator[Check]:
         fix = "install a torch build for your CUDA driver; this one cannot use the graphics card"
         yield Check("device", "warn", "cpu, though nvidia-smi is here", fix)
     else:
-        fix = "enough for the demo; full-size models want a graphics card"
+        fix = "enough for small models; full-size ones want a graphics card"
         yield Check("device", "ok", f"cpu, {torch.get_num_threads()} threads", fix)
 
 
@@ -122,9 +103,7 @@ def _room(folder: Path) -> Iterator[Check]:
 
     memory = psutil.virtual_memory()
     found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
-    tight = memory.available / 1e9 < MEMORY_GB
-    fix = f"close other programs: the demo wants {MEMORY_GB:.0f} GB" if tight else ""
-    yield Check("memory", "warn" if tight else "ok", found, fix)
+    yield Check("memory", "ok", found)
     free = shutil.disk_usage(_existing(folder)).free / 1e9
     tight = free < DISK_GB
     fix = f"make room: runs want {DISK_GB:.0f} GB or more" if tight else ""
@@ -145,68 +124,3 @@ def _writable(folder: Path) -> Iterator[Check]:
 
 def _existing(folder: Path) -> Path:
     return next(place for place in [folder, *folder.parents] if place.exists())
-
-
-def _pipeline() -> Iterator[Check]:
-    try:
-        weights, size = check_folder(resolve(PIPELINE))
-        check_weights(resolve(FEATURES))
-    except (FewstepError, OSError, ValueError) as error:
-        yield Check("tiny world", "fail", " ".join(str(error).split()), REINSTALL)
-        return
-    yield Check("tiny world", "ok", f"{weights} networks, {size / 1e6:.1f} MB, and features")
-
-
-def check_folder(folder: Path) -> tuple[int, int]:
-    """Number and bytes of the weight files of a diffusers folder, after opening every one.
-
-    Raises:
-        FewstepError: A component is missing, or a file is truncated or not what its name says.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise FewstepError(f"{folder}: no model_index.json", code="missing-file")
-    listed = json.loads(index.read_text(encoding="utf-8"))
-    parts = [name for name, value in listed.items() if isinstance(value, list) and value[0]]
-    for name in parts:
-        if not (folder / name).is_dir():
-            raise FewstepError(
-                f"{folder / name}: missing, though model_index.json names it", code="missing-file"
-            )
-    for file in folder.rglob("*.json"):
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise FewstepError(f"{file}: not valid JSON: {error}", code="damaged") from error
-    weights = sorted(folder.rglob("*.safetensors"))
-    if not weights:
-        raise FewstepError(f"{folder}: no .safetensors files", code="missing-file")
-    return len(weights), sum(map(check_weights, weights))
-
-
-def check_weights(file: Path) -> int:
-    """Bytes of a safetensors file, after opening it.
-
-    Raises:
-        FewstepError: It is missing, truncated, or something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "np") as opened:
-            opened.keys()
-    except (FileNotFoundError, SafetensorError) as error:
-        raise FewstepError(
-            f"{file}: missing, truncated or not safetensors: {error}", code="damaged"
-        ) from error
-    return file.stat().st_size
-
-
-def _texts() -> Iterator[Check]:
-    for name, place, pattern in (("prompts", PROMPTS, "*.txt"), ("recipes", RECIPES, "*.yaml")):
-        folder = resolve(place)
-        files = sorted(file for file in folder.glob(pattern) if file.stat().st_size > 0)
-        if files:
-            yield Check(name, "ok", ", ".join(file.name for file in files))
-        else:
-            yield Check(name, "fail", f"{folder} holds no {pattern}", REINSTALL)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from fewstep.config.strict import Amount, Count, Positive, Section
+from fewstep.config.strict import Amount, Count, Named, Positive, Section
 
 
 class ConfigurationRecipe(Section):
@@ -23,21 +23,35 @@ class ConfigurationRecipe(Section):
     shift: Positive | None = None
 
 
+class MetricRecipe(Named):
+    """A metric by name; further keys are that metric's own settings."""
+
+
+def _as_metric(value: Any) -> Any:
+    """A name alone is a metric without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class EvaluateRecipe(Section):
-    """How the result is judged after training.
+    """How the result is measured after training.
 
     Attributes:
-        scores: Names of the scores; None takes all that apply.
+        metrics: Names, or mappings of a name and the metric's settings, such as ``{name:
+            clip_score, model: FOLDER}``.
         prompts: File with prompts that training did not see; `count` of them get one picture each.
         repeats: Of how many of them there are several pictures, for diversity, and how many each.
         configurations: What is scored; the teacher with the most evaluations is the reference.
-        features: The feature space, as ``name`` or ``name:source``.
-        truth: Who draws real pictures and judges them, such as ``scenes``; None without.
-        measurements: Folder with measurements of the teacher that came with the model.
+        features: The feature space, as ``NAME`` or ``NAME:SOURCE``, such as ``clip:FOLDER``.
+        references: Real pictures to compare with, such as ``folder:PATH``; None without.
+        cache: Folder with measurements of the teacher that came with the model, read only.
         gallery: Prompts shown in the report. seed: Image i starts from noise of seed + i.
     """
 
-    scores: tuple[str, ...] | None = None
+    metrics: tuple[Annotated[MetricRecipe, BeforeValidator(_as_metric)], ...] = (
+        MetricRecipe(name="frechet"),
+        MetricRecipe(name="coverage"),
+        MetricRecipe(name="diversity"),
+    )
     prompts: str | None = None
     count: Count = 1000
     repeats: tuple[Count, Annotated[int, Field(ge=2)]] = (48, 8)
@@ -48,8 +62,8 @@ class EvaluateRecipe(Section):
         *(ConfigurationRecipe(model="student", steps=steps) for steps in (1, 2, 4, 8)),
     )
     features: str = "pixels"
-    truth: str | None = None
-    measurements: str | None = None
+    references: str | None = None
+    cache: str | None = None
     gallery: Count = 12
     batch: Count = 64
     seed: Amount = 0

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from fewstep.config.criteria import CriterionRecipe
 from fewstep.config.data import DataRecipe
 from fewstep.config.evaluate import EvaluateRecipe
 from fewstep.config.memory import MemoryRecipe
 from fewstep.config.optimizer import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
 from fewstep.config.parallel import ParallelRecipe
-from fewstep.config.strict import Amount, Beta, Count, Positive, Section, Unit
+from fewstep.config.strict import Amount, Beta, Count, Named, Positive, Section, Unit
 from fewstep.core.schedules import Grid, Law, RandomGrid, Uniform
 
 
@@ -41,16 +42,8 @@ class ResolutionRecipe(Section):
     width: Count
 
 
-class ObjectiveRecipe(BaseModel):
+class ObjectiveRecipe(Named):
     """One term of the student's loss, by name; further keys are that objective's own settings."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
-    name: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All keys but the name."""
-        return dict(self.model_extra or {})
 
 
 def _as_odds(value: Any) -> Any:
@@ -191,7 +184,7 @@ class PreviewRecipe(Section):
         steps: Evaluations the student is shown at; the first one is scored.
         teacher: How the teacher's half is sampled.
         seed: Image i starts from noise seeded with seed + i.
-        score: What rates a preview, higher is better: ``drift`` or ``package.module:function``.
+        score: Name of what rates a preview, higher is better, such as ``drift``.
     """
 
     every: Count = 100
@@ -249,6 +242,7 @@ class Recipe(Section):
     preview: PreviewRecipe = PreviewRecipe()
     health: HealthRecipe = HealthRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    criteria: tuple[CriterionRecipe, ...] = ()
     # What the model card's header says, such as license and base_model.
     card: dict[str, str] = Field(default_factory=dict)
     log: LogRecipe = LogRecipe()
@@ -256,10 +250,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        names = [objective.name for objective in self.objectives]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"objectives lists {twice[0]!r} twice")
+        for section, members in (("objectives", self.objectives), ("criteria", self.criteria)):
+            names = [member.name for member in members]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{section} lists {name!r} twice")
         optimizers = [each.optimizer.name for each in (self.student, self.fake_teacher)]
         again = self.student.gradient_checkpointing
         if misfit := self.memory.misfit(self.student.mode, self.model.dtype, again, optimizers):

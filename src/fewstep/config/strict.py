@@ -24,6 +24,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Named(BaseModel):
+    """A plug-in by name; further keys are its own settings, which it checks itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
 class ConfigError(FewstepError):
     """A recipe that cannot be run; the message is one line and says where."""
 

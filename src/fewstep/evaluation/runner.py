@@ -1,12 +1,12 @@
-"""Evaluating a run: draw, read and score every configuration."""
+"""Evaluating a run: every configuration is drawn, measured and compared."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.data.prompts import read_prompts
-from fewstep.evaluation import features, oracles
-from fewstep.evaluation.configurations import Configuration, Extractor, FeatureCache
-from fewstep.evaluation.criteria import is_baseline
-from fewstep.evaluation.metrics.base import Measurements, References, Score, available, build
+from fewstep.evaluation import features, metrics, references
+from fewstep.evaluation.cache import FeatureCache, save_measurements
+from fewstep.evaluation.configurations import Configuration, is_baseline, resolve_configurations
+from fewstep.evaluation.extractor import Extractor
+from fewstep.evaluation.metrics.base import Measurements, Metric, References
 from fewstep.inference.load import Run
-from fewstep.inference.sample import Sampler, sample_batch, to_pixels
+from fewstep.inference.sample import sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
@@ -27,7 +28,7 @@ from fewstep.utils.files import digest_model, digest_text, write_json
 from fewstep.utils.resources import resolve
 
 Say = Callable[[str], None]
-_REAL_SEED, _FLOOR_SEED = 71, 73  # real pictures, and others that show the scores' floor
+_REAL_SEED, _OTHER_SEED = 71, 73  # real pictures, and others that show how good a figure can get
 
 
 def evaluate_run(
@@ -36,84 +37,136 @@ def evaluate_run(
     """Evaluates the recipe's configurations; writes evaluation.json and a gallery.
 
     One network is held in memory: the teacher's configurations come first, then the student's
-    weights take
-    the teacher's place. The teacher's measurements are kept under a key of all that they depend
-    on, so
-    that the next evaluation need not draw them again.
+    weights take the teacher's place. The teacher's measurements are kept under a key of all that
+    they depend on, so that the next evaluation need not draw them again.
 
     Args:
         run_folder: A run with at least one checkpoint.
         which: The student's checkpoint, `best` or `last`.
-        say: Told what is being done, a line at a time.
+        say: Called with a line on what is being done.
 
     Returns:
         What evaluation.json holds.
 
     Raises:
-        FewstepError: No prompts, an unknown score, or a score that needs a truth that is not there.
+        FewstepError: No prompts, an unknown metric, or one that cannot measure these prompts.
     """
     began = time.monotonic()
     run = Run.open(run_folder)
     settings = run.recipe.evaluate
-    scores, extractor = choose_scores(settings), make_extractor(settings)
+    extractor = make_extractor(settings)
+    real = _real_pictures(settings, extractor, run)
     backbone = run.load_backbone()
+    work = _Work(backbone, extractor, feature_cache(settings), run.folder / "evaluation", say)
     configurations = resolve_configurations(settings, run, backbone)
-    work = _Work(backbone, extractor, feature_cache(settings), run.folder / "evaluation")
-    rows, measurements = [], []
-    for configuration in (
-        configuration for configuration in configurations if configuration.model == "teacher"
-    ):
-        say(_announced(configuration, backbone))
-        reading, kept = work.read(configuration, backbone.net, digest_model(backbone.source))
-        rows.append(work.look_at(configuration, backbone.net, settings.gallery) | {"kept": kept})
-        measurements.append(reading)
+    fingerprint = digest_model(backbone.source)
+    measured = [
+        work.measure(configuration, backbone.net, settings.gallery, fingerprint)
+        for configuration in configurations
+        if configuration.model == "teacher"
+    ]
     student = run.load_student(backbone, which)
-    for configuration in (
-        configuration for configuration in configurations if configuration.model == "student"
-    ):
-        say(_announced(configuration, backbone))
-        rows.append(work.look_at(configuration, student.net, settings.gallery) | {"kept": False})
-        measurements.append(extractor.read(backbone, student.net, configuration.sampler))
-    say("scores")
-    evaluation = _header(run, extractor) | {
+    measured += [
+        work.measure(configuration, student.net, settings.gallery)
+        for configuration in configurations
+        if configuration.model == "student"
+    ]
+    say("metrics")
+    evaluation = {
+        "prompts": {"file": settings.prompts, "count": len(extractor.prompts)},
+        "repeats": list(extractor.repeated),
+        "seed": settings.seed,
+        "features": settings.features if extractor.features else None,
+        "references": settings.references,
+        "metrics": [
+            {"name": metric.name, "licence": metric.licence, **metric.model_dump()}
+            for metric in extractor.metrics
+        ],
+        "hardware": hardware.describe(),
         "which": which,
         "step": student.step,
-        "configurations": rows,
+        **_compare(measured, real, extractor.metrics),
     }
-    _score(evaluation, measurements, extractor, scores)
     evaluation["seconds"] = round(time.monotonic() - began, 1)
     write_json(run.folder / "evaluation.json", evaluation)
     return evaluation
 
 
-def keep_teacher(recipe: Recipe, folder: Path, *, say: Say = lambda text: None) -> list[str]:
-    """Draws a recipe's teacher configurations and keeps their measurements in a folder.
+def measure_teacher(
+    recipe: Recipe, folder: Path, *, say: Say = lambda text: None
+) -> dict[str, Path]:
+    """Draws a recipe's teacher configurations and writes their measurements to a folder.
 
-    A recipe that names the folder as `evaluate.measurements` is then evaluated without drawing the
-    teacher, for as long as model, prompts, feature space and truth stay as they are.
+    A recipe that names the folder as `evaluate.cache` is then evaluated without drawing the
+    teacher, for as long as model, prompts, feature space and metrics stay as they are. Values are
+    in half precision; date and hardware are kept beside them.
 
     Args:
         recipe: Any recipe of the model; nothing is trained.
         folder: Where to.
-        say: Told what is being done.
+        say: Called with a line on what is being done.
 
     Returns:
-        Names of the configurations.
+        The file of each configuration.
     """
     run, extractor = Run(folder, recipe), make_extractor(recipe.evaluate)
     backbone = run.load_backbone()
-    work = _Work(
-        backbone, extractor, FeatureCache((folder, *feature_cache(recipe.evaluate).folders)), folder
+    work = _Work(backbone, extractor, feature_cache(recipe.evaluate), folder, say)
+    files = {}
+    for configuration in resolve_configurations(recipe.evaluate, run, backbone):
+        if configuration.model == "teacher":
+            key = work.key(configuration, backbone.net, digest_model(backbone.source) or "")
+            say(f"{configuration.name}: {configuration.sampler.evaluations(backbone)} evaluations")
+            drawn = extractor.read(backbone, backbone.net, configuration.sampler)
+            files[configuration.name] = folder / f"{key}.safetensors"
+            facts = {"configuration": configuration.name, "seed": extractor.seed}
+            save_measurements(files[configuration.name], drawn, compact=True, **facts)
+    return files
+
+
+def make_extractor(settings: EvaluateRecipe) -> Extractor:
+    """What to draw and what to measure, as the recipe wants it; metrics are ready to measure.
+
+    Raises:
+        FewstepError: No prompts, an unknown metric, or one that cannot measure these prompts.
+    """
+    if settings.prompts is None:
+        raise FewstepError(
+            "evaluate.prompts is not set: name a file with prompts, one per line",
+            code="missing-input",
+        )
+    prompts = read_prompts(settings.prompts).distinct[: settings.count]
+    chosen = metrics.build(settings.metrics)
+    for metric in chosen:
+        try:
+            metric.prepare(prompts)
+        except ImportError as error:
+            raise FewstepError(
+                f"evaluate.metrics: {metric.name}: {error}; pip install '{metric.extra}'",
+                code="missing-dependency",
+            ) from error
+    needed = any(metric.needs_features for metric in chosen)
+    space = features.load(settings.features) if needed else None
+    count, times = settings.repeats
+    repeated = (min(count, len(prompts)), times)
+    return Extractor(prompts, repeated, settings.seed, space, chosen, settings.batch)
+
+
+def feature_cache(settings: EvaluateRecipe) -> FeatureCache:
+    """The user's cache of measurements, and what came with the model."""
+    home = os.environ.get("FEWSTEP_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fewstep"
     )
-    configurations = [
-        a for a in resolve_configurations(recipe.evaluate, run, backbone) if a.model == "teacher"
-    ]
-    for configuration in configurations:
-        say(_announced(configuration, backbone))
-        model = digest_model(backbone.source)
-        reading, _ = work.read(configuration, backbone.net, model)
-        work.feature_cache.keep(work.key(configuration, backbone.net, model), reading)
-    return [configuration.name for configuration in configurations]
+    shipped = resolve(settings.cache) if settings.cache else None
+    return FeatureCache(Path(home) / "measurements", shipped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A configuration's row of evaluation.json, and its measurements."""
+
+    row: dict[str, Any]
+    measurements: Measurements
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +175,44 @@ class _Work:
 
     backbone: Backbone
     extractor: Extractor
-    feature_cache: FeatureCache
+    cache: FeatureCache
     folder: Path
+    say: Say
 
-    def look_at(self, configuration: Configuration, net: nn.Module, count: int) -> dict[str, Any]:
-        """Draws the gallery's pictures, which also tells the seconds per picture."""
+    def measure(
+        self, configuration: Configuration, net: nn.Module, gallery: int, model: str | None = None
+    ) -> _Measured:
+        """Draws and measures a configuration, or finds its measurements.
+
+        Args:
+            configuration: Which.
+            net: Its network.
+            gallery: Prompts drawn for the report; this also tells the seconds per picture.
+            model: Fingerprint under which measurements are looked for and kept; None: neither.
+        """
+        key = None if model is None else self.key(configuration, net, model)
+        kept = self.cache.find(key) if key else None
+        row = configuration.describe(self.backbone)
+        source = f"measured on {kept.made['date']}" if kept else f"{row['evaluations']} evaluations"
+        self.say(f"{configuration.name}: {source}")
+        row |= self._draw_gallery(configuration, net, gallery)
+        if kept:
+            return _Measured(row | {"measured": kept.made}, kept.measurements)
+        drawn = self.extractor.read(self.backbone, net, configuration.sampler)
+        if key:
+            self.cache.keep(key, drawn)
+        return _Measured(row | {"measured": {"where": "now"}}, drawn)
+
+    def key(self, configuration: Configuration, net: nn.Module, model: str) -> str:
+        """Fingerprint of all that a configuration's measurements depend on."""
+        size = configuration.sampler.size(self.backbone)
+        options = self.backbone.stock_call(configuration.sampler.base_sigmas, *size)
+        call = f"{options} {next(net.parameters()).dtype}"
+        return digest_text(model, call, repr(configuration.sampler), self.extractor.key)
+
+    def _draw_gallery(
+        self, configuration: Configuration, net: nn.Module, count: int
+    ) -> dict[str, Any]:
         prompts = list(self.extractor.prompts[:count])
         seeds = range(self.extractor.seed, self.extractor.seed + len(prompts))
         began = time.perf_counter()
@@ -135,36 +221,9 @@ class _Work:
         slug = configuration.name.replace("@", "-").replace(" ", "-")
         self._write(slug, prompts, images)
         return {
-            "name": configuration.name,
-            "model": configuration.model,
-            "steps": configuration.sampler.steps,
-            "guidance": configuration.sampler.guidance,
-            "own_shift": configuration.own_shift,
-            "base_sigmas": configuration.sampler.base_sigmas,
-            "sigmas": [round(float(s), 6) for s in configuration.sampler.sigmas(self.backbone)],
-            "evaluations": configuration.sampler.evaluations(self.backbone),
             "seconds_per_image": round(seconds, 5),
             "gallery": [f"evaluation/{slug}/{i:03}.png" for i in range(len(prompts))],
         }
-
-    def read(
-        self, configuration: Configuration, net: nn.Module, model: str
-    ) -> tuple[Measurements, bool]:
-        """Measurements of a model with a fingerprint, and whether they were kept from before."""
-        key = self.key(configuration, net, model)
-        known = self.feature_cache.find(key)
-        if known is not None:
-            return known, True
-        drawn = self.extractor.read(self.backbone, net, configuration.sampler)
-        self.feature_cache.keep(key, drawn)
-        return drawn, False
-
-    def key(self, configuration: Configuration, net: nn.Module, model: str) -> str:
-        """Fingerprint of all that an configuration's measurements depend on."""
-        size = configuration.sampler.size(self.backbone)
-        options = self.backbone.stock_call(configuration.sampler.base_sigmas, *size)
-        call = f"{options} {next(net.parameters()).dtype}"
-        return digest_text(model, call, repr(configuration.sampler), self.extractor.key)
 
     def _write(self, slug: str, prompts: list[str], images: Tensor) -> None:
         folder = self.folder / slug
@@ -175,133 +234,52 @@ class _Work:
         write_json(self.folder / "gallery.json", {"prompts": prompts, "seed": self.extractor.seed})
 
 
-def _announced(configuration: Configuration, backbone: Backbone) -> str:
-    return f"{configuration.name}: {configuration.sampler.evaluations(backbone)} evaluations"
+def _real_pictures(settings: EvaluateRecipe, extractor: Extractor, run: Run) -> list[Measurements]:
+    """Measurements of real pictures and, of a paired source, of as many others; none without."""
+    if settings.references is None:
+        return []
+    source = references.load(settings.references)
+    seeds = (_REAL_SEED, _OTHER_SEED) if source.paired else (_REAL_SEED,)
+    return [extractor.read_real(source, seed, run.size) for seed in seeds]
 
 
-def _header(run: Run, extractor: Extractor) -> dict[str, Any]:
-    settings = run.recipe.evaluate
-    return {
-        "prompts": {"file": settings.prompts, "count": len(extractor.prompts)},
-        "repeats": list(extractor.repeated),
-        "seed": settings.seed,
-        "features": settings.features,
-        "truth": settings.truth,
-        "hardware": hardware.describe(),
-    }
-
-
-def _score(
-    evaluation: dict[str, Any],
-    measurements: list[Measurements],
-    extractor: Extractor,
-    scores: list[Score],
-) -> None:
-    """Adds `scores` to every configuration, and a row of real pictures where there are some."""
-    rows = evaluation["configurations"]
-    teachers = [i for i, row in enumerate(rows) if row["model"] == "teacher"]
+def _compare(
+    measured: Sequence[_Measured], real: Sequence[Measurements], chosen: Sequence[Metric]
+) -> dict[str, Any]:
+    """Rows with their figures, the reference's name, figures of real pictures, and columns."""
     named: dict[str, Measurements] = {}
+    found: dict[str, Any] = {}
+    teachers = [one for one in measured if one.row["model"] == "teacher"]
     if teachers:
-        reference = max(teachers, key=lambda i: rows[i]["evaluations"])
-        named["teacher"] = measurements[reference]
-        evaluation["reference"] = rows[reference]["name"]
-    if extractor.truth:
-        named["real"] = extractor.read_real(_REAL_SEED)
-    for row, reading in zip(rows, measurements, strict=True):
-        row["scores"] = _figures(
-            scores, reading, References(named, _baseline(row, rows, measurements))
-        )
-    if extractor.truth:
-        floor = extractor.read_real(_FLOOR_SEED)
-        evaluation["real"] = {"scores": _figures(scores, floor, References(named))}
-
-
-def _baseline(
-    configuration: dict[str, Any], rows: list[dict[str, Any]], measurements: list[Measurements]
-) -> Measurements | None:
-    """The guided teacher at as many steps as a student, if it was drawn; None for a teacher."""
-    if configuration["model"] != "student":
-        return None
-    pairs = zip(rows, measurements, strict=True)
-    return next(
-        (reading for row, reading in pairs if is_baseline(row, configuration["steps"])), None
-    )
+        best = max(teachers, key=lambda one: one.row["evaluations"])
+        named["teacher"], found["reference"] = best.measurements, best.row["name"]
+    if real:
+        named["real"] = real[0]
+    shown: list[dict[str, Any]] = [{} for _ in chosen]
+    for one in measured:
+        rivals = [other.measurements for other in measured if is_baseline(other.row, one.row)]
+        compared = References(named, rivals[0] if rivals else None)
+        one.row["figures"] = _figures(chosen, one.measurements, compared, shown)
+    found["configurations"] = [one.row for one in measured]
+    if len(real) > 1:
+        found["real"] = {"figures": _figures(chosen, real[1], References(named), shown)}
+    columns: dict[str, Any] = {}
+    for metric, figures in zip(chosen, shown, strict=True):
+        columns |= {name: figures[name] for name in metric.figures or figures if name in figures}
+    return found | {"columns": columns}
 
 
 def _figures(
-    scores: list[Score], configuration: Measurements, references: References
+    chosen: Sequence[Metric],
+    measurements: Measurements,
+    compared: References,
+    shown: Sequence[dict[str, Any]],
 ) -> dict[str, float]:
+    """Figures of one configuration; how each metric's are shown goes to `shown`."""
     figures: dict[str, float] = {}
-    for score in scores:
-        figures |= score(configuration, references)
+    for metric, columns in zip(chosen, shown, strict=True):
+        found = metric(measurements, compared)
+        figures |= found
+        described = ((name, metric.describe(name)) for name in found)
+        columns |= {name: asdict(figure) for name, figure in described if figure}
     return {name: round(value, 6) for name, value in figures.items()}
-
-
-def make_extractor(settings: EvaluateRecipe) -> Extractor:
-    """What to draw and how to read it, as the recipe wants it.
-
-    Raises:
-        FewstepError: No prompts to evaluate on, or prompts outside the truth's grammar.
-    """
-    if settings.prompts is None:
-        raise FewstepError(
-            "evaluate.prompts is not set: name a file with prompts, one per line",
-            code="missing-input",
-        )
-    prompts = read_prompts(settings.prompts).distinct[: settings.count]
-    judge = oracles.load(settings.truth) if settings.truth else None
-    strange = [prompt for prompt in prompts if judge and not judge.knows(prompt)]
-    if strange:
-        raise FewstepError(
-            f"evaluate.prompts: the truth {settings.truth!r} cannot judge {strange[0]!r}"
-        )
-    count, times = settings.repeats
-    space = features.load(settings.features)
-    repeated = (min(count, len(prompts)), times)
-    return Extractor(prompts, repeated, settings.seed, space, judge, settings.batch)
-
-
-def choose_scores(settings: EvaluateRecipe) -> list[Score]:
-    """The scores named in the recipe, else all that apply.
-
-    Raises:
-        FewstepError: An unknown name, or a score that needs a truth in a recipe without one.
-    """
-    if settings.scores is None:
-        return [s for s in build(available()) if settings.truth or not s.needs_truth]
-    scores = build(settings.scores)
-    for score in scores:
-        if score.needs_truth and not settings.truth:
-            raise FewstepError(
-                f"evaluate.scores: {score.name!r} needs a ground truth: set evaluate.truth",
-                code="missing-input",
-            )
-    return scores
-
-
-def resolve_configurations(
-    settings: EvaluateRecipe, run: Run, backbone: Backbone
-) -> list[Configuration]:
-    """The declared configurations, the model's defaults filled in; the student is unguided."""
-    height, width = run.size
-    configurations = []
-    for declared in settings.configurations:
-        guidance = declared.guidance
-        if guidance is None:
-            guidance = backbone.default_guidance if declared.model == "teacher" else 1.0
-        own = run.recipe.grid.shift if declared.model == "student" else None
-        shift = declared.shift or own
-        sampler = Sampler(
-            declared.steps or backbone.default_steps, guidance, height, width, shift=shift
-        )
-        configurations.append(Configuration(declared.model, sampler, own_shift=shift == own))
-    return configurations
-
-
-def feature_cache(settings: EvaluateRecipe) -> FeatureCache:
-    """Where measurements are kept: the user's cache, then whatever came with the model."""
-    home = os.environ.get("FEWSTEP_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fewstep"
-    )
-    shipped = [resolve(settings.measurements)] if settings.measurements else []
-    return FeatureCache((Path(home) / "measurements", *shipped))

@@ -1,11 +1,12 @@
-"""summary.json: figures, hardware, seconds, and whether all criteria hold."""
+"""summary.json: figures, hardware, seconds and, if the recipe has criteria, how they came out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from fewstep.evaluation.criteria import criteria
+from fewstep.evaluation.criteria import all_met, judge
+from fewstep.inference.load import Run
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_json
@@ -24,35 +25,33 @@ def summarize(
     Raises:
         FewstepError: The run was not evaluated.
     """
-    folder = Path(run_folder)
-    evaluation = read_json(folder / "evaluation.json")
+    run = Run.open(run_folder)
+    evaluation = read_json(run.folder / "evaluation.json")
     if evaluation is None:
         raise FewstepError(
-            f"{folder}: not evaluated yet; run `fewstep evaluate {folder}` first",
+            f"{run.folder}: not evaluated yet; run `fewstep evaluate {run.folder}` first",
             code="missing-input",
         )
-    before = read_json(folder / "summary.json") or {}
+    before = read_json(run.folder / "summary.json") or {}
     seconds = before.get("seconds") if seconds is None else round(seconds, 1)
     peak = before.get("peak_memory_gb") if peak_memory_gb is None else round(peak_memory_gb, 3)
     minutes = None if seconds is None else round(seconds / 60, 2)
-    found = criteria(evaluation, minutes=minutes, gigabytes=peak)
-    summary = before | {
-        "criteria_met": all(criterion.met for criterion in found),
-        "criteria": [criterion.row() for criterion in found],
+    figures = {"minutes": minutes, "memory_gb": peak}
+    criteria = judge(run.recipe.criteria, evaluation, figures)
+    summary = {
+        "criteria_met": all_met(criteria),
+        "criteria": [criterion.row() for criterion in criteria],
         "seconds": seconds,
         "peak_memory_gb": peak,
         "student": {"which": evaluation["which"], "step": evaluation["step"]},
-        "configurations": {
-            configuration["name"]: _figures(configuration)
-            for configuration in evaluation["configurations"]
-        },
-        "real": (evaluation.get("real") or {}).get("scores"),
+        "configurations": {row["name"]: _figures(row) for row in evaluation["configurations"]},
+        "real": (evaluation.get("real") or {}).get("figures"),
         "hardware": hardware.describe(),
     }
-    write_json(folder / "summary.json", summary)
+    write_json(run.folder / "summary.json", summary)
     return summary
 
 
-def _figures(configuration: dict[str, Any]) -> dict[str, Any]:
-    cost = {name: configuration[name] for name in ("evaluations", "seconds_per_image")}
-    return cost | configuration["scores"]
+def _figures(row: dict[str, Any]) -> dict[str, Any]:
+    cost = {name: row[name] for name in ("evaluations", "seconds_per_image")}
+    return cost | row["figures"]

@@ -23,15 +23,6 @@ from fewstep.utils.resources import resolve
 _PAPER = "arXiv:2605.06376"
 _LICENCE = ("license", "license_name", "license_link")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SHOWN_SCORES = (
-    ("evaluations", "evaluations a picture"),
-    ("right", "prompts right"),
-    ("frechet_real", "Frechet distance to real pictures"),
-    ("frechet_teacher", "Frechet distance to the teacher's"),
-    ("diversity", "diversity within a prompt"),
-    ("coverage_teacher", "coverage of the teacher"),
-    ("seconds_per_image", "seconds a picture"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,19 +204,18 @@ def _example(card: Card) -> str:
 
 
 def _scores(card: Card) -> list[list[str]]:
-    """Scores of the evaluation's configurations, header first; empty if there are none."""
+    """Figures of the evaluation's configurations, header first; empty if there are none."""
     evaluation = read_json(card.run.folder / "evaluation.json")
     if evaluation is None or evaluation.get("step") != card.student.step:
         return []
     configurations = evaluation["configurations"]
-    rows = [["", *(configuration["name"] for configuration in configurations)]]
-    for key, label in _SHOWN_SCORES:
-        values = [
-            configuration.get(key, configuration["scores"].get(key))
-            for configuration in configurations
-        ]
-        if any(value is not None for value in values):
-            rows.append([label, *("–" if v is None else f"{v:.4g}" for v in values)])
+    labels = {"evaluations": "evaluations a picture", "seconds_per_image": "seconds a picture"}
+    columns = evaluation.get("columns", {}).items()
+    labels |= {name: column["label"] for name, column in columns if not column["group"]}
+    rows = [["", *(row["name"] for row in configurations)]]
+    for name, label in labels.items():
+        values = [row.get(name, row.get("figures", {}).get(name)) for row in configurations]
+        rows.append([label, *("–" if v is None else f"{v:.4g}" for v in values)])
     return rows
 
 

@@ -135,6 +135,28 @@ def guided_velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: fl
 
 
 @torch.no_grad()
+def draw_batches(
+    backbone: Backbone,
+    net: nn.Module,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampler: Sampler,
+    batch: int = 64,
+) -> Iterator[Tensor]:
+    """Pictures [B, 3, H, W] in [0, 1] on the CPU, float32, as they are drawn.
+
+    Picture i starts from the noise of seeds[i]; the same as `sample_images` gives for these seeds,
+    up to rounding.
+    """
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        cond = backbone.encode(list(prompts[part]))
+        latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
+        for some in latents.split(_DECODED_AT_ONCE):
+            yield backbone.decode(some).float().clamp(0, 1).cpu()
+
+
 def sample_batch(
     backbone: Backbone,
     net: nn.Module,
@@ -144,18 +166,10 @@ def sample_batch(
     sampler: Sampler,
     batch: int = 64,
 ) -> Tensor:
-    """Pictures [N, 3, H, W] in [0, 1] on the CPU, float32, a batch at a time.
-
-    Picture i has seeds[i]; the same as `sample_images` gives for these seeds, up to rounding.
-    """
-    images = []
-    for start in range(0, len(prompts), batch):
-        part = slice(start, start + batch)
-        cond = backbone.encode(list(prompts[part]))
-        latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
-        for some in latents.split(_DECODED_AT_ONCE):
-            images.append(backbone.decode(some).float().clamp(0, 1).cpu())
-    return torch.cat(images)
+    """All pictures of `draw_batches`, [N, 3, H, W]."""
+    return torch.cat(
+        list(draw_batches(backbone, net, prompts, seeds, sampler=sampler, batch=batch))
+    )
 
 
 @torch.no_grad()

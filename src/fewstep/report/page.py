@@ -16,8 +16,8 @@ from fewstep.utils.files import read_json, write_text
 _SECTIONS = (
     ("side_by_side", "side-by-side", "Side by side"),
     ("by_steps", "by-steps", "Fewer steps"),
-    ("scores", "scores", "Scores"),
-    ("criteria", "criteria", "Bars"),
+    ("figures", "figures", "Figures"),
+    ("criteria", "criteria", "Criteria"),
     ("charts", "training", "Training"),
     ("previews", "previews", "Previews"),
 )
@@ -52,7 +52,9 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    evaluation = read_json(folder / "evaluation.json") or {"configurations": []}
+    evaluation = read_json(folder / "evaluation.json") or {}
+    if "columns" not in evaluation:  # none, or of an older version
+        evaluation = {"configurations": []}
     summary = read_json(folder / "summary.json") or {}
     metrics = curves.read_metrics(folder / "metrics.jsonl")
     recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
@@ -63,11 +65,10 @@ def _content(folder: Path) -> dict[str, Any]:
         "tiles": tables.tiles(evaluation),
         "side_by_side": pictures.side_by_side(folder, evaluation),
         "by_steps": pictures.by_steps(folder, evaluation),
-        "scores": tables.score_table(evaluation),
-        "scores_note": tables.scores_note(evaluation),
-        "attributes": tables.attribute_table(evaluation),
+        "figures": tables.figure_tables(evaluation),
+        "figures_note": tables.figures_note(evaluation),
         "criteria": tables.criteria_rows(summary),
-        "criteria_met": bool(summary.get("criteria_met")),
+        "criteria_met": summary.get("criteria_met"),
         "charts": curves.charts(metrics),
         "previews": pictures.previews(folder),
         "facts": _facts(evaluation, summary, metrics),

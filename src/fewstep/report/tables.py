@@ -9,18 +9,12 @@ from typing import Any
 from fewstep.utils import yaml
 
 _NONE = "–"
-# Key, heading, what is better, and how many digits; shares are shown in percent.
-_COLUMNS = (
-    ("evaluations", "Evaluations", "a picture", "count"),
-    ("seconds_per_image", "Seconds", "a picture", "figure"),
-    ("right", "Prompts right", "higher", "share"),
-    ("frechet_real", "Frechet, real", "lower", "figure"),
-    ("frechet_teacher", "Frechet, teacher", "lower", "figure"),
-    ("diversity", "Diversity", "in a prompt", "figure"),
-    ("diversity_right", "Diversity", "right pictures", "figure"),
-    ("recall_teacher", "Recall", "teacher", "share"),
-    ("coverage_teacher", "Coverage", "teacher", "share"),
-)
+_FOCUS = 4  # evaluations a picture that the student is distilled for
+_MOST_TILES = 6
+_COST = {  # columns that every evaluation has
+    "evaluations": {"label": "Evaluations", "kind": "count"},
+    "seconds_per_image": {"label": "Seconds", "kind": "figure"},
+}
 
 
 @dataclass(frozen=True)
@@ -74,118 +68,108 @@ def gigabytes(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f} GB"
 
 
-def score_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """One row per configuration, and one of real pictures, which shows how good a score can get."""
-    rows = [
-        (configuration["name"], _kind(configuration), configuration | configuration["scores"])
-        for configuration in evaluation["configurations"]
-    ]
+def figure_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """The table of all metrics, then one for each further group of figures.
+
+    A row per configuration, and one of real pictures, which shows how good a figure can get.
+    """
+    rows = [(_mark(row), _kind(row), row | row["figures"]) for row in evaluation["configurations"]]
     if evaluation.get("real"):
-        rows.append(("real pictures", "real", evaluation["real"]["scores"]))
-    shown = [c for c in _COLUMNS if any(row.get(c[0]) is not None for _, _, row in rows)]
-    if not rows:
-        return None
-    return Table(
-        (Heading("Configuration"), *(Heading(title, detail) for _, title, detail, _ in shown)),
-        tuple(
-            Row((name, *(figure(row.get(key), form) for key, _, _, form in shown)), kind)
-            for name, kind, row in rows
-        ),
-    )
-
-
-def attribute_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """Share right of each attribute, where a ground truth judged."""
-    keys = sorted(
-        {
-            key
-            for configuration in evaluation["configurations"]
-            for key in configuration["scores"]
-            if key.startswith("right_") and key != "right_error"
-        }
-    )
-    if not keys:
-        return None
-    return Table(
-        (Heading("Attribute right"), *(Heading(key.removeprefix("right_")) for key in keys)),
-        tuple(
-            Row(
-                (
-                    configuration["name"],
-                    *(figure(configuration["scores"].get(k), "share") for k in keys),
+        rows.append(("real pictures", "real", evaluation["real"]["figures"]))
+    columns = evaluation.get("columns", {})
+    groups = dict.fromkeys(column["group"] for column in columns.values()) if rows else {}
+    tables = []
+    for group in sorted(groups, key=bool):
+        shown = {name: column for name, column in columns.items() if column["group"] == group}
+        if not group:
+            shown = {**_COST, **shown}
+        headings = [Heading(column["label"], _small_print(column)) for column in shown.values()]
+        tables.append(
+            Table(
+                (Heading(group or "Configuration"), *headings),
+                tuple(
+                    Row((name, *(_cell(values, key, shown[key]) for key in shown)), kind)
+                    for name, kind, values in rows
                 ),
-                _kind(configuration),
             )
-            for configuration in evaluation["configurations"]
-        ),
-    )
+        )
+    return tables
 
 
-def _kind(configuration: Mapping[str, Any]) -> str:
-    return "focus" if configuration["model"] == "student" and configuration["steps"] == 4 else ""
+def _small_print(column: Mapping[str, Any]) -> str:
+    if "kind" in column:
+        return "a picture"
+    return {True: "higher is better", False: "lower is better"}.get(column["higher_is_better"], "")
 
 
-def scores_note(evaluation: Mapping[str, Any]) -> str:
-    """What the scores were measured on."""
+def _cell(values: Mapping[str, Any], name: str, column: Mapping[str, Any]) -> str:
+    """A figure as text, with its standard error where there is one."""
+    kind = column.get("kind") or ("share" if column["percent"] else "figure")
+    error = values.get(f"{name}_error")
+    text = figure(values.get(name), kind)
+    return text if error is None else f"{text.removesuffix(' %')} ± {figure(error, kind)}"
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    """A configuration's name, with a star where it was not drawn now."""
+    return row["name"] + ("" if row["measured"]["where"] == "now" else " *")
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return "focus" if row["model"] == "student" and row["steps"] == _FOCUS else ""
+
+
+def figures_note(evaluation: Mapping[str, Any]) -> str:
+    """What the figures were measured on, and when, where that was not now."""
     if not evaluation["configurations"]:
         return ""
     count, (prompts, seeds) = evaluation["prompts"]["count"], evaluation["repeats"]
-    return (
-        f"{count} prompts that training did not see, one picture each; diversity from {seeds} "
-        f"pictures of {prompts} prompts. Features: {evaluation['features']}. "
-        f"Recall and coverage are against {evaluation.get('reference', 'the teacher')}."
+    note = (
+        f"{count} prompts that training did not see, one picture each, and {seeds} pictures of "
+        f"{prompts} of them. ± is one standard error."
     )
+    if evaluation["features"]:
+        note += f" Feature space: {evaluation['features']}."
+    if "reference" in evaluation:
+        note += f" The teacher to compare with is {evaluation['reference']}."
+    before = [row["measured"] for row in evaluation["configurations"]]
+    dates = {f"{made['date']} on {made['hardware']['cpu']}" for made in before if "date" in made}
+    return note + (f" * Drawn and measured earlier: {', '.join(sorted(dates))}." if dates else "")
 
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """The figures that tell the story: the student at 4 steps beside its teacher at its best."""
-    configurations = evaluation["configurations"]
-    student = next(
-        (configuration for configuration in configurations if _kind(configuration)), None
-    )
-    teachers = [
-        configuration for configuration in configurations if configuration["model"] == "teacher"
-    ]
-    if student is None or not teachers:
+    rows = evaluation["configurations"]
+    student = next((row for row in rows if _kind(row)), None)
+    teacher = next((row for row in rows if row["name"] == evaluation.get("reference")), None)
+    if student is None or teacher is None:
         return []
-    teacher = max(teachers, key=lambda configuration: configuration["evaluations"])
-    found = []
-    for key, name, form in (
-        ("evaluations", "Evaluations a picture", "count"),
-        ("right", "Prompts right", "share"),
-        ("frechet_real", "Frechet distance, real", "figure"),
-        ("frechet_teacher", "Frechet distance, teacher", "figure"),
-        ("diversity", "Diversity within a prompt", "figure"),
-        ("seconds_per_image", "Seconds a picture", "figure"),
-    ):
-        ours, theirs = (
-            (configuration | configuration["scores"]).get(key)
-            for configuration in (student, teacher)
-        )
-        if ours is not None and theirs is not None:
-            detail = f"{figure(theirs, form)} for the teacher in {teacher['steps']} steps"
-            found.append({"name": name, "value": figure(ours, form), "detail": detail})
-    return found
+    columns = {
+        **_COST,
+        **{name: c for name, c in evaluation["columns"].items() if not c["group"]},
+    }
+    tiles = []
+    for name, column in columns.items():
+        ours, theirs = (row | row["figures"] for row in (student, teacher))
+        if name in ours and name in theirs:
+            detail = f"{_cell(theirs, name, column)} for the teacher in {teacher['steps']} steps"
+            value = _cell({name: ours[name]}, name, column)
+            label = column["label"] + (" a picture" if name in _COST else "")
+            tiles.append({"name": label, "value": value, "detail": detail})
+    return tiles[:_MOST_TILES]
 
 
-def criteria_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def criteria_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """The criteria of summary.json as text."""
     return [
         {
             "label": criterion["label"],
-            "measured": "not measured"
-            if criterion["value"] is None
-            else figure(criterion["value"]),
-            "asked": _asked(criterion),
-            "met": criterion["met"],
+            "measured": figure(criterion["value"]),
+            "wanted": {"<=": "≤ ", ">=": "≥ "}[criterion["relation"]] + figure(criterion["bound"]),
+            "met": {True: "yes", False: "no", None: "not measured"}[criterion["met"]],
         }
         for criterion in summary.get("criteria", ())
     ]
-
-
-def _asked(criterion: Mapping[str, Any]) -> str:
-    sign = {"<=": "≤", ">=": "≥"}[criterion["relation"]]
-    return _NONE if criterion["threshold"] is None else f"{sign} {figure(criterion['threshold'])}"
 
 
 def subtitle(recipe: str) -> str:

@@ -27,6 +27,7 @@ from fewstep.toyworld.scenes import (
     prompts,
     render,
 )
+from fewstep.utils.files import digest_files
 from fewstep.utils.resources import resolve
 
 WEIGHTS = "package://fewstep.toyworld/data/features.safetensors"
@@ -73,6 +74,17 @@ def features(images: Tensor) -> Tensor:
         raise ValueError(f"features are for [B, 3, {SIDE}, {SIDE}], not {list(images.shape)}")
     images = images.detach().float().cpu().clamp(0, 1)
     return torch.cat([_trained()(chunk) for chunk in images.split(256)])
+
+
+class World:
+    """The feature space ``world``: `features`, with a key that changes with the weights."""
+
+    def __init__(self) -> None:
+        self.key = f"world-{digest_files([resolve(WEIGHTS)])}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, 64, 64] in [0, 1] -> [B, 64]."""
+        return features(images)
 
 
 def train(folder: Path, *, seed: int = 0, settings: FitSettings = SETTINGS) -> FeatureNet:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,8 +65,8 @@ def make(
         text.train(pipe, work / "text", seed=seed, settings=plans[2], device=device)
     say(f"teacher: scenes, then {plans[3].steps} steps")
     pairs = _pairs(vae, work, seed, min(denoiser.SCENES, plans[3].steps * denoiser.BATCH))
-    how = {"seed": seed, "settings": plans[3], "device": device, "compiled": compiled}
-    denoiser.train(pipe, pairs, work / "teacher", **how)
+    train = partial(denoiser.train, seed=seed, settings=plans[3], device=device, compiled=compiled)
+    train(pipe, pairs, work / "teacher")
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     save_pipeline(pipe, fresh / "pipeline")

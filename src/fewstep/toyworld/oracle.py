@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ _FIT = 0.72  # overlap (IoU) with the ideal outline under which a shape is not r
 _COLOUR = 0.30  # distance from the nearest named colour over which a colour is not recognised
 _SIZE_BORDER = 9.5  # pixels of radius between small and large
 
-Pixels = npt.NDArray[np.float32]
+Pixels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

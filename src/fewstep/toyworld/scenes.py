@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -206,8 +207,8 @@ def _choice(rng: np.random.Generator, names: Sequence[str]) -> str:
 
 
 def shape_distance(
-    shape: str, dx: npt.NDArray[np.float32], dy: npt.NDArray[np.float32], radius: float
-) -> npt.NDArray[np.float32]:
+    shape: str, dx: npt.NDArray[Any], dy: npt.NDArray[Any], radius: float
+) -> npt.NDArray[Any]:
     """Signed distance in pixels (negative inside) of offsets from the centre; y points down.
 
     Raises:
@@ -223,10 +224,8 @@ def shape_distance(
         side = (ax * (base + radius) - (dy + radius) * radius) / np.hypot(base + radius, radius)
         return np.maximum(side, dy - base)
     if shape == "cross":
-        configuration = 0.34 * radius
-        return np.minimum(
-            np.maximum(ax - radius, ay - configuration), np.maximum(ax - configuration, ay - radius)
-        )
+        arm = 0.34 * radius
+        return np.minimum(np.maximum(ax - radius, ay - arm), np.maximum(ax - arm, ay - radius))
     raise ValueError(f"unknown shape {shape!r}; use one of {', '.join(SHAPES)}")
 
 

@@ -42,13 +42,14 @@ class Extractor(nn.Module):
     def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
         """Takes the encoders out of the pipeline; they stay shared with it."""
         super().__init__()
-        self.clips = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2])
+        clips = [pipe.text_encoder, pipe.text_encoder_2]
+        self.clips = nn.ModuleList(clips)
         self.t5 = pipe.text_encoder_3
         self.pooled = nn.ModuleList(
-            nn.Linear(clip.config.projection_dim, sum(_OF_SCENE)) for clip in self.clips
+            nn.Linear(clip.config.projection_dim, sum(_OF_SCENE)) for clip in clips
         )
         self.word = nn.Linear(self.t5.config.d_model, sum(_ANSWERS))
-        self.short = nn.Linear(2 * self.clips[0].config.hidden_size, sum(_ANSWERS))
+        self.short = nn.Linear(2 * clips[0].config.hidden_size, sum(_ANSWERS))
 
     def forward(self, ids: tuple[Tensor, Tensor, Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
         """Logits: each CLIP's pooled output [B, all], T5's tokens, CLIP's tokens [B, L, one]."""
@@ -140,12 +141,11 @@ def train(
         rows = torch.randint(len(captions), (BATCH,), generator=generator).to(device)
         asked = (ids[0][rows], ids[1][rows], ids[2][rows])
         pooled, long, short = extractor(asked)
-        terms = {
-            "pooled": sum(_cross_entropy(part, scene[rows], _OF_SCENE) for part in pooled),
-            "t5": _cross_entropy(long, words[rows], _ANSWERS),
-            "clip": _cross_entropy(short, short_words[rows], _ANSWERS),
-        }
-        return {"loss": sum(terms.values()), **terms}
+        first, second = (_cross_entropy(part, scene[rows], _OF_SCENE) for part in pooled)
+        t5 = _cross_entropy(long, words[rows], _ANSWERS)
+        clip = _cross_entropy(short, short_words[rows], _ANSWERS)
+        terms = {"pooled": first + second, "t5": t5, "clip": clip}
+        return {"loss": first + second + t5 + clip, **terms}
 
     fit(extractor, loss, settings, folder)
     extractor.cpu().eval().requires_grad_(False)

@@ -12,6 +12,7 @@ Only code that is installed is ever imported; a recipe merely names it.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +34,9 @@ class Registry(Generic[T]):
     Attributes:
         kind: What a member is called in messages, such as ``metric``.
         group: Group of the entry points, such as ``fewstep.metrics``.
-        package: Package whose files are the built-in members; None: there are none.
-        members: ``members(module) -> name -> member``, what a file of the package defines.
+        package: Package whose files hold the built-in members, or a module that holds them
+            itself; None: there are none.
+        members: ``members(module) -> name -> member``, what such a file defines.
     """
 
     kind: str
@@ -74,14 +76,35 @@ class Registry(Generic[T]):
 
     def _built_in(self) -> dict[str, T]:
         if not self._complete and self.package is not None:
-            package = importlib.import_module(self.package)
-            for info in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-                self._found |= self.members(importlib.import_module(info.name))
+            home = importlib.import_module(self.package)
+            files = pkgutil.iter_modules(getattr(home, "__path__", []), f"{self.package}.")
+            modules = [importlib.import_module(info.name) for info in files]
+            for module in modules if hasattr(home, "__path__") else [home]:
+                self._found |= self.members(module)
         self._complete = True
         return self._found
 
     def _plugins(self) -> dict[str, metadata.EntryPoint]:
         return {each.name: each for each in _entry_points(self.group)}
+
+
+def load_named(registry: Registry[Callable[..., T]], text: str) -> T:
+    """What a recipe's ``NAME`` or ``NAME:SOURCE`` stands for, such as ``clip:FOLDER``.
+
+    Args:
+        registry: Functions of no argument, or of one: the source.
+        text: What the recipe says.
+
+    Raises:
+        FewstepError: There is no such name; a source too many, or one missing.
+    """
+    name, colon, source = text.partition(":")
+    make = registry.get(name)
+    takes_source = len(inspect.signature(make).parameters) > 0
+    if takes_source != bool(colon):
+        usage = f"write it as {name}:SOURCE" if takes_source else f"{name} takes no source"
+        raise FewstepError(f"{registry.kind} {text!r}: {usage}")
+    return make(source) if takes_source else make()
 
 
 def _entry_points(group: str) -> Iterator[metadata.EntryPoint]:

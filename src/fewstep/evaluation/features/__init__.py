@@ -1,16 +1,17 @@
-"""Feature spaces that pictures are compared in: one file each, found by name."""
+"""Feature spaces that pictures are compared in: one file each, found by name.
+
+Installed packages may add more (``fewstep.features``): a function that returns `Features`, with one
+argument if it takes a source.
+"""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
+from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from fewstep.utils.errors import FewstepError, unknown
+from fewstep.utils.registry import Registry, load_named
 
 
 class Features(Protocol):
@@ -23,37 +24,22 @@ class Features(Protocol):
     key: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] -> features [B, F], float32."""
+        """Pictures [B, 3, H, W] in [0, 1] -> features [B, F], float32, on the CPU."""
         ...
 
 
-def available() -> list[str]:
-    """Names of all feature spaces, sorted."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__))
+FEATURES = Registry[Callable[..., Features]](
+    "feature space",
+    "fewstep.features",
+    __name__,
+    lambda module: {module.__name__.rpartition(".")[2]: module.load},
+)
 
 
 def load(text: str) -> Features:
-    """The feature space that `name` or `name:source` stands for, such as `clip:FOLDER`.
+    """The feature space that ``NAME`` or ``NAME:SOURCE`` stands for, such as ``clip:FOLDER``.
 
     Raises:
         FewstepError: No such feature space; a source too many, or one missing.
     """
-    name, colon, source = text.partition(":")
-    if name not in available():
-        raise unknown("feature space", name, available())
-    make = importlib.import_module(f"{__name__}.{name}").load
-    takes = len(inspect.signature(make).parameters) > 0
-    if takes != bool(colon):
-        raise FewstepError(
-            f"feature space {text!r}: write it as {name}:SOURCE"
-            if takes
-            else f"feature space {text!r}: {name} takes no source"
-        )
-    return make(source) if takes else make()
-
-
-@torch.no_grad()
-def extract(features: Features, images: Tensor, *, batch: int = 64) -> Tensor:
-    """Features of many pictures, a batch at a time: [N, 3, H, W] -> [N, F] on the CPU."""
-    parts = [features(images[i : i + batch]).float().cpu() for i in range(0, len(images), batch)]
-    return torch.cat(parts)
+    return load_named(FEATURES, text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
@@ -10,37 +12,58 @@ from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_model
 from fewstep.utils.resources import resolve
 
+# OpenAI's preprocessing, which all CLIP checkpoints in transformers share.
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(1, 3, 1, 1)
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1, 1)
+
+
+def load_part(cls: str, source: str, where: str) -> Any:
+    """A model (in evaluation mode) or a tokenizer of transformers from a folder or a repo id.
+
+    Args:
+        cls: Name of its class.
+        source: Folder or repo id.
+        where: How the error's message begins.
+
+    Raises:
+        FewstepError: It cannot be loaded.
+    """
+    import transformers
+
+    path = resolve(source)
+    options = {} if cls.endswith("Tokenizer") else {"use_safetensors": True}
+    try:
+        part = getattr(transformers, cls).from_pretrained(
+            str(path) if path.exists() else source, **options
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise FewstepError(f"{where}: cannot be loaded: {first}", code="missing-file") from error
+    return part.eval() if isinstance(part, torch.nn.Module) else part
+
+
+def normalized_pixels(images: Tensor, side: int) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] as CLIP wants them, squeezed to [B, 3, side, side]."""
+    pixels = interpolate(
+        images.float().clamp(0, 1), (side, side), mode="bicubic", antialias=True
+    ).clamp(0, 1)
+    return (pixels - _MEAN.to(pixels)) / _STD.to(pixels)
+
 
 class Clip:
     """A CLIP vision tower; its embeddings lie on the unit sphere, hence bounded."""
 
     def __init__(self, source: str) -> None:
-        from transformers import CLIPVisionModelWithProjection
-
-        path = resolve(source)
-        where = str(path) if path.exists() else source
-        try:
-            net = CLIPVisionModelWithProjection.from_pretrained(where, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise FewstepError(
-                f"feature space clip:{source}: cannot be loaded: {first}", code="missing-dependency"
-            ) from error
-        self.net = net.eval()
-        self.key = f"clip-{digest_model(where) or source}"
-        # OpenAI's preprocessing, which all CLIP checkpoints in transformers share.
-        self.mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(1, 3, 1, 1)
-        self.std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1, 1)
+        self.net = load_part(
+            "CLIPVisionModelWithProjection", source, f"feature space clip:{source}"
+        )
+        self.key = f"clip-{digest_model(resolve(source)) or source}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] -> [B, F]; resized whole, nothing is cropped off."""
-        side = self.net.config.image_size
-        pixels = interpolate(
-            images.float().clamp(0, 1), (side, side), mode="bicubic", antialias=True
-        ).clamp(0, 1)
-        pixels = ((pixels - self.mean.to(pixels)) / self.std.to(pixels)).to(self.net.device)
-        return normalize(self.net(pixel_values=pixels).image_embeds.float(), dim=-1)
+        """Pictures [B, 3, H, W] in [0, 1] -> [B, F]."""
+        pixels = normalized_pixels(images, self.net.config.image_size).to(self.net.device)
+        return normalize(self.net(pixel_values=pixels).image_embeds.float(), dim=-1).cpu()
 
 
 def load(source: str) -> Clip:

@@ -1,1 +1,40 @@
-"""Metrics of pictures, one file each, found by name."""
+"""Metrics: one file each, found by name; installed packages may add more (``fewstep.metrics``)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from fewstep.config.evaluate import MetricRecipe
+from fewstep.config.strict import ConfigError, explain
+from fewstep.evaluation.metrics.base import Metric
+from fewstep.utils.registry import Registry
+
+
+def _defined(module: Any) -> dict[str, type[Metric]]:
+    classes = [member for _, member in inspect.getmembers(module, inspect.isclass)]
+    own = [cls for cls in classes if cls.__module__ == module.__name__ and issubclass(cls, Metric)]
+    return {cls.name: cls for cls in own if cls is not Metric}
+
+
+METRICS = Registry[type[Metric]]("metric", "fewstep.metrics", __name__, _defined)
+
+
+def build(recipes: Iterable[MetricRecipe]) -> list[Metric]:
+    """The metrics that a recipe lists, in its order.
+
+    Raises:
+        FewstepError: An unknown name or setting, or a value that does not fit.
+    """
+    metrics = []
+    for recipe in recipes:
+        cls = METRICS.get(recipe.name)
+        try:
+            metrics.append(cls.model_validate(recipe.settings))
+        except ValidationError as error:
+            where = f"evaluate.metrics: {recipe.name}"
+            raise ConfigError(f"{where}: {explain(error, cls)}") from error
+    return metrics

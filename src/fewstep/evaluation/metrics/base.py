@@ -1,121 +1,169 @@
-"""What a score sees, what a score is, and how scores are found."""
+"""What a metric sees, and what a metric is."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Protocol, TypeAlias
+from typing import ClassVar
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import fewstep.evaluation.metrics as package
-from fewstep.utils.errors import unknown
-
-Verdict: TypeAlias = tuple[tuple[str, bool], ...]
-"""One flag per attribute that the prompt asks for; a name may come twice (two colours)."""
+FEATURES = "features"
+"""Name under which measurements hold the pictures' features."""
 
 
 @dataclass(frozen=True, eq=False)
-class Measurements:
-    """What was read off one configuration's pictures; the pictures themselves are not kept.
+class Values:
+    """What was measured of each picture of a configuration.
 
     Attributes:
-        single: Features of one picture for each of N prompts, [N, F].
-        repeated: Features of K pictures for each of the first M prompts, [M, K, F].
-        verdicts: What the ground truth says of each of the N pictures; None without one.
-        shown: Which of the repeated pictures show all of their prompt, [M, K], bool; None likewise.
+        single: Of one picture for each of N prompts, [N, ...].
+        repeated: Of K pictures for each of the first M prompts, [M, K, ...].
     """
 
     single: Tensor
     repeated: Tensor
-    verdicts: tuple[Verdict, ...] | None = None
-    shown: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """What was measured of a configuration's pictures; the pictures themselves are not kept.
+
+    Attributes:
+        values: By metric; the features of the pictures, [N, F] and [M, K, F], are under `FEATURES`.
+    """
+
+    values: Mapping[str, Values]
+
+    @property
+    def features(self) -> Values:
+        """Points in the recipe's feature space: single [N, F], repeated [M, K, F]."""
+        return self.values[FEATURES]
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Pictures to compare with.
+    """What a configuration is compared with.
 
     Attributes:
-        named: By name: `teacher`, and `real` where the truth can draw them.
-        baseline: The guided teacher at as many steps as the configuration, which a student has to
-        beat.
+        named: By name: ``teacher``, the teacher with the most evaluations, and ``real`` pictures.
+        baseline: Of a student, the guided teacher at as many steps, which it has to beat.
     """
 
     named: Mapping[str, Measurements] = field(default_factory=dict)
     baseline: Measurements | None = None
 
-    def besides(self, configuration: Measurements) -> Iterator[tuple[str, Measurements]]:
-        """All references but the configuration itself: a distance to oneself says nothing."""
-        return ((name, other) for name, other in self.named.items() if other is not configuration)
+    def besides(self, measurements: Measurements) -> Iterator[tuple[str, Measurements]]:
+        """All but the configuration itself: a distance to oneself says nothing."""
+        return ((name, other) for name, other in self.named.items() if other is not measurements)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How one figure of a metric is shown.
+
+    Attributes:
+        label: Heading for people.
+        higher_is_better: None where neither is.
+        percent: Whether it is a share, shown in percent.
+        group: Title of a table of its own; empty for the table of all metrics.
+    """
+
+    label: str
+    higher_is_better: bool | None = True
+    percent: bool = False
+    group: str = ""
+
+
+class Metric(BaseModel):
+    """A metric of pictures; fields are the settings that a recipe may give, checked strictly.
+
+    Subclasses set the class attributes, define `__call__`, and `measure` where they read pictures.
+
+    Attributes:
+        name: What recipes call it; its values are stored under this name.
+        version: Raised whenever `measure` would give other values: old ones are then not reused.
+        extra: Requirement to install for it, such as ``fewstep[NAME]``; None where nothing more
+            is needed.
+        licence: Licence of the weights that it uses; None where it uses none.
+        higher_is_better: Of its figures, unless `figures` says it for each.
+        needs_features: Whether `__call__` reads the features of the pictures.
+        figures: Figures that reports show, by name; empty: all but errors and leads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    extra: ClassVar[str | None] = None
+    licence: ClassVar[str | None] = None
+    higher_is_better: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+    figures: ClassVar[Mapping[str, Figure]] = {}
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of all that `measure` depends on besides prompts and pictures."""
+        return f"{self.name} {self.version} {self.model_dump_json()}"
+
+    @property
+    def measures(self) -> bool:
+        """Whether it reads pictures."""
+        return type(self).measure is not Metric.measure
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Called before anything is drawn: loads what is needed, refuses prompts it cannot judge.
+
+        Raises:
+            FewstepError: Weights that cannot be loaded, or a prompt that means nothing to it.
+        """
+
+    def measure(self, prompts: Sequence[str], images: Tensor) -> Tensor:
+        """What `__call__` needs to know of some pictures, [B, ...] on the CPU.
+
+        Args:
+            prompts: B prompts.
+            images: Their pictures [B, 3, H, W] in [0, 1], float32, on the CPU.
+        """
+        raise NotImplementedError
+
+    def __call__(self, measurements: Measurements, references: References) -> dict[str, float]:
+        """Figures of one configuration, by name."""
+        raise NotImplementedError
+
+    def describe(self, figure: str) -> Figure | None:
+        """How one of its figures is shown; None where it is not."""
+        if self.figures:
+            return self.figures.get(figure)
+        if figure.endswith("_error") or figure.startswith("lead_"):
+            return None
+        return Figure(figure.replace("_", " "), self.higher_is_better)
 
 
 def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
-    """Mean of independent values [N] as `name`, its standard error as `<name>_error`."""
-    error = values.std() / len(values) ** 0.5
-    return {name: float(values.mean()), f"{name}_error": float(error)}
+    """Mean of independent values [N] as `name`, its standard error as `<name>_error`.
+
+    Nothing of no values, and no error of one.
+    """
+    figures = {name: float(values.mean())} if len(values) else {}
+    if len(values) > 1:
+        figures[f"{name}_error"] = float(values.std() / len(values) ** 0.5)
+    return figures
 
 
-def ahead(score: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
+def lead(figure: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """By how much one configuration's mean exceeds another's, with the error of that difference.
 
-    Both configurations draw the same prompts from the same noise, so the error is that of paired
-    values:
-    what makes one prompt harder than the next cancels.
+    Both draw the same prompts from the same noise, so the error is that of paired values: what
+    makes one prompt harder than the next cancels.
 
     Args:
-        score: Its name.
+        figure: Its name.
         ours: Its value for every prompt [N].
         theirs: The same of the other configuration [N].
 
     Returns:
-        `ahead_<score>` and `ahead_<score>_error`.
+        `lead_<figure>` and `lead_<figure>_error`.
     """
-    return mean_and_error(f"ahead_{score}", ours.double() - theirs.double())
-
-
-class Score(Protocol):
-    """One file of this package with a module-level `SCORE`.
-
-    Attributes:
-        name: What recipes call it.
-        needs_truth: Whether it says anything without a ground truth that judges pictures.
-    """
-
-    name: str
-    needs_truth: bool
-
-    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
-        """Figures of one configuration, by name."""
-        ...
-
-
-@cache
-def _found() -> dict[str, Score]:
-    scores: dict[str, Score] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        score = getattr(importlib.import_module(f"{package.__name__}.{info.name}"), "SCORE", None)
-        if score is not None:
-            scores[score.name] = score
-    return scores
-
-
-def available() -> list[str]:
-    """Names of all scores, sorted."""
-    return sorted(_found())
-
-
-def build(names: Sequence[str]) -> list[Score]:
-    """The scores of these names, in this order.
-
-    Raises:
-        FewstepError: A name that no score has; the nearest one is named.
-    """
-    found = _found()
-    for name in names:
-        if name not in found:
-            raise unknown("score", name, found)
-    return [found[name] for name in names]
+    return mean_and_error(f"lead_{figure}", ours.double() - theirs.double())

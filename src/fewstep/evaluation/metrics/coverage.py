@@ -6,10 +6,13 @@ Naeem et al. 2020 (arXiv 2002.09797).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Measurements, References
+from fewstep.evaluation.metrics.base import Figure, Measurements, Metric, References
 
 NEIGHBOURS = 5
 
@@ -48,20 +51,24 @@ def _distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.cdist(first.double(), second.double(), compute_mode=mode)
 
 
-class Coverage:
+class Coverage(Metric):
     """The four neighbour scores against each reference."""
 
     name = "coverage"
-    needs_truth = False
+    needs_features = True
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "recall_teacher": Figure("Recall, teacher", percent=True),
+        "coverage_teacher": Figure("Coverage, teacher", percent=True),
+        "coverage_real": Figure("Coverage, real", percent=True),
+    }
 
-    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
-        """`precision_teacher`, ..., and `precision_real`, ... where real pictures can be drawn."""
-        scores: dict[str, float] = {}
-        for name, other in references.besides(configuration):
-            if min(len(configuration.single), len(other.single)) > NEIGHBOURS:
-                found = neighbour_scores(configuration.single, other.single)
-                scores |= {f"{score}_{name}": value for score, value in found.items()}
-        return scores
-
-
-SCORE = Coverage()
+    def __call__(self, measurements: Measurements, references: References) -> dict[str, float]:
+        """`precision_teacher`, ..., and `precision_real`, ... where there are real pictures."""
+        figures: dict[str, float] = {}
+        ours = measurements.features.single
+        for name, other in references.besides(measurements):
+            theirs = other.features.single
+            if min(len(ours), len(theirs)) > NEIGHBOURS:
+                scores = neighbour_scores(ours, theirs)
+                figures |= {f"{score}_{name}": value for score, value in scores.items()}
+        return figures

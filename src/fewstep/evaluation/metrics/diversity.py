@@ -2,67 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Measurements, References, ahead, mean_and_error
+from fewstep.evaluation.metrics.base import (
+    Figure,
+    Measurements,
+    Metric,
+    References,
+    lead,
+    mean_and_error,
+)
 
 
-def pairwise_distance(features: Tensor, shown: Tensor | None = None) -> Tensor:
+def pairwise_distance(features: Tensor, counted: Tensor | None = None) -> Tensor:
     """Mean Euclidean distance over pairs of one prompt's pictures.
 
     Args:
         features: K pictures of each of M prompts [M, K, F].
-        shown: Which of them count [M, K], bool; None: all.
+        counted: Which of them count [M, K], bool; None: all.
 
     Returns:
         A mean for every prompt [M]; nan where no two of its pictures count.
     """
-    seeds = features.shape[1]
     distances = torch.cdist(
         features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )
-    counted = torch.ones(features.shape[:2], dtype=torch.bool) if shown is None else shown
-    pairs = counted[:, :, None] & counted[:, None, :] & ~torch.eye(seeds, dtype=torch.bool)
+    counts = torch.ones(features.shape[:2], dtype=torch.bool) if counted is None else counted
+    others = ~torch.eye(features.shape[1], dtype=torch.bool)
+    pairs = counts[:, :, None] & counts[:, None, :] & others
     return (distances * pairs).sum((1, 2)) / pairs.sum((1, 2))
 
 
-class Diversity:
-    """Mean over prompts of the mean pairwise feature distance, with its standard error.
+def diversity_figures(name: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:
+    """Mean over prompts of `pairwise_distance`, its standard error and its lead over another.
 
-    A ghost is far from everything, so that pictures gone wrong pass for diversity. Where a ground
-    truth tells which pictures show their prompt, `diversity_right` therefore counts only those.
+    Args:
+        name: The figure's.
+        ours: Distance of every prompt [M]; prompts of nan are left out.
+        theirs: The same of the baseline; None without.
+
+    Returns:
+        `name`, its error and, over the prompts that both have, its lead; nothing of no prompt.
     """
-
-    name = "diversity"
-    needs_truth = False
-
-    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
-        """`diversity`, `diversity_right`, their errors and leads over the baseline.
-
-        Nothing where no two prompts have two pictures that count.
-        """
-        baseline = references.baseline
-        figures = _figures(
-            "diversity", _spread(configuration), None if baseline is None else _spread(baseline)
-        )
-        if configuration.shown is not None:
-            theirs = None if baseline is None else _spread(baseline, right=True)
-            figures |= _figures("diversity_right", _spread(configuration, right=True), theirs)
-        return figures
-
-
-def _spread(configuration: Measurements, *, right: bool = False) -> Tensor:
-    return pairwise_distance(configuration.repeated, configuration.shown if right else None)
-
-
-def _figures(name: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:
     known = ~ours.isnan()
-    figures = mean_and_error(name, ours[known]) if known.sum() > 1 else {}
-    both = known if theirs is None else known & ~theirs.isnan()
-    if theirs is not None and both.sum() > 1:
-        figures |= ahead(name, ours[both], theirs[both])
+    figures = mean_and_error(name, ours[known])
+    if theirs is not None:
+        both = known & ~theirs.isnan()
+        figures |= lead(name, ours[both], theirs[both])
     return figures
 
 
-SCORE = Diversity()
+class Diversity(Metric):
+    """Mean over prompts of the mean pairwise feature distance."""
+
+    name = "diversity"
+    needs_features = True
+    figures: ClassVar[Mapping[str, Figure]] = {"diversity": Figure("Diversity in a prompt")}
+
+    def __call__(self, measurements: Measurements, references: References) -> dict[str, float]:
+        """`diversity`, its standard error and its lead over the baseline."""
+        baseline = references.baseline
+        ours = pairwise_distance(measurements.features.repeated)
+        theirs = pairwise_distance(baseline.features.repeated) if baseline else None
+        return diversity_figures(self.name, ours, theirs)

@@ -1,11 +1,14 @@
-"""Frechet distance between feature clouds: to fresh real pictures and to the teacher's samples."""
+"""Frechet distance between feature clouds: to real pictures and to the teacher's."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Measurements, References
+from fewstep.evaluation.metrics.base import Figure, Measurements, Metric, References
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -27,18 +30,22 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     return max(0.0, float(mean + cov_a.trace() + cov_b.trace() - 2 * inner))
 
 
-class Frechet:
-    """Distance to every reference there is; smaller is better, 0 is equal mean and covariance."""
+class Frechet(Metric):
+    """Distance to every reference there is; 0 is equal mean and covariance."""
 
     name = "frechet"
-    needs_truth = False
+    higher_is_better = False
+    needs_features = True
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "frechet_real": Figure("Frechet, real", False),
+        "frechet_teacher": Figure("Frechet, teacher", False),
+    }
 
-    def __call__(self, configuration: Measurements, references: References) -> dict[str, float]:
-        """`frechet_teacher`, and `frechet_real` where real pictures can be drawn."""
+    def __call__(self, measurements: Measurements, references: References) -> dict[str, float]:
+        """`frechet_teacher`, and `frechet_real` where there are real pictures."""
+        ours = measurements.features.single
         return {
-            f"frechet_{name}": frechet_distance(configuration.single, other.single)
-            for name, other in references.besides(configuration)
+            f"frechet_{name}": frechet_distance(ours, other.features.single)
+            for name, other in references.besides(measurements)
+            if min(len(ours), len(other.features.single)) > 1
         }
-
-
-SCORE = Frechet()

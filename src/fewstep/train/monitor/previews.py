@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.config import ConfigError, PreviewRecipe, Recipe
+from fewstep.config import PreviewRecipe, Recipe
 from fewstep.core.schedules import Shift, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
@@ -20,49 +18,11 @@ from fewstep.data.prompts import Encoder
 from fewstep.models.base import Backbone
 from fewstep.train.distributed import SINGLE, ProcessGroup
 from fewstep.train.memory.offload import vae_here
+from fewstep.train.monitor.preview_scores import preview_score
 from fewstep.train.roles import Roles
-from fewstep.utils.errors import unknown
 from fewstep.utils.files import digest_text, replacing, write_json
 
-PreviewScore: TypeAlias = Callable[[Tensor, Sequence[str], Tensor], float]
-"""``score(images, prompts, teacher_images) -> float``, higher is better; images [P, 3, H, W]."""
-
 _GAP = 2  # pixels between pictures
-
-
-def drift(images: Tensor, prompts: Sequence[str], teacher_images: Tensor) -> float:
-    """Minus the mean distance between the colour statistics of student and teacher, per prompt.
-
-    Compares mean and standard deviation of each channel; 0 is the best there is. It sees colour
-    casts and over-baked contrast, not whether the prompt was followed.
-    """
-    mean, std = images.mean((2, 3)), images.std((2, 3))
-    mean_t, std_t = teacher_images.mean((2, 3)), teacher_images.std((2, 3))
-    return -float(((mean - mean_t).abs() + (std - std_t).abs()).mean())
-
-
-_SCORES: dict[str, PreviewScore] = {"drift": drift}
-
-
-def preview_score(name: str) -> PreviewScore:
-    """The score a recipe names: ``drift``, or ``package.module:function``.
-
-    Raises:
-        ConfigError: There is no such score.
-    """
-    if name in _SCORES:
-        return _SCORES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        hint = str(unknown("score", name, _SCORES))
-        raise ConfigError(f"preview.score: {hint} (or write package.module:function)")
-    try:
-        score = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"preview.score: {name!r} cannot be imported: {error}") from error
-    if not callable(score):
-        raise ConfigError(f"preview.score: {name!r} is not a function")
-    return score
 
 
 class Preview:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewstep.cli.console import note, say, say_json
-from fewstep.cli.options import Json
 from fewstep.utils.errors import FewstepError
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 world = typer.Typer(help="The embedded tiny world.")
 
 
@@ -54,12 +54,9 @@ def train(
         device=place,
         steps=steps,
         compiled=compiled,
-        say=note,
+        say=lambda line: typer.echo(line, err=True),
     )
-    if as_json:
-        say_json({"folder": str(out), "seed": seed})
-    else:
-        say(f"world: {out}")
+    typer.echo(json.dumps({"folder": str(out), "seed": seed}) if as_json else f"world: {out}")
 
 
 @world.command()
@@ -73,7 +70,5 @@ def show(
     from fewstep.toyworld.sheet import write_sheet
 
     captions = write_sheet(out, count=count, seed=seed)
-    if as_json:
-        say_json({"file": str(out), "prompts": captions})
-    else:
-        say(f"{len(captions)} prompts: {out}")
+    made = {"file": str(out), "prompts": captions}
+    typer.echo(json.dumps(made) if as_json else f"{len(captions)} prompts: {out}")
