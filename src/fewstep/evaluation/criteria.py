@@ -64,10 +64,10 @@ def judge(
 
 def all_met(criteria: Iterable[Criterion]) -> bool | None:
     """False if any criterion failed, True if all are met, None where that cannot be told."""
-    verdicts = [criterion.met for criterion in criteria]
-    if False in verdicts:
+    outcomes = [criterion.met for criterion in criteria]
+    if False in outcomes:
         return False
-    return True if verdicts and None not in verdicts else None
+    return True if outcomes and None not in outcomes else None
 
 
 def _flat(evaluation: Mapping[str, Any]) -> dict[str, float]:

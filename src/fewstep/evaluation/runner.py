@@ -257,8 +257,8 @@ def _compare(
         named["real"] = real[0]
     shown: list[dict[str, Any]] = [{} for _ in chosen]
     for one in measured:
-        rivals = [other.measurements for other in measured if is_baseline(other.row, one.row)]
-        compared = References(named, rivals[0] if rivals else None)
+        baselines = [other.measurements for other in measured if is_baseline(other.row, one.row)]
+        compared = References(named, baselines[0] if baselines else None)
         one.row["figures"] = _figures(chosen, one.measurements, compared, shown)
     found["configurations"] = [one.row for one in measured]
     if len(real) > 1:

@@ -53,9 +53,9 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
 
 def _content(folder: Path) -> dict[str, Any]:
     evaluation = read_json(folder / "evaluation.json") or {}
-    if "columns" not in evaluation:  # none, or of an older version
-        evaluation = {"configurations": []}
     summary = read_json(folder / "summary.json") or {}
+    if "columns" not in evaluation:  # not evaluated, or by an older version
+        evaluation, summary = {"configurations": []}, {}
     metrics = curves.read_metrics(folder / "metrics.jsonl")
     recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
     content: dict[str, Any] = {

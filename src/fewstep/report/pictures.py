@@ -18,8 +18,6 @@ _LARGEST_SHEET = 1400
 _TINY = 160  # pixels below which enlarging should keep the pixels crisp
 _SHEETS = 6
 
-Configuration = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -64,37 +62,22 @@ class Gallery:
 
 def side_by_side(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
     """The teacher at its best, the teacher at 4 steps, the student at 4."""
-    configurations: list[Configuration] = evaluation["configurations"]
-    teachers = [
-        configuration for configuration in configurations if configuration["model"] == "teacher"
-    ]
-    reference = max(teachers, key=lambda configuration: configuration["evaluations"], default=None)
-    few = [
-        configuration
-        for configuration in teachers
-        if configuration["steps"] == 4 and configuration is not reference
-    ]
-    students = [
-        configuration
-        for configuration in configurations
-        if configuration["model"] == "student" and configuration["steps"] == 4
-    ]
-    chosen = [*([reference] if reference else []), *few, *students]
-    return _gallery(folder, chosen) if students else None
+    rows: list[dict[str, Any]] = evaluation["configurations"]
+    best = [row for row in rows if row["name"] == evaluation.get("reference")]
+    few = [row for row in rows if row["steps"] == 4 and row not in best]
+    students = [row for row in few if row["model"] == "student"]
+    teachers = [row for row in few if row["model"] == "teacher"]
+    return _gallery(folder, [*best, *teachers, *students]) if students else None
 
 
 def by_steps(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
     """The student at every number of steps that was evaluated."""
-    students = [
-        configuration
-        for configuration in evaluation["configurations"]
-        if configuration["model"] == "student"
-    ]
-    ordered = sorted(students, key=lambda configuration: configuration["steps"])
+    students = [row for row in evaluation["configurations"] if row["model"] == "student"]
+    ordered = sorted(students, key=lambda row: row["steps"])
     return _gallery(folder, ordered) if len(ordered) > 1 else None
 
 
-def _gallery(folder: Path, configurations: Sequence[Configuration]) -> Gallery | None:
+def _gallery(folder: Path, configurations: Sequence[dict[str, Any]]) -> Gallery | None:
     shown = read_json(folder / "evaluation" / "gallery.json")
     if shown is None or not configurations:
         return None
@@ -103,12 +86,12 @@ def _gallery(folder: Path, configurations: Sequence[Configuration]) -> Gallery |
     for index, prompt in enumerate(shown["prompts"]):
         files = [folder / configuration["gallery"][index] for configuration in configurations]
         if all(file.is_file() for file in files):
-            found = tuple(picture(file, _LARGEST) for file in files)
-            rows.append(Row(prompt, shown["seed"] + index, found))
+            pictures = tuple(picture(file, _LARGEST) for file in files)
+            rows.append(Row(prompt, shown["seed"] + index, pictures))
     return Gallery(columns, tuple(rows)) if rows else None
 
 
-def _column(configuration: Configuration) -> Column:
+def _column(configuration: dict[str, Any]) -> Column:
     steps, guided = configuration["steps"], configuration["guidance"] != 1.0
     who = "Teacher" if configuration["model"] == "teacher" else "Student"
     count = configuration["evaluations"]

@@ -60,8 +60,8 @@ def encode(vae: AutoencoderKL, images: Tensor, generator: torch.Generator | None
         images: [B, 3, 64, 64] in [0, 1].
         generator: Draws from the posterior; without it, its mode is taken.
     """
-    found = vae.encode(images * 2 - 1).latent_dist
-    latents = found.mode() if generator is None else found.sample(generator)
+    posterior = vae.encode(images * 2 - 1).latent_dist
+    latents = posterior.mode() if generator is None else posterior.sample(generator)
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 

@@ -68,7 +68,7 @@ def draw_pairs(vae: AutoencoderKL, count: int, seed: int, *, chunk: int = 64) ->
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What the frozen text encoders say of n captions: tokens [n, L, t5], pooled [n, 2 clip]."""
+    """Output of the frozen text encoders for n captions: tokens [n, L, t5], pooled [n, 2 clip]."""
 
     tokens: Tensor
     pooled: Tensor
@@ -86,14 +86,14 @@ def read(pipe: StableDiffusion3Pipeline, captions: list[str], *, chunk: int = 25
     """Captions as the stock pipeline encodes them."""
     tokens, pooled = [], []
     for start in range(0, len(captions), chunk):
-        found, _, summary, _ = pipe.encode_prompt(
+        states, _, summary, _ = pipe.encode_prompt(
             captions[start : start + chunk],
             None,
             None,
             do_classifier_free_guidance=False,
             max_sequence_length=pipeline.MAX_TOKENS,
         )
-        tokens.append(found)
+        tokens.append(states)
         pooled.append(summary)
     return TextFeatures(torch.cat(tokens), torch.cat(pooled))
 
@@ -116,7 +116,7 @@ def train(
     device: str = "cpu",
     compiled: bool = False,
 ) -> None:
-    """Trains the pipeline's transformer on what its text encoders say; it ends on the CPU.
+    """Trains the pipeline's transformer on its text encoders' output; it ends on the CPU.
 
     Args:
         pipe: The pipeline; its text encoders and autoencoder stay as they are.
@@ -130,9 +130,9 @@ def train(
     captions = sorted({*pairs.captions, ""})
     place = {caption: number for number, caption in enumerate(captions)}
     words = torch.tensor([place[caption] for caption in pairs.captions])
-    known = read(pipe, captions)
-    tokens, pooled = known.tokens.to(device), known.pooled.to(device)
-    without_t5 = known.without_t5.to(device)
+    text_features = read(pipe, captions)
+    tokens, pooled = text_features.tokens.to(device), text_features.pooled.to(device)
+    without_t5 = text_features.without_t5.to(device)
     net = pipe.transformer.train().requires_grad_(True).to(device)
     forward = torch.compile(net, dynamic=False) if compiled else net
     bank, meant = SceneBank(pairs.facts), [parse(caption) for caption in pairs.captions]
@@ -141,7 +141,7 @@ def train(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(len(words), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < _UNCONDITIONAL
-        asked = torch.where(dropped, place[""], words[rows]).to(device)
+        chosen = torch.where(dropped, place[""], words[rows]).to(device)
         x0 = pairs.latents[rows].to(device).float()
         sigma = draw_sigmas(BATCH, generator).clamp_min(1e-3).to(device)  # divided by below
         xt = add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), sigma)
@@ -156,8 +156,8 @@ def train(
         velocity = forward(
             hidden_states=xt,
             timestep=sigma * 1000,
-            encoder_hidden_states=text[asked],
-            pooled_projections=pooled[asked],
+            encoder_hidden_states=text[chosen],
+            pooled_projections=pooled[chosen],
             return_dict=False,
         )[0]
         return {"loss": (velocity - velocity_from_x0(xt, mean, sigma)).square().mean()}

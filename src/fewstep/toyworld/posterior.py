@@ -1,7 +1,7 @@
 """Targets with less noise: the mean of all scenes that may lie behind a noisy latent.
 
 Flow matching asks for the scene that a noisy latent was made from, though any scene of the same
-prompt might have been it. What the network should answer is their posterior mean, and with scenes
+prompt might have been it. What the network should predict is their posterior mean, and with scenes
 to compare with it can be computed (stable target field, Xu et al., arXiv 2302.00670, eq. 7).
 """
 
@@ -29,19 +29,19 @@ FACTS = 11  # numbers by which `describe` tells a scene
 
 def describe(scene: Scene) -> list[int]:
     """A scene in `FACTS` small numbers: its ground, then five of each thing, -1 for none."""
-    found = [list(BACKGROUNDS).index(scene.background)]
+    facts = [list(BACKGROUNDS).index(scene.background)]
     for thing in scene.things:
         size, color = list(RADII).index(thing.size), list(COLORS).index(thing.color)
         left, top = int(thing.x < SIDE / 2), int(thing.y < SIDE / 2)
-        found += [color, SHAPES.index(thing.shape), size, left, top]
-    return found + [-1] * (FACTS - len(found))
+        facts += [color, SHAPES.index(thing.shape), size, left, top]
+    return facts + [-1] * (FACTS - len(facts))
 
 
 class SceneBank:
     """Which of many scenes fit a prompt.
 
     Args:
-        facts: What `describe` says of each scene [n, FACTS].
+        facts: `describe` of each scene [n, FACTS].
     """
 
     def __init__(self, facts: Tensor) -> None:
@@ -75,11 +75,11 @@ class SceneBank:
     def fitting(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Rows of the scenes with one thing, and with two, that a prompt allows."""
         if prompt not in self._fitting:
-            found = [self._shows(spec) for spec in prompt.things]
-            if len(found) == 1:
-                mask = found[0].any(axis=1)
+            shown = [self._shows(spec) for spec in prompt.things]
+            if len(shown) == 1:
+                mask = shown[0].any(axis=1)
             else:
-                first, second = found
+                first, second = shown
                 mask = (first[:, 0] & second[:, 1]) | (first[:, 1] & second[:, 0])
             if prompt.background:
                 mask = mask & (self._grounds == list(BACKGROUNDS).index(prompt.background))

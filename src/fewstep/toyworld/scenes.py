@@ -43,7 +43,7 @@ _SPOTS: dict[str, tuple[float, ...]] = {"small": (8, 56), "large": (16, 48)}
 
 @dataclass(frozen=True)
 class ThingSpec:
-    """What a prompt says of one thing; `None` leaves the attribute free."""
+    """What a prompt fixes of one thing; `None` leaves the attribute free."""
 
     color: str
     shape: str
@@ -57,7 +57,7 @@ class ThingSpec:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a caption says: one or two things, perhaps the background. `str(prompt)` is the text."""
+    """What a caption fixes: one or two things, perhaps the background; `str` gives the text."""
 
     things: tuple[ThingSpec, ...]
     background: str | None = None
@@ -142,12 +142,12 @@ def prompts(seed: int, *, held_out: bool) -> Iterator[Prompt]:
 
 def distinct_prompts(count: int, seed: int, *, held_out: bool) -> list[Prompt]:
     """The first `count` different prompts of `prompts`."""
-    found: dict[Prompt, None] = {}
+    distinct: dict[Prompt, None] = {}
     for prompt in prompts(seed, held_out=held_out):
-        found[prompt] = None
-        if len(found) == count:
+        distinct[prompt] = None
+        if len(distinct) == count:
             break
-    return list(found)
+    return list(distinct)
 
 
 def draw_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
