@@ -259,7 +259,8 @@ def write_shards(
     Returns:
         What is done when this process's pieces are on the disk.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import async_save
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     state = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -282,9 +283,12 @@ def read_shards(folder: Path, like: Like | None = None, prefix: str = "") -> dic
         like: How each is split; without it, all are whole.
         prefix: Only keys that begin with it.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    found: Mapping[str, Any] = (
+        HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    )
     tensors: dict[str, Tensor] = {}
     for key, about in found.items():
         if key.startswith(prefix):

@@ -214,7 +214,7 @@ def newest(
     It is read, or only looked at with `check`. Damaged ones are renamed to ``broken-...``, so that
     nothing takes them for checkpoints later.
     """
-    notes = []
+    notes: list[str] = []
     for path in reversed(listed(folder)):
         try:
             return look(path), notes

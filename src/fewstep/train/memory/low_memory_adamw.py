@@ -66,7 +66,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         return super()._new_buffer(p.float(), signed)  # type: ignore[misc]
 
 
-def _parts(key: str, value: Tensor) -> dict[str, Tensor]:
+def _parts(key: str, value: Any) -> dict[str, Tensor]:
     if not hasattr(value, "codes"):
         return {key: value}
     return {f"{key}.codes": value.codes, f"{key}.scale": value.scale}
@@ -115,7 +115,7 @@ class HostAdamW(torch.optim.Optimizer):
             for device in {p.device for p in parameters}:
                 settle(device)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over moments as they are, on the host."""
         order = [p for group in self.param_groups for p in group["params"]]
         self.state.clear()

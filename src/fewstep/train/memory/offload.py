@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def encoders_alone(backbone: Backbone) -> Iterator[None]:
 @contextmanager
 def vae_here(backbone: Backbone) -> Iterator[None]:
     """Context in which the VAE is where the network is; one that was left goes back."""
-    vae = getattr(backbone.pipe, "vae", None)
+    vae: Any = getattr(backbone.pipe, "vae", None)
     away = isinstance(vae, nn.Module) and next(vae.parameters()).device != backbone.device
     if away:
         vae.to(backbone.device)
