@@ -48,11 +48,11 @@ def main() -> None:
     parser.add_argument("plans", nargs="*", default=PLANS)
     parser.add_argument("--count", type=int, default=256, help="prompts")
     parser.add_argument("--fine", type=int, default=12, help="steps of the teacher in a segment")
-    asked = parser.parse_args()
-    for plan in asked.plans:
+    args = parser.parse_args()
+    for plan in args.plans:
         if len(plan) != STEPS or set(plan) - set("ST123456789"):
             parser.error(f"{plan!r} is no plan: {STEPS} signs, each S, T or a digit from 1")
-    run = Run.open(asked.run)
+    run = Run.open(args.run)
     settings = run.recipe.evaluate
     extractor, backbone = make_extractor(settings), run.load_backbone()
     metric = Accuracy()
@@ -62,10 +62,10 @@ def main() -> None:
     guidance = max(guidances, default=backbone.default_guidance)
     teacher = copy.deepcopy(backbone.net)  # the student's weights take its place
     student = run.load_student(backbone).net
-    prompts = list(extractor.prompts[: asked.count])
-    for plan in asked.plans:
+    prompts = list(extractor.prompts[: args.count])
+    for plan in args.plans:
         own, images = run.recipe.grid.shift, []
-        walks = segments(backbone, run.size, plan, asked.fine, shift=own)
+        walks = segments(backbone, run.size, plan, args.fine, shift=own)
         for start in range(0, len(prompts), extractor.batch):
             part = prompts[start : start + extractor.batch]
             seeds = range(extractor.seed + start, extractor.seed + start + len(part))

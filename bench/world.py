@@ -50,11 +50,11 @@ def walk(noise: Tensor, bank: Tensor, grid: Tensor) -> Tensor:
 
 def encoded(vae: AutoencoderKL, prompt: Prompt, count: int, rng: np.random.Generator) -> Tensor:
     """Latents of so many scenes of a prompt [count, 16, 8, 8], scaled to standard deviation 1."""
-    found = []
+    latents = []
     for start in range(0, count, 100):
         scenes = [draw_scene(prompt, rng) for _ in range(min(100, count - start))]
-        found.append(encode(vae, torch.from_numpy(render(scenes))))
-    return torch.cat(found) / LATENT_STD
+        latents.append(encode(vae, torch.from_numpy(render(scenes))))
+    return torch.cat(latents) / LATENT_STD
 
 
 def main() -> None:
@@ -63,24 +63,24 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=2500)
     parser.add_argument("--prompts", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=16)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     data = resolve("package://fewstep.toyworld/data/pipeline")
     backbone = models.load(data, max_sequence_length=MAX_TOKENS)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     right: dict[tuple[Fraction, int], list[bool]] = {}
-    for prompt in distinct_prompts(asked.prompts, 5, held_out=True):
-        bank = encoded(backbone.pipe.vae, prompt, asked.scenes, rng)
-        noise = torch.randn(asked.pictures, *bank.shape[1:], generator=generator)
+    for prompt in distinct_prompts(args.prompts, 5, held_out=True):
+        bank = encoded(backbone.pipe.vae, prompt, args.scenes, rng)
+        noise = torch.randn(args.pictures, *bank.shape[1:], generator=generator)
         for std in STDS:
             for steps in (4, 50):
                 base, shift = torch.tensor(few_step_sigmas(steps)), StaticShift(SHIFT / float(std))
                 latents = walk(noise, bank, with_shift(base, shift))
                 with torch.no_grad():
                     images = backbone.decode(latents * LATENT_STD).numpy()
-                verdicts = [judge(prompt, read(image)).right for image in images]
-                right.setdefault((std, steps), []).extend(verdicts)
-    for (std, steps), verdicts in right.items():
-        print(f"standard deviation {std!s:>3}, {steps:>2} steps: {np.mean(verdicts):.1%} right")
+                flags = [judge(prompt, read(image)).right for image in images]
+                right.setdefault((std, steps), []).extend(flags)
+    for (std, steps), flags in right.items():
+        print(f"standard deviation {std!s:>3}, {steps:>2} steps: {np.mean(flags):.1%} right")
 
 
 if __name__ == "__main__":

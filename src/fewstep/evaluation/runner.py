@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -275,11 +276,11 @@ def _figures(
     compared: References,
     shown: Sequence[dict[str, Any]],
 ) -> dict[str, float]:
-    """Figures of one configuration; how each metric's are shown goes to `shown`."""
+    """Finite figures of one configuration; how each metric's are shown goes to `shown`."""
     figures: dict[str, float] = {}
     for metric, columns in zip(chosen, shown, strict=True):
         found = metric(measurements, compared)
         figures |= found
         described = ((name, metric.describe(name)) for name in found)
         columns |= {name: asdict(figure) for name, figure in described if figure}
-    return {name: round(value, 6) for name, value in figures.items()}
+    return {name: round(value, 6) for name, value in figures.items() if math.isfinite(value)}

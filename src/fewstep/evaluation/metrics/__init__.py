@@ -27,11 +27,13 @@ def build(recipes: Iterable[MetricRecipe]) -> list[Metric]:
     """The metrics that a recipe lists, in its order.
 
     Raises:
-        FewstepError: An unknown name or setting, or a value that does not fit.
+        FewstepError: An unknown name or setting, a value that does not fit, or a name listed twice.
     """
-    metrics = []
+    metrics: list[Metric] = []
     for recipe in recipes:
         cls = METRICS.get(recipe.name)
+        if any(metric.name == cls.name for metric in metrics):
+            raise ConfigError(f"evaluate.metrics: {recipe.name} is listed twice")
         try:
             metrics.append(cls.model_validate(recipe.settings))
         except ValidationError as error:
