@@ -28,4 +28,6 @@ def migrated(saved: dict[str, Any]) -> dict[str, Any]:
                 inside[new.partition(".")[2]] = value
     if isinstance(preview := recipe.get("preview"), dict) and preview.get("score"):
         preview["score"] = preview["score"].removeprefix(_OLD_PREVIEW_SCORES)
+    if isinstance(log := recipe.get("log"), dict) and "tensorboard" in log:
+        log["sinks"] = ["tensorboard"] if log.pop("tensorboard") else []
     return recipe

@@ -218,11 +218,25 @@ class HealthRecipe(Section):
     sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
+def _as_sink(value: Any) -> Any:
+    """A name alone is a sink without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+SinkRecipe: TypeAlias = Annotated[Named, BeforeValidator(_as_sink)]
+"""In a recipe a name such as ``tensorboard``, or ``{name: wandb, project: my-project}``."""
+
+
 class LogRecipe(Section):
-    """metrics.jsonl gets a line every so many iterations; TensorBoard the same, on request."""
+    """Where measurements go besides metrics.jsonl, which is always written.
+
+    Attributes:
+        every: Iterations between two lines of metrics.jsonl; the sinks get the same.
+        sinks: TensorBoard, experiment trackers such as wandb, or those of installed packages.
+    """
 
     every: Count = 1
-    tensorboard: bool = False
+    sinks: tuple[SinkRecipe, ...] = ()
 
 
 class Recipe(Section):
@@ -250,7 +264,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        for section, members in (("objectives", self.objectives), ("criteria", self.criteria)):
+        for section, members in (
+            ("objectives", self.objectives),
+            ("criteria", self.criteria),
+            ("log.sinks", self.log.sinks),
+        ):
             names = [member.name for member in members]
             for name in names:
                 if names.count(name) > 1:

@@ -26,7 +26,7 @@ from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
 from fewstep.train.memory.offload import encoders_alone, leave_vae, refuse_sharded
 from fewstep.train.memory.quantization import quantize
 from fewstep.train.monitor.health import Health
-from fewstep.train.monitor.logger import Log, NoLog
+from fewstep.train.monitor.logger import Logger, SilentLogger
 from fewstep.train.monitor.previews import Preview, preview_score
 from fewstep.train.optim import Ema, LRSchedule
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
@@ -98,7 +98,7 @@ class Run:
     encoder: Encoder | StoredEncoder
     preview: Preview
     health: Health
-    log: Log
+    log: Logger
     identity: dict[str, str | None]
     saving: Saving
     processes: ProcessGroup = SINGLE
@@ -140,8 +140,8 @@ def build(
     processes: ProcessGroup = SINGLE,
 ) -> Run:
     """Load the model and put a run processes, at step 0; writes nothing."""
-    kind = Log if processes.first else NoLog
-    log = kind(folder, recipe.log, total=recipe.train.steps, console=console)
+    kind = Logger if processes.first else SilentLogger
+    log = kind(folder, recipe, console=console)
     wanted = recipe.model
     backbone = models.load(
         wanted.path,

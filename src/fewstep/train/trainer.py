@@ -25,7 +25,8 @@ from fewstep.train.distributed import (
     init_distributed,
     is_connection_lost,
 )
-from fewstep.train.monitor.logger import METRICS, last_step, memory_gb
+from fewstep.train.monitor.logger import memory_gb
+from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.signals import Interrupts, Stopped
 from fewstep.train.state import CHECKPOINTS, PREVIEWS, build, check, groups, restore, state
@@ -322,11 +323,13 @@ def look(run: RunState) -> dict[str, float]:
         metrics |= {name: float(value) for name, value in found.items()}
     if run.preview.due(run.step) or run.step == run.recipe.train.steps:
         with averaged_student(run):
-            score = run.preview.draw(run.step, run.train_state.roles, run.encoder)
-        if math.isfinite(score):
-            metrics["preview/score"] = score
+            preview = run.preview.draw(run.step, run.train_state.roles, run.encoder)
+        if preview.sheet is not None:
+            run.log.show(run.step, {"preview": preview.sheet})
+        if math.isfinite(preview.score):
+            metrics["preview/score"] = preview.score
             if run.step > 0:  # the start is no candidate: nothing was learned yet
-                run.scores[run.step] = score
+                run.scores[run.step] = preview.score
     return metrics
 
 

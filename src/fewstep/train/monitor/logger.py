@@ -1,98 +1,122 @@
-"""What a run says: metrics.jsonl always, TensorBoard on request, and progress to watch."""
+"""What a run reports: measurements and pictures to its sinks, and progress to the terminal."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fewstep.config import LogRecipe
+from fewstep.config import Recipe
+from fewstep.train.monitor.sinks import Sink, make_sink
+from fewstep.train.monitor.sinks.metrics_file import METRICS, MetricsFile
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import write_text
 from fewstep.utils.hardware import peak_memory_gb
 
-METRICS = "metrics.jsonl"
 _PAUSE = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
 
-class Log:
-    """Takes a step's figures and puts them where they are wanted.
+class Logger:
+    """Hands the measurements of each step to the sinks and shows progress.
 
     Attributes:
-        pending: What was measured since the last line of metrics.jsonl.
+        pending: What was measured since the last logged step.
     """
 
-    def __init__(self, folder: Path, recipe: LogRecipe, *, total: int, console: Console) -> None:
-        """Nothing is opened yet, but TensorBoard must be there if it is wanted.
+    def __init__(self, folder: Path, recipe: Recipe, *, console: Console) -> None:
+        """Makes the sinks; nothing is opened yet.
 
         Args:
             folder: The run's folder.
-            recipe: How often, and where to.
-            total: Steps of the whole run.
+            recipe: How often to log, and where to.
             console: Where progress is shown.
+
+        Raises:
+            FewstepError: A sink that does not exist, or whose package is not installed.
         """
         self._folder = folder
-        self._every = recipe.every
+        self._recipe = recipe
+        self._total = recipe.train.steps
         self._console = console
-        self._total = total
-        self._tensorboard = _tensorboard() if recipe.tensorboard else None
+        self._sinks: dict[str, Sink] = {METRICS: MetricsFile()}
+        for each in recipe.log.sinks:
+            self._sinks[each.name] = make_sink(each.name, each.settings)
+        self._failed: set[str] = set()
         self.pending: dict[str, float] = {}
         self._shown: dict[str, float] = {}
-        self._said = float("-inf")
+        self._noted_at = float("-inf")
 
     @contextmanager
     def opened(self, step: int) -> Iterator[None]:
-        """Context in which steps can be recorded, from the one after `step` on.
+        """Context in which the steps after `step` can be recorded.
 
-        Lines of later steps, left by a run that was cut off, are dropped; step 0 is recorded anew.
+        What an interrupted run recorded of later steps is dropped; step 0 is recorded anew.
+
+        Raises:
+            FewstepError: A sink cannot be opened.
         """
-        truncate(self._folder / METRICS, step if step > 0 else -1)
+        config, after = _dotted(self._recipe.model_dump(mode="json")), step if step > 0 else -1
         self._bar = _progress(self._console)
         self._task = self._bar.add_task("", total=self._total, completed=step, text="")
         with ExitStack() as stack:
-            file = (self._folder / METRICS).open("a", encoding="utf-8")
-            self._file = stack.enter_context(file)
-            self._writer = self._tensorboard and stack.enter_context(
-                self._tensorboard(self._folder / "tensorboard", purge_step=step + 1)
-            )
+            for name, sink in self._sinks.items():
+                try:
+                    sink.open(self._folder, config, after=after)
+                except Exception as error:  # whatever a package raises
+                    raise FewstepError(
+                        f"log.sinks: {name} cannot be opened: {_first_line(error)}",
+                        code="no-access",
+                    ) from error
+                stack.callback(self._attempt, name, sink.close)
             stack.enter_context(self._bar)
             yield
 
     def note(self, text: str) -> None:
-        """One line above the bar."""
+        """Prints one line above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take one step's measurements; a line holds the latest of each since the last line."""
+        """Takes one step's measurements; a logged step gets the latest of each since the last."""
         self.pending |= metrics
-        self._show(step)
-        if step % self._every and step != self._total:
+        self._show_progress(step)
+        if step % self._recipe.log.every and step != self._total:
             return
-        self._file.write(json.dumps({"step": step, **self.pending}) + "\n")
-        self._file.flush()  # the system keeps it from here on, even if this process is killed
-        if self._writer:
-            for name, value in self.pending.items():
-                self._writer.add_scalar(name, value, step)
+        for name, sink in self._sinks.items():
+            self._attempt(name, sink.write, step, self.pending, {})
         self.pending = {}
 
-    def _show(self, step: int) -> None:
+    def show(self, step: int, pictures: Mapping[str, Image]) -> None:
+        """Hands pictures to the sinks."""
+        for name, sink in self._sinks.items():
+            self._attempt(name, sink.write, step, {}, pictures)
+
+    def _attempt(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls a sink; whatever goes wrong is shown once and does not stop the run."""
+        try:
+            function(*arguments)
+        except Exception as error:  # whatever a package raises
+            if name not in self._failed:
+                self._failed.add(name)
+                self.note(f"log.sinks: {name} failed: {_first_line(error)}; the run goes on")
+
+    def _show_progress(self, step: int) -> None:
         self._shown |= self.pending  # the student's figures stay in sight where it does not move
         text = summary(self._shown)
         self._bar.update(self._task, completed=step, text=text)
-        quiet = self._bar.live.is_started and self._console.is_terminal
-        if not quiet and (time.monotonic() - self._said > _PAUSE or step == self._total):
-            self._said = time.monotonic()
+        has_bar = self._bar.live.is_started and self._console.is_terminal
+        due = time.monotonic() - self._noted_at > _PAUSE or step == self._total
+        if due and not has_bar:
+            self._noted_at = time.monotonic()
             self.note(f"step {step}/{self._total}  {text}")
 
 
-class NoLog(Log):
-    """Says and writes nothing: what all processes have but the first."""
+class SilentLogger(Logger):
+    """Prints and writes nothing: the logger of every process but the first."""
 
     @contextmanager
     def opened(self, step: int) -> Iterator[None]:
@@ -100,10 +124,13 @@ class NoLog(Log):
         yield
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Does nothing."""
+
+    def show(self, step: int, pictures: Mapping[str, Image]) -> None:
+        """Does nothing."""
 
 
 def summary(metrics: Mapping[str, float]) -> str:
@@ -127,7 +154,7 @@ def summary(metrics: Mapping[str, float]) -> str:
 
 
 def memory_gb() -> float:
-    """Most memory used so far: the accelerator's if there is one, else this process's, in 1e9 B."""
+    """Peak memory so far in 1e9 bytes: the accelerator's, or without one this process's."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -135,30 +162,20 @@ def memory_gb() -> float:
     return peak_memory_gb()
 
 
-def last_step(file: Path) -> int:
-    """Step of the last whole line of metrics.jsonl; 0 without one."""
-    return max((line["step"] for line in _lines(file)), default=0)
+def _dotted(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain data as dotted key -> number, text or None."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _dotted(inner, f"{path}.{key}" if path else str(key))
+    return flat
 
 
-def truncate(file: Path, step: int) -> None:
-    """Drop the lines of later steps, and a line that was cut off in the middle."""
-    kept = [line for line in _lines(file) if line["step"] <= step]
-    write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    found = []
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            break
-        found.append(line)
-    return found
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _progress(console: Console) -> Progress:
@@ -170,14 +187,3 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _tensorboard() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise FewstepError(
-            "log.tensorboard: not installed; pip install 'fewstep[tensorboard]' or set it to false",
-            code="missing-dependency",
-        ) from error
-    return SummaryWriter

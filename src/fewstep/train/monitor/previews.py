@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,19 @@ from fewstep.train.roles import Roles
 from fewstep.utils.files import digest_text, replacing, write_json
 
 _GAP = 2  # pixels between pictures
+
+
+@dataclass(frozen=True)
+class PreviewResult:
+    """A preview that was drawn.
+
+    Attributes:
+        score: Of the student's pictures at the first number of steps; higher is better.
+        sheet: The picture as it was written; None in processes that do not write.
+    """
+
+    score: float
+    sheet: Image.Image | None
 
 
 class Preview:
@@ -75,22 +89,25 @@ class Preview:
         return step % self._recipe.every == 0
 
     @torch.no_grad()
-    def draw(self, step: int, roles: Roles, encoder: Encoder) -> float:
-        """Draw the student and write ``step-00000100.png``; returns the score of the first column.
+    def draw(self, step: int, roles: Roles, encoder: Encoder) -> PreviewResult:
+        """Draws and scores the student, and writes ``step-00000100.png``.
 
         The picture has a row per prompt: the teacher's, then the student's at each number of steps.
         """
         teacher = self._teacher(roles, encoder)
         grids = [self._grid(steps, self._student_shift) for steps in self._recipe.steps]
         students = [self._sample(lambda cond: roles.student, grid, encoder) for grid in grids]
+        sheet = None
         if self._processes.first:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
-            sheet = torch.cat(rows[: self._recipe.rows], dim=1)
-            _write_png(self._folder / f"step-{step:08d}.png", sheet)
-        return self._processes.broadcast_from_first(
+            sheet = _picture(torch.cat(rows[: self._recipe.rows], dim=1))
+            with replacing(self._folder / f"step-{step:08d}.png") as temporary:
+                sheet.save(temporary, format="PNG")
+        score = self._processes.broadcast_from_first(
             lambda: self._score(students[0], self.prompts, teacher)
         )
+        return PreviewResult(score, sheet)
 
     def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
         """The teacher's pictures: from memory, from a file of this run, or drawn now."""
@@ -153,7 +170,7 @@ def _framed(images: Tensor) -> Tensor:
     return torch.nn.functional.pad(images, (0, _GAP, 0, _GAP), value=1.0)
 
 
-def _write_png(file: Path, image: Tensor) -> None:
+def _picture(image: Tensor) -> Image.Image:
+    """An image [3, H, W] with values in [0, 1] as 8-bit RGB."""
     pixels = (image.clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    with replacing(file) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+    return Image.fromarray(pixels)

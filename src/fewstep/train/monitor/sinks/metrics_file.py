@@ -1,0 +1,60 @@
+"""metrics.jsonl: a line of JSON for each logged step, always written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from fewstep.utils.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Appends ``{"step": 3, "loss/dm": 0.5, ...}`` to metrics.jsonl; pictures are left out."""
+
+    def open(self, folder: Path, config: Mapping[str, Any], *, after: int) -> None:
+        """Drops the lines of steps that will come again."""
+        truncate(folder / METRICS, after)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+
+    def write(self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Image]) -> None:
+        """Writes a line, which the system keeps even if this process is killed."""
+        if scalars:
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def last_step(file: Path) -> int:
+    """Step of the last whole line of metrics.jsonl; 0 without one."""
+    return max((line["step"] for line in _lines(file)), default=0)
+
+
+def truncate(file: Path, step: int) -> None:
+    """Drops the lines of later steps, and a line that was cut off in the middle."""
+    lines = [line for line in _lines(file) if line["step"] <= step]
+    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The lines up to the first one that is not whole."""
+    if not file.is_file():
+        return []
+    lines = []
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
+    return lines
