@@ -20,7 +20,7 @@ from fewstep.data.precompute import stored
 from fewstep.data.prompts import Encoder, Order, Prompts, read_prompts
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
-from fewstep.train.checkpoint.manager import Saving
+from fewstep.train.checkpoint.manager import CHECKPOINTS, CheckpointManager
 from fewstep.train.checkpoint.store import Checkpoint, read
 from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
 from fewstep.train.memory.offload import encoders_alone, leave_vae, refuse_sharded
@@ -35,7 +35,7 @@ from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_model
 from fewstep.utils.hardware import pick_device
 
-PREVIEWS, CHECKPOINTS = "previews", "checkpoints"
+PREVIEWS = "previews"
 _MAY_CHANGE = (
     "train.steps",
     "train.device",
@@ -100,7 +100,7 @@ class Run:
     health: Health
     log: Logger
     identity: dict[str, str | None]
-    saving: Saving
+    saving: CheckpointManager
     processes: ProcessGroup = SINGLE
     step: int = 0
     evaluations: int = 0
@@ -188,7 +188,7 @@ def build(
             "model": model,
             "embeddings": _digest_of_embeddings(validated),
         },
-        saving=Saving(folder / CHECKPOINTS, recipe.checkpoint, processes),
+        saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes),
         processes=processes,
     )
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from fewstep.config import Recipe, dump_recipe
 from fewstep.core.noise import Draws
 from fewstep.train.checkpoint import store
-from fewstep.train.checkpoint.store import Checkpoint
+from fewstep.train.checkpoint.manager import starting_point
 from fewstep.train.determinism import deterministic
 from fewstep.train.distributed import (
     ProcessGroup,
@@ -26,10 +26,9 @@ from fewstep.train.distributed import (
     is_connection_lost,
 )
 from fewstep.train.monitor.logger import memory_gb
-from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.signals import Interrupts, Stopped
-from fewstep.train.state import CHECKPOINTS, PREVIEWS, build, check, groups, restore, state
+from fewstep.train.state import PREVIEWS, build, check, groups, restore, state
 from fewstep.train.state import Run as RunState
 from fewstep.train.step import Batch, iteration
 from fewstep.utils.errors import FewstepError
@@ -241,7 +240,7 @@ def _begin(
     validated = check(recipe)
     validated = replace(validated, device=processes.device(validated.device))
     saved = processes.broadcast_from_first(
-        lambda: _starting_point(recipe, folder, resume=resume, console=console)
+        lambda: starting_point(recipe, folder, resume=resume, console=console)
     )
     with deterministic(recipe.train.deterministic):
         run = build(recipe, folder, validated, console, processes)
@@ -304,7 +303,7 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
     run.log.record(run.step, metrics)
     if run.step % recipe.checkpoint.every == 0 or run.step == recipe.train.steps or _is_best(run):
         save(run)
-    run.saving.look()
+    run.saving.raise_errors()
     return metrics, stop > 0
 
 
@@ -367,39 +366,3 @@ def _is_best(run: RunState) -> bool:
         return False
     better = sum(score > run.scores[run.step] for score in run.scores.values())
     return better < run.recipe.checkpoint.keep_best
-
-
-def _starting_point(
-    recipe: Recipe, folder: Path, *, resume: bool, console: Console
-) -> Checkpoint | None:
-    """Checkpoint to continue from; None for a run that starts at step 0.
-
-    Raises:
-        FewstepError: The folder belongs to a run that was not asked to be resumed, or the run it
-            belongs to has got further than its checkpoints.
-    """
-    checkpoints = folder / CHECKPOINTS
-    if not resume:
-        if store.listed(checkpoints):
-            raise FewstepError(
-                f"{folder}: holds a run; give --resume or another folder", code="exists"
-            )
-        return None
-    saved, notes = store.newest(checkpoints, store.check)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    if saved is not None:
-        console.print(f"resuming from {saved.path.name}", markup=False, highlight=False)
-        return saved
-    first = min(recipe.checkpoint.every, recipe.train.steps)
-    if recipe.checkpoint.keep_best:
-        first = min(first, recipe.preview.every)
-    reached = last_step(folder / METRICS)
-    if reached > first or notes or any(checkpoints.glob("broken-*")):
-        raise FewstepError(
-            f"{folder}: nothing to resume from: the run got to step {reached} but has no sound "
-            "checkpoint; remove the folder to start again",
-            code="missing-file",
-        )
-    console.print("no checkpoint yet: starting at step 0", markup=False, highlight=False)
-    return None

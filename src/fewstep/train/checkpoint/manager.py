@@ -1,4 +1,4 @@
-"""When checkpoints are written, and by whom: at once, or beside the training that goes on."""
+"""When checkpoints are written, by whom, and which one a run continues from."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fewstep.config import CheckpointRecipe
+from rich.console import Console
+
+from fewstep.config import CheckpointRecipe, Recipe
 from fewstep.train import distributed
 from fewstep.train.checkpoint import store
-from fewstep.train.checkpoint.store import SHARDED, Groups
+from fewstep.train.checkpoint.store import SHARDED, Checkpoint, Groups
 from fewstep.train.distributed import ProcessGroup
+from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
+from fewstep.utils.errors import FewstepError
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints, below the run's own."""
 
 
-class Saving:
+class CheckpointManager:
     """Saves a run's state, one checkpoint at a time, and removes those that need not be kept.
 
     Several processes must call everything here at the same steps.
@@ -25,57 +32,58 @@ class Saving:
 
         Args:
             folder: The run's ``checkpoints``.
-            recipe: What to keep, and whether to write beside the training.
+            recipe: What to keep, and whether training goes on while a checkpoint is written.
             processes: The processes that write.
         """
         several = processes.size > 1
         self.folder = folder
         self._recipe = recipe
         self._processes = processes
-        self._beside = several if recipe.asynchronous is None else recipe.asynchronous
+        self._asynchronous = several if recipe.asynchronous is None else recipe.asynchronous
         self._step: int | None = None
         self._thread = ThreadPoolExecutor(1)
-        self._going: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
-        """Save a step's state as it is now, if it was not; returns at once where that is wanted.
+        """Saves the state of a step as it is now, once; asynchronous saving returns at once.
 
         Raises:
-            OSError: The one before could not be written.
+            OSError: The checkpoint before could not be written.
         """
         if step == self._step:
             return
         self.wait()
         self._step = step
         if self._processes.size > 1:
-            self._going = self._start_shards(step, groups, dict(state))
-        elif self._beside:
+            self._pending = self._start_shards(step, groups, dict(state))
+        elif self._asynchronous:
             copies = {
                 group: {name: each.detach().to("cpu", copy=True) for name, each in tensors.items()}
                 for group, tensors in groups.items()
             }
-            self._going = self._thread.submit(self._whole, step, copies, dict(state))
+            self._pending = self._thread.submit(self._save_whole, step, copies, dict(state))
         else:
-            self._whole(step, groups, state)
-        if not self._beside:
+            self._save_whole(step, groups, state)
+        if not self._asynchronous:
             self.wait()
 
-    def look(self) -> None:
-        """Raise what went wrong in the io_group, if something did."""
-        if self._going is not None and self._going.done():
-            self._going.result()
+    def raise_errors(self) -> None:
+        """Raises what went wrong while a checkpoint was written beside the training."""
+        if self._pending is not None and self._pending.done():
+            self._pending.result()
 
     def wait(self) -> None:
-        """Until what is being written is on the disk."""
-        if self._going is not None:
-            self._going.result()
-            self._going = None
+        """Waits until the checkpoint that is being written is on the disk."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
-    def _whole(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
+    def _save_whole(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
         store.save(self.folder, step, groups, state)
         self._prune()
 
     def _start_shards(self, step: int, groups: Groups, state: dict[str, Any]) -> Future[None]:
+        """Starts to write this process's shards; the result is there when all have written."""
         if self._processes.first:
             store.begin(self.folder, step)
         self._processes.wait()
@@ -97,8 +105,50 @@ class Saving:
         if processes.first:
             store.seal(temporary, content | {"files": sums})
             self._prune()
-        processes.gather(None)  # it is there: nobody goes on before
+        processes.gather(None)  # nobody goes on before the checkpoint has its name
 
     def _prune(self) -> None:
-        keep = self._recipe
-        store.prune(self.folder, keep_last=keep.keep_last, keep_best=keep.keep_best)
+        recipe = self._recipe
+        store.prune(self.folder, keep_last=recipe.keep_last, keep_best=recipe.keep_best)
+
+
+def starting_point(
+    recipe: Recipe, folder: Path, *, resume: bool, console: Console
+) -> Checkpoint | None:
+    """Checkpoint that a run continues from; None for a run that starts at step 0.
+
+    Args:
+        recipe: The run's recipe.
+        folder: The run's folder.
+        resume: Whether the run may continue what is there.
+        console: Where damaged checkpoints are named.
+
+    Raises:
+        FewstepError: The folder holds a run that was not asked to be resumed, or the run got
+            further than its checkpoints.
+    """
+    checkpoints = folder / CHECKPOINTS
+    if not resume:
+        if store.listed(checkpoints):
+            raise FewstepError(
+                f"{folder}: holds a run; give --resume or another folder", code="exists"
+            )
+        return None
+    saved, notes = store.newest(checkpoints, store.check)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if saved is not None:
+        console.print(f"resuming from {saved.path.name}", markup=False, highlight=False)
+        return saved
+    first = min(recipe.checkpoint.every, recipe.train.steps)
+    if recipe.checkpoint.keep_best:
+        first = min(first, recipe.preview.every)
+    reached = last_step(folder / METRICS)
+    if reached > first or notes or any(checkpoints.glob("broken-*")):
+        raise FewstepError(
+            f"{folder}: nothing to resume from: the run got to step {reached} but has no sound "
+            "checkpoint; remove the folder to start again",
+            code="missing-file",
+        )
+    console.print("no checkpoint yet: starting at step 0", markup=False, highlight=False)
+    return None
