@@ -22,7 +22,7 @@ from fewstep.utils import yaml
 from plugin import make_plugin
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("add-an-objective.md", "add-a-metric.md")
+PAGES = ("add-an-objective.md", "add-a-metric.md", "add-a-sink.md")
 RECIPE = """
 model: {path: MODEL, options: {max_sequence_length: 8}}
 data: {prompts: PROMPTS, batch_size: 2}
@@ -108,3 +108,8 @@ def test_the_metric_is_in_figures_report_and_criteria(run):
 
 def test_the_preview_score_rates_previews(run):
     assert 0 < steps(run)[-1]["preview/score"] < 1
+
+
+def test_the_sink_gets_every_figure(run):
+    rows = [line.split(",") for line in (run / "figures.csv").read_text().splitlines()]
+    assert {(0, "preview/score"), (1, "loss/dm")} <= {(int(step), name) for step, name, _ in rows}
