@@ -65,14 +65,16 @@ class ToyRoles:
     @contextmanager
     def capture(self, network, blocks):
         """The blocks of a toy network are its two linear layers."""
-        net, kept = getattr(self, f"{network}_net"), []
-        layers = [(net.inner, net.outer)[number] for number in blocks]
+        net, outputs, collected = getattr(self, f"{network}_net"), {}, []
+        layers = {number: (net.inner, net.outer)[number] for number in blocks}
         hooks = [
-            layer.register_forward_hook(lambda *call: kept.append((call[2],))) for layer in layers
+            layer.register_forward_hook(lambda *call, n=number: outputs.update({n: (call[2],)}))
+            for number, layer in layers.items()
         ]
-        yield kept
+        yield collected
         for hook in hooks:
             hook.remove()
+        collected += [outputs[number] for number in blocks]
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def launch(recipe: dict[str, Any], folder: Path, processes: int, *more: str) -> 
     environment["PYTHONPATH"] = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{run.stdout[-2000:]}{run.stderr[-4000:]}")
+        raise RuntimeError(f"{' '.join(command)}\n{run.stdout[-2000:]}{run.stderr[-20000:]}")
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fewstep.objectives import build
 from fewstep.planning import count_evaluations, count_parameters, dry_run
 from fewstep.planning.files import checkpoints_kept
 from fewstep.train import distill
-from fewstep.train.roles import adapter_parameters, add_adapters
+from fewstep.train.memory.adapters import adapter_parameters, add_adapters
 
 OBJECTIVES = [{"name": "ca"}, {"name": "dm"}, {"name": "cdm"}]
 

@@ -141,7 +141,7 @@ def test_a_run_on_a_quantised_base(name, make_run):
 def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
     """Trained on codes, loaded onto the published weights: the same change of each layer."""
     from fewstep import models
-    from fewstep.train.roles import adapter_parameters
+    from fewstep.train.memory.adapters import adapter_parameters
 
     run = make_run(*LORA, AGAIN, "memory.base=int8", "student.every=1")
     advance(run)

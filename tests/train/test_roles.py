@@ -9,12 +9,12 @@ import torch
 
 from fewstep import models
 from fewstep.core.noise import Draws
+from fewstep.train.memory.adapters import adapter_parameters
 from fewstep.train.roles import (
     FAKE_TEACHER,
     STUDENT,
     TEACHER,
     TRAINED,
-    adapter_parameters,
     become_student,
     load_parameters,
 )

@@ -241,7 +241,8 @@ def _drop(parameter: Tensor) -> None:
 def trained_network(recipe: Recipe, backbone: Backbone, dtype: torch.dtype) -> nn.Module:
     """A copy of an outline's network as a role that is trained has it."""
     from fewstep.train.memory.activation_checkpointing import checkpoint_activations
-    from fewstep.train.roles import STUDENT, add_adapters
+    from fewstep.train.memory.adapters import add_adapters
+    from fewstep.train.roles import STUDENT
 
     student, net = recipe.student, copy.deepcopy(backbone.net)
     if student.mode == "lora":

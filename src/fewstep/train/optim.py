@@ -59,7 +59,7 @@ class Ema:
         *,
         on_host: bool = False,
     ) -> None:
-        """Starts as a copy of the parameters; `on_host` keeps it in the computer's memory."""
+        """Starts as a copy of the parameters; `on_host` keeps it in host memory."""
         self._parameters = dict(parameters)
         self._max_decay = max_decay
         self._on_host = on_host
@@ -69,15 +69,15 @@ class Ema:
 
     @property
     def decay(self) -> float:
-        """Share of the old mean that the next update keeps."""
+        """Share of the old average that the next update keeps."""
         return min((1 + self.updates) / (10 + self.updates), self._max_decay)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the mean towards the parameters as they are now."""
+        """Move the average towards the current parameters."""
         share = 1 - self.decay
         if self._plain:
-            now = list(self._parameters.values())
+            now: list[Tensor] = list(self._parameters.values())
             torch._foreach_lerp_(list(self.weights.values()), now, share)
         else:
             for name, parameter in self._parameters.items():
@@ -89,7 +89,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Context in which the parameters hold the mean; one of them is copied at a time.
+        """Context in which the parameters hold the average; one of them is copied at a time.
 
         Parameters of lower precision, which cannot hold the mean itself, are set aside.
         """
@@ -102,7 +102,7 @@ class Ema:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Continue from a saved mean."""
+        """Continue from a saved average."""
         for name, weight in self.weights.items():
             weight.copy_(weights[name])
         self.updates = updates
@@ -113,7 +113,7 @@ class Ema:
 
     @property
     def _plain(self) -> bool:
-        """Whether means and parameters are of one kind, in one place."""
+        """Whether averages and parameters have one precision and one device."""
         return not self._on_host and not self._low
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class Ema:
 
 
 _FUSED = frozenset({"cpu", "cuda"})
-"""Kinds of devices with an AdamW that does all of an update in one pass over memory."""
+"""Kinds of devices for which torch has a fused AdamW."""
 
 
 class NonFiniteError(FewstepError):
@@ -139,8 +139,8 @@ class NonFiniteError(FewstepError):
     default_code = "non-finite"
 
 
-def _in_one_pass(parameters: Iterable[Tensor]) -> dict[str, bool]:
-    """How AdamW goes over its parameters: in one pass where that exists, else in a few."""
+def _implementation(parameters: Iterable[Tensor]) -> dict[str, bool]:
+    """Which of torch's implementations of AdamW to use: the fused one where it exists."""
     fused = all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
     return {"fused": True} if fused else {"foreach": True}
 
@@ -194,7 +194,7 @@ class Updater:
             )
         if on_host:
             return HostAdamW(parameters, settings)
-        return torch.optim.AdamW(parameters, **settings, **_in_one_pass(parameters))
+        return torch.optim.AdamW(parameters, **settings | _implementation(parameters))
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the next update, if it happens in this iteration, counted from 1."""
@@ -258,7 +258,8 @@ class Updater:
     def _moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
         if isinstance(self._adamw, LowMemoryAdamW):
             return self._adamw.stored(parameter)
-        return self._adamw.state.get(parameter, {})
+        moments: Mapping[str, Tensor] = self._adamw.state.get(parameter, {})
+        return moments
 
     def _diagnosis(
         self, losses: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], step: int

@@ -8,8 +8,6 @@ checkpointing, compile; sharding, if any, comes after that, from outside.
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +23,7 @@ from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.memory.activation_checkpointing import checkpoint_activations
+from fewstep.train.memory.adapters import adapter_layers, adapter_parameters, add_adapters
 from fewstep.utils.errors import FewstepError
 
 STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
@@ -47,6 +46,7 @@ class Roles(ABC):
         self.evaluations = 0
         self.modules: dict[str, nn.Module] = {}
         self._owners: dict[str, str] = {}
+        self._gathered: list[nn.Module] = []
         dtype = next(backbone.net.parameters()).dtype
         self._dtypes = dict.fromkeys((*TRAINED, TEACHER), dtype)
 
@@ -94,7 +94,8 @@ class Roles(ABC):
         Raises:
             FewstepError: The network has no block of such a number.
         """
-        there = self.backbone.blocks(self.net(network))
+        net: Any = self.net(network)
+        there = self.backbone.blocks(net)
         if not set(blocks) <= set(range(len(there))):
             what = f"blocks {list(blocks)}: the network has blocks 0 to {len(there) - 1}"
             raise FewstepError(what, code="out-of-range")
@@ -105,6 +106,11 @@ class Roles(ABC):
             tensors = output if isinstance(output, tuple) else (output,)
             outputs[number] = tuple(each for each in tensors if isinstance(each, Tensor))
 
+        if hasattr(net, "set_reshard_after_forward") and torch.is_grad_enabled():
+            # A loss of features alone never reaches the output at which FSDP2 would gather the
+            # parameters outside the blocks for the backward pass: they stay gathered until then.
+            net.set_reshard_after_forward(False, recurse=False)
+            self._gathered.append(net)
         hooks = [there[n].register_forward_hook(partial(keep, n)) for n in blocks]
         try:
             yield collected
@@ -178,6 +184,10 @@ class Roles(ABC):
         """Backward pass into a trained network; adapters take gradients only while in force."""
         with nullcontext() if name in self.modules else self.active(name):
             loss.backward()  # type: ignore[no-untyped-call]
+        while self._gathered:
+            net: Any = self._gathered.pop()
+            net.set_reshard_after_forward(True, recurse=False)
+            net.reshard()
 
     def discard_gradients(self, *, keep: str) -> None:
         """Drop gradients that a backward pass has left in other trained networks than `keep`."""
@@ -228,7 +238,7 @@ class _Lora(Roles):
         super().__init__(backbone)
         self._net = backbone.net.requires_grad_(False).eval()
         add_adapters(backbone, self._net, recipe.lora or LoraRecipe(), TRAINED, seed=seed)
-        self._layers = _adapter_layers(self._net)
+        self._layers: list[Any] = adapter_layers(self._net)
         self._active = ""
         self._switch(TEACHER)
         if recipe.gradient_checkpointing:
@@ -315,64 +325,6 @@ def load_parameters(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor
                 f"weights of another model: {name!r} has another shape", code="mismatch"
             )
         parameter.copy_(state[name])
-
-
-# ------------------------------------------------------------------------------------- adapters
-
-
-def add_adapters(
-    backbone: Backbone, net: nn.Module, recipe: LoraRecipe, names: Sequence[str], *, seed: int
-) -> None:
-    """Add LoRA adapters to a network, in place, float32; they change nothing until trained.
-
-    Their matrices A are functions of the seed, so that all start from the same point and a pull of
-    one towards another means something.
-
-    Raises:
-        FewstepError: A target that no layer of the network matches.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    targets = list(recipe.targets or backbone.lora_targets(net))
-    modules = [f".{key}" for key, _ in net.named_modules()]
-    for target in targets:
-        if not any(key.endswith(f".{target}") for key in modules):
-            raise FewstepError(
-                f"student.lora.targets: no layer of the model ends with {target!r}",
-                code="unknown-name",
-            )
-    alpha = recipe.rank if recipe.alpha is None else recipe.alpha
-    on_meta = all(parameter.is_meta for parameter in net.parameters())
-    for name in names:
-        config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=list(targets))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
-            inject_adapter_in_model(config, net, adapter_name=name, low_cpu_mem_usage=on_meta)
-        generator = torch.Generator().manual_seed(seed)
-        for key, parameter in adapter_parameters(net, name).items():
-            if on_meta:
-                parameter.data = parameter.data.to(torch.float32)
-                continue
-            start = torch.zeros(parameter.shape)
-            if ".lora_A." in key:
-                nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            parameter.data = start.to(parameter.device)
-
-
-def adapter_parameters(net: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """An adapter's parameters under names without the adapter's own: ``...lora_A.weight``."""
-    return {
-        key.replace(f".{name}.", "."): parameter
-        for key, parameter in net.named_parameters()
-        if ".lora_" in key and f".{name}." in key
-    }
-
-
-def _adapter_layers(net: nn.Module) -> list[nn.Module]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [module for module in net.modules() if isinstance(module, BaseTunerLayer)]
 
 
 @torch.no_grad()
