@@ -46,7 +46,6 @@ class Roles(ABC):
         self.evaluations = 0
         self.modules: dict[str, nn.Module] = {}
         self._owners: dict[str, str] = {}
-        self._gathered: list[nn.Module] = []
         dtype = next(backbone.net.parameters()).dtype
         self._dtypes = dict.fromkeys((*TRAINED, TEACHER), dtype)
 
@@ -106,12 +105,16 @@ class Roles(ABC):
             tensors = output if isinstance(output, tuple) else (output,)
             outputs[number] = tuple(each for each in tensors if isinstance(each, Tensor))
 
-        if hasattr(net, "set_reshard_after_forward") and torch.is_grad_enabled():
-            # A loss of features alone never reaches the output at which FSDP2 would gather the
-            # parameters outside the blocks for the backward pass: they stay gathered until then.
-            net.set_reshard_after_forward(False, recurse=False)
-            self._gathered.append(net)
+        def tie(module: nn.Module, inputs: Any, output: Any) -> None:
+            zero = 0 * (output[0] if isinstance(output, tuple) else output).sum()
+            for number, tensors in outputs.items():
+                outputs[number] = tuple(each + zero for each in tensors)
+
         hooks = [there[n].register_forward_hook(partial(keep, n)) for n in blocks]
+        if hasattr(net, "reshard") and torch.is_grad_enabled():
+            # FSDP2 gathers the parameters outside the blocks when the backward pass reaches the
+            # network's output; a loss of features alone would never get there.
+            hooks.append(net.register_forward_hook(tie))
         try:
             yield collected
         finally:
@@ -184,10 +187,6 @@ class Roles(ABC):
         """Backward pass into a trained network; adapters take gradients only while in force."""
         with nullcontext() if name in self.modules else self.active(name):
             loss.backward()  # type: ignore[no-untyped-call]
-        while self._gathered:
-            net: Any = self._gathered.pop()
-            net.set_reshard_after_forward(True, recurse=False)
-            net.reshard()
 
     def discard_gradients(self, *, keep: str) -> None:
         """Drop gradients that a backward pass has left in other trained networks than `keep`."""
