@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from fewstep.core.schedules import few_step_sigmas, with_shift
-from fewstep.models.base import shift_of
+from fewstep.models.shift import shift_of
 from fewstep.utils.errors import FewstepError
 
 TOKENS = 1024

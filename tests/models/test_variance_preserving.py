@@ -53,7 +53,7 @@ class Gaussian(VariancePreserving):
         v_prediction = self._euler.config["prediction_type"] == "v_prediction"
         return (a * eps - b * x0 if v_prediction else eps).to(x_vp)
 
-    def _encode(self, prompts):
+    def encode_prompts(self, prompts):
         return COND
 
     def latent_shape(self, height, width):

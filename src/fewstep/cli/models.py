@@ -34,7 +34,7 @@ def matrix() -> list[dict[str, Any]]:
             "pipelines": list(family.pipelines),
             "prediction": family.prediction,
             "guidance": family.guidance,
-            "reason": family.reason,
+            "notes": family.notes,
         }
         for each in family.models:
             row = {
@@ -46,11 +46,11 @@ def matrix() -> list[dict[str, Any]]:
                 "parameters": f"{each.parameters:g} B",
                 "status": each.status,
                 "recipes": shipped.get(each.repo, []),
-                "notes": each.notes or family.reason,
+                "notes": each.notes or family.notes,
             }
             rows.append(common | row)
         if not family.models:
-            nothing = dict.fromkeys(SHOWN) | {"repo": None, "recipes": [], "notes": family.reason}
+            nothing = dict.fromkeys(SHOWN) | {"repo": None, "recipes": [], "notes": family.notes}
             rows.append(
                 nothing
                 | common

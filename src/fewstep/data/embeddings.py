@@ -58,7 +58,7 @@ def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     told = json.loads(json.dumps({**settings, **options}, default=str))
-    digest = digest_model(hub.whole(model))
+    digest = digest_model(hub.download(model, family.pipeline_class))
     return {"model": digest, "family": family.name, "dtype": dtype, "options": told}
 
 

@@ -104,7 +104,7 @@ def metadata(card: Card) -> dict[str, Any]:
     The recipe's `card` section may say more, or otherwise; only the licence is the teacher's where
     the teacher's own card names one, then the recipe's, then `other`.
     """
-    recipe, teachers = card.run.recipe, teacher_metadata(card.backbone.source)
+    recipe, teachers = card.run.recipe, yaml.front_matter(card.backbone.source / "README.md")
     address = recipe.model.path
     own = address if _REPO_ID.fullmatch(address) and not resolve(address).exists() else None
     licence = {key: teachers[key] for key in _LICENCE if teachers.get(key)}
@@ -118,20 +118,6 @@ def metadata(card: Card) -> dict[str, Any]:
         **recipe.card,
         **(licence if "license" in licence else {}),
     }
-
-
-def teacher_metadata(source: Path) -> dict[str, Any]:
-    """The YAML header of the teacher's own card; empty where there is none."""
-    try:
-        text = (source / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    try:
-        found = yaml.load(header[1]) if header else {}
-    except yaml.YAMLError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def snippet(card: Card) -> str:

@@ -1,4 +1,4 @@
-"""What a backbone is: the one place that knows how a family's network is asked for velocity."""
+"""The interface of a model family: from a diffusers pipeline to a velocity field and back."""
 
 from __future__ import annotations
 
@@ -6,43 +6,50 @@ import inspect
 import json
 import math
 import re
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from fewstep.core.schedules import ExponentialShift, Shift, StaticShift
+from fewstep.core.schedules import Shift, StaticShift
 from fewstep.core.solver import classifier_free, guided
 from fewstep.core.types import Conditioning, VelocityFn
+from fewstep.models.latents import decode_images, require_multiple
 from fewstep.models.published import Published
+from fewstep.models.saving import write_pipeline
+from fewstep.models.shift import shift_of, with_static_shift
 from fewstep.utils.errors import FewstepError
 
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 
 
 class Backbone(ABC):
-    """A loaded pipeline as the mathematics wants it: ``velocity(net, xt, sigma, cond) -> v``.
+    """A loaded diffusers pipeline behind one interface: ``velocity(net, xt, sigma, cond) -> v``.
 
-    One subclass per model family, in a file of its own. It alone knows timesteps, signs, packing,
-    position ids, VAE constants and text encoders. The network is an argument of `velocity`, so one
-    object serves student, teacher and fake teacher.
+    There is one subclass per model family, in a file of its own. It alone knows timesteps, signs,
+    packing, position ids, VAE constants and text encoders. The network is an argument of
+    `velocity`, so that one object serves student, teacher and fake teacher.
+
+    The defaults suit a transformer on spatial latents [B, C, h, w] with one text encoder.
 
     Attributes:
-        name: Short name of the family.
-        pipelines: Names of the diffusers pipeline classes it understands.
+        name: Short name of the family; a plug-in's entry point has the same name.
+        pipelines: Names of the diffusers pipeline classes that the family understands.
+        pipeline_class: The pipeline class itself where it is not part of diffusers.
         prediction: What the network predicts: "velocity", "eps" or "v".
-        guidance: How the teacher is guided: "cfg" (two evaluations) or "embedded".
-        notes: One line for the table of models.
-        task: What the hub calls it.
-        net_name: The pipeline's component that is trained.
-        encoder_names: Its text encoders; the first one is always there.
-        tokenizer_names: Their tokenizers.
-        models: The published models of the family.
+        guidance: How the teacher is guided: "cfg" (classifier-free, two evaluations) or "embedded"
+            (the guidance scale is an input of the network).
+        notes: One sentence for the table of models.
+        task: The task's name on the Hugging Face Hub.
+        net_name: The component of the pipeline that is trained.
+        encoder_names: Components that are text encoders; the first one is always present.
+        tokenizer_names: Components that are their tokenizers.
+        models: Published models of the family.
+        max_sequence_length: Tokens that prompts are padded or cut to; None: no such option.
     """
 
     name: ClassVar[str]
@@ -52,12 +59,14 @@ class Backbone(ABC):
     notes: ClassVar[str] = ""
     task: ClassVar[str] = "text-to-image"
     net_name: ClassVar[str] = "transformer"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = ()
+    pipeline_class: ClassVar[type[DiffusionPipeline]] = DiffusionPipeline
+    max_sequence_length: int | None = None
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
-        """Takes over a loaded pipeline; `source` is the folder that it came from."""
+        """Wraps a loaded pipeline; `source` is the folder that it was loaded from."""
         self.pipe = pipe
         self.source = source
         self._null: Conditioning | None = None
@@ -67,9 +76,11 @@ class Backbone(ABC):
 
     @classmethod
     def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
-        """What `from_pretrained` must be told besides the folder, dtype and safety.
+        """Further arguments of `from_pretrained` when fewstep loads the pipeline.
 
-        `options` are those of the family, as its constructor takes them.
+        Args:
+            folder: The pipeline's folder.
+            options: The family's options, as its constructor takes them.
         """
         return {}
 
@@ -82,8 +93,13 @@ class Backbone(ABC):
         return net
 
     @property
+    def config(self) -> Any:
+        """The configuration of the network; there also where the network was not loaded."""
+        return getattr(self.pipe, self.net_name).config
+
+    @property
     def device(self) -> torch.device:
-        """Where the pretrained network lives; without one, the first text encoder."""
+        """The device of the pretrained network, or of the first text encoder without one."""
         net, encoder = self.net, getattr(self.pipe, self.encoder_names[0], None)
         return next((net if isinstance(net, nn.Module) else encoder).parameters()).device
 
@@ -100,7 +116,7 @@ class Backbone(ABC):
 
         Args:
             net: Any network of this architecture.
-            xt: Latents as the denoiser takes them, [B, ...], float32.
+            xt: Noisy latents as the denoiser takes them, [B, ...], float32.
             sigma: Noise levels in [0, 1], [B].
             cond: Encoded prompts of the same batch.
 
@@ -109,12 +125,12 @@ class Backbone(ABC):
         """
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:
-        """The repeated blocks, in order: what is checkpointed, compiled and sharded one by one."""
-        found = [part for part in net.children() if isinstance(part, nn.ModuleList)]
-        return [block for part in found for block in part if list(block.parameters())]
+        """The repeated blocks, in order; each is checkpointed, compiled and sharded on its own."""
+        lists = [child for child in net.children() if isinstance(child, nn.ModuleList)]
+        return [block for blocks in lists for block in blocks if list(block.parameters())]
 
     def lora_targets(self, net: nn.Module) -> list[str]:
-        """Full names of the linear layers inside the blocks, modulation aside."""
+        """Full names of the linear layers inside the blocks, without those of modulation."""
         inside = {id(module) for block in self.blocks(net) for module in block.modules()}
         return [
             name
@@ -127,22 +143,43 @@ class Backbone(ABC):
     # ------------------------------------------------------------------ prompts
 
     @abstractmethod
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        """Encodes prompts; called without gradients and with a list of its own."""
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Encodes prompts; families implement it, others call `encode`.
+
+        Tensors are batch-first and padded to one fixed length. Call `stock_encode` where the
+        pipeline's `encode_prompt` does the work. `prompts` is a copy that may be changed.
+        """
+
+    def encode_null(self) -> Conditioning:
+        """The empty prompt, encoded as the stock pipeline encodes a missing negative prompt."""
+        return self.encode_prompts([""])
+
+    def stock_encode(self, prompts: list[str], **arguments: Any) -> Any:
+        """The result of the stock pipeline's `encode_prompt`, without classifier-free guidance.
+
+        Args:
+            prompts: The prompts.
+            arguments: Further arguments. Of `device`, `max_sequence_length` and
+                `do_classifier_free_guidance`, those that the pipeline knows are passed anyway.
+        """
+        known = inspect.signature(self.pipe.encode_prompt).parameters
+        ours = {
+            "device": self.device,
+            "max_sequence_length": self.max_sequence_length,
+            "do_classifier_free_guidance": False,
+        }
+        ours = {name: value for name, value in ours.items() if name in known}
+        return self.pipe.encode_prompt(prompts, **(ours | arguments))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts as the denoiser is given them, of one fixed length.
+        """Encoded prompts as the denoiser takes them, padded to one fixed length.
 
         Raises:
             FewstepError: The text encoders were freed.
         """
         self._check_encoders()
-        return self._encode(list(prompts))
-
-    def _encode_null(self) -> Conditioning:
-        """The empty prompt, encoded as the stock pipeline encodes a negative one."""
-        return self._encode([""])
+        return self.encode_prompts(list(prompts))
 
     def _check_encoders(self) -> None:
         if getattr(self.pipe, self.encoder_names[0], None) is None:
@@ -150,22 +187,19 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def null(self, batch: int) -> Conditioning:
-        """The encoded empty prompt, `batch` times over; encoded once."""
+        """The encoded empty prompt, repeated `batch` times; it is encoded only once."""
         if self._null is None:
             self._check_encoders()
-            self._null = self._encode_null()
+            self._null = self.encode_null()
         return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
 
     @property
     def text_tokens(self) -> int:
-        """Length of every encoded prompt, as options and configurations tell it.
+        """Length of every encoded prompt in tokens."""
+        return self.max_sequence_length or self.tokenizer_length()
 
-        `max_sequence_length`, where the family has that option; else of the first tokenizer.
-        """
-        return int(getattr(self, "max_sequence_length", None) or self._first_tokens())
-
-    def _first_tokens(self) -> int:
-        """What the first tokenizer pads to, by its configuration; 77, as CLIP's, without one."""
+    def tokenizer_length(self) -> int:
+        """Tokens that the first tokenizer pads to, from its configuration; 77 (CLIP) without."""
         file = self.source / (self.tokenizer_names or ("tokenizer",))[0] / "tokenizer_config.json"
         try:
             return int(json.loads(file.read_text(encoding="utf-8"))["model_max_length"])
@@ -173,13 +207,13 @@ class Backbone(ABC):
             return 77
 
     def keep_null(self, cond: Conditioning) -> None:
-        """Takes the encoded empty prompt, batch 1, from elsewhere: for use without encoders."""
+        """Sets the encoded empty prompt, batch 1, so that no text encoder is needed for it."""
         self._null = cond.to(self.device)
 
     def overlong(self, prompts: Sequence[str]) -> list[bool]:
-        """Whether each prompt is longer than every text encoder reads, so that its end is lost.
+        """Whether each prompt exceeds what every text encoder reads, so that its end is lost.
 
-        A tokenizer reads as much as its model allows, and no more than `most_tokens`.
+        A tokenizer reads up to its `model_max_length`, and no more than `most_tokens`.
         """
         lost = [bool(self.tokenizer_names)] * len(prompts)
         for name in self.tokenizer_names if prompts else ():
@@ -192,11 +226,11 @@ class Backbone(ABC):
         return lost
 
     def most_tokens(self, tokenizer: str) -> float:
-        """Tokens at which options cut what a tokenizer (its name) reads; inf if they do not."""
-        return getattr(self, "max_sequence_length", None) or math.inf
+        """Tokens at which `max_sequence_length` cuts what a tokenizer (its name) reads, or inf."""
+        return self.max_sequence_length or math.inf
 
     def free_encoders(self) -> None:
-        """Drops the text encoders from memory, the encoded empty prompt stays."""
+        """Drops the text encoders from memory; the encoded empty prompt is kept."""
         self.null(1)
         for name in self.encoder_names:
             if getattr(self.pipe, name, None) is not None:
@@ -204,20 +238,32 @@ class Backbone(ABC):
 
     # ------------------------------------------------------------------ sampling
 
-    @abstractmethod
+    @property
+    def patch_size(self) -> int:
+        """Side, in latents, of the patches that become one token of the denoiser."""
+        return int(self.config.patch_size)
+
+    @property
+    def size_multiple(self) -> int:
+        """What the height and width of a picture, in pixels, must be multiples of."""
+        return int(self.pipe.vae_scale_factor) * self.patch_size
+
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one sample's latents for a picture of so many pixels, without the batch.
+        """Shape of one sample's latents for a size in pixels, without the batch: [C, h, w].
 
         Raises:
-            FewstepError: The size does not fit the model.
+            FewstepError: The model does not take pictures of that size.
         """
+        require_multiple(height, width, self.size_multiple)
+        factor = int(self.pipe.vae_scale_factor)
+        return int(self.config.in_channels), height // factor, width // factor
 
     def image_tokens(self, height: int, width: int) -> int:
-        """Packed image tokens of a picture: what dynamic shifting depends on."""
-        return math.prod(self.latent_shape(height, width)[1:])
+        """Image tokens after patching, on which dynamic shifting depends."""
+        return math.prod(self.latent_shape(height, width)[1:]) // self.patch_size**2
 
     def noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """Starting noise of one picture, [1, ...], as the stock pipeline draws it on the CPU."""
+        """Starting noise of one picture, [1, ...], drawn on the CPU as the stock pipeline does."""
         return torch.randn(1, *self.latent_shape(height, width), generator=generator)
 
     def draw_noise(self, seeds: Iterable[int], height: int, width: int) -> Tensor:
@@ -225,37 +271,42 @@ class Backbone(ABC):
         generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
         return torch.cat([self.noise(height, width, generator) for generator in generators])
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1], float32, from latents as the denoiser takes them."""
+        """Pictures [B, 3, H, W] in [0, 1], float32, from latents as the denoiser takes them.
+
+        By default, undoes the autoencoder's scale and shift in float32 and decodes.
+        """
+        config = self.pipe.vae.config
+        shift = config.get("shift_factor") or 0.0
+        return decode_images(self.pipe.vae, latents / config.scaling_factor + shift)
 
     def decode_video(self, latents: Tensor) -> Tensor:
-        """Videos [B, 3, T, H, W] in [0, 1], float32; of families that draw pictures, one frame."""
+        """Videos [B, 3, T, H, W] in [0, 1], float32; a picture is a video of one frame."""
         return self.decode(latents).unsqueeze(2)
 
     def shift(self, height: int, width: int) -> Shift:
-        """What this model does to base sigmas at that size, read from the loaded scheduler."""
+        """The model's shift of base sigmas at that size in pixels, from its scheduler, Eq. 12."""
         return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
 
     def effective_shift(self, value: float | None, height: int, width: int) -> Shift:
-        """The shift of a grid that may have its own: `value`, static; None is the model's.
+        """The shift of the student's grid: a static one of its own, or the model's for None.
 
-        `student_scheduler` does the same to the stock pipeline.
+        `student_scheduler` makes the stock pipeline do the same.
 
         Raises:
-            FewstepError: A value, and the family's schedulers have no shift to set.
+            FewstepError: There is a value, and the family's schedulers have no shift to set.
         """
         return self.shift(height, width) if value is None else StaticShift(value)
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-        """Guided velocity from the two branches, Eq. 15; 1 is off."""
+        """Guided velocity from the conditional and the unconditional one, Eq. 15; 1 is off."""
         return classifier_free(cond, null, scale)
 
     def guided(self, velocity: VelocityFn, batch: int, scale: float) -> VelocityFn:
-        """A velocity field of this family's network under guidance; 1 leaves it as it is.
+        """A velocity field with guidance; a scale of 1 returns it unchanged.
 
-        Two evaluations a call where guidance is classifier-free. Where it is an input of the
-        network (`guidance = "embedded"`), one, and 1 stands for the input that `encode` sets.
+        A call costs two evaluations where guidance is classifier-free and one where it is embedded.
+        Embedded guidance at scale 1 uses the scale that `encode` put into the conditioning.
         """
         if scale == 1.0:
             return velocity
@@ -270,12 +321,12 @@ class Backbone(ABC):
 
     @property
     def default_guidance(self) -> float:
-        """The guidance scale that the stock pipeline uses when told nothing."""
+        """The stock pipeline's default guidance scale."""
         return float(self._call_default("guidance_scale"))
 
     @property
     def default_steps(self) -> int:
-        """The number of steps that the stock pipeline uses when told nothing."""
+        """The stock pipeline's default number of steps."""
         return int(self._call_default("num_inference_steps"))
 
     def _call_default(self, name: str) -> Any:
@@ -292,38 +343,31 @@ class Backbone(ABC):
             height: In pixels.
             width: In pixels.
         """
-        return {
+        call = {
             "sigmas": base_sigmas,
             "num_inference_steps": len(base_sigmas),
             "guidance_scale": 1.0,
             "height": height,
             "width": width,
         }
+        length = self.max_sequence_length
+        return call if length is None else call | {"max_sequence_length": length}
 
     def stock_load(self) -> dict[str, Any]:
-        """What the stock pipeline's `from_pretrained` must be told on any machine; literals."""
+        """Further arguments that the model card's `from_pretrained` needs; literals only."""
         return {}
 
     def stock_result(self) -> tuple[str, str]:
-        """Python that follows the stock call: what of its answer is `image`, and how to keep it."""
+        """Python for the model card: how to take `image` from the result, and how to save it."""
         return ".images[0]", 'image.save("image.png")'
 
     def student_scheduler(self, shift: float | None = None) -> Any | None:
-        """The scheduler a student needs in the stock pipeline; None: the teacher's own.
+        """The scheduler that a student needs in the stock pipeline; None: the teacher's.
 
         Args:
             shift: The static shift of the student's own grid; None is the model's.
         """
-        return None if shift is None else self._with_static_shift(shift)
-
-    def _with_static_shift(self, shift: float) -> FlowMatchEulerDiscreteScheduler:
-        """The teacher's scheduler, but with this shift and no other bend of the grid."""
-        return FlowMatchEulerDiscreteScheduler.from_config(
-            self.pipe.scheduler.config,
-            shift=shift,
-            use_dynamic_shifting=False,
-            shift_terminal=None,
-        )
+        return None if shift is None else with_static_shift(self.pipe.scheduler, shift)
 
     def lora_call(self, address: str) -> str:
         """The line of Python that loads an exported LoRA from `address` into `pipe`."""
@@ -333,28 +377,18 @@ class Backbone(ABC):
         """Loads what `save_lora` wrote into the pretrained network."""
         self.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 
-    # ------------------------------------------------------------------ files
-
     def save(self, folder: Path, net: nn.Module, *, shift: float | None = None) -> None:
-        """Writes a whole diffusers folder: the source's files, with `net` as its network.
+        """Writes a complete diffusers folder with `net` as its network, for a student.
 
         Args:
             folder: Where to.
             net: The network.
             shift: The static shift of the student's own grid; None is the model's.
         """
-        shutil.copytree(
-            self.source, folder, dirs_exist_ok=True, ignore=_everything_but_parts(self.net_name)
-        )
-        save: Any = net.save_pretrained  # a network of diffusers, which nn.Module does not tell
-        save(folder / self.net_name, safe_serialization=True)
-        if scheduler := self.student_scheduler(shift):
-            shutil.rmtree(folder / "scheduler", ignore_errors=True)
-            scheduler.save_pretrained(folder / "scheduler")
-            _name_scheduler(folder / "model_index.json", type(scheduler).__name__)
+        write_pipeline(self.source, folder, {self.net_name: net}, self.student_scheduler(shift))
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
-        """Writes one adapter as `pytorch_lora_weights.safetensors`, right at scale 1.
+        """Writes one adapter as `pytorch_lora_weights.safetensors`, to be used at scale 1.
 
         Raises:
             FewstepError: diffusers cannot load LoRA weights into this pipeline.
@@ -366,46 +400,3 @@ class Backbone(ABC):
             raise FewstepError(f"{type(self.pipe).__name__} has no LoRA format; export it merged")
         layers = get_peft_model_state_dict(net, adapter_name=adapter)
         save(folder, **{f"{self.net_name}_lora_layers": layers}, safe_serialization=True)
-
-
-def shift_of(config: Mapping[str, Any], *, tokens: int) -> Shift:
-    """The shift that a flow-match scheduler's configuration asks for, Eq. 12.
-
-    Args:
-        config: The scheduler's configuration.
-        tokens: Packed image tokens, which dynamic shifting depends on.
-
-    Raises:
-        FewstepError: if the scheduler then bends its sigmas in another way.
-    """
-    for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-        if config.get(name):
-            raise FewstepError(
-                f"scheduler/scheduler_config.json: {name} is on, which grids of few steps do not "
-                "survive; set it to false"
-            )
-    terminal = config.get("shift_terminal") or None
-    if not config.get("use_dynamic_shifting", False):
-        static = StaticShift(float(config.get("shift", 1.0)))
-        return static if terminal is None else ExponentialShift(math.log(static.shift), terminal)
-    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
-    slope = (config["max_shift"] - config["base_shift"]) / (high - low)
-    mu = float(config["base_shift"] + slope * (tokens - low))
-    linear = config.get("time_shift_type") == "linear"  # then mu itself is the static shift
-    return ExponentialShift(math.log(mu) if linear else mu, terminal)
-
-
-def _name_scheduler(index: Path, name: str) -> None:
-    content = json.loads(index.read_text(encoding="utf-8"))
-    content["scheduler"] = ["diffusers", name]
-    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _everything_but_parts(net_name: str) -> Any:
-    """A filter for copytree: leaves out the trained network, hidden files and pictures."""
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        hidden = {name for name in names if name.startswith(".") or name.endswith((".png", ".md"))}
-        return hidden | ({net_name} & set(names))
-
-    return ignore

@@ -205,7 +205,7 @@ def _clues(address: str, folder: Path | None) -> Iterator[tuple[str, str, str, s
     """Model, why it is no teacher, how that is known, and what to use; the surest clues first."""
     parts = _parts(folder) if folder else {}
     pipeline = str(parts.get("model_index", {}).get("_class_name", ""))
-    card = _card(folder) if folder else {}
+    card = yaml.front_matter(folder / "README.md") if folder else {}
     note = _json(folder / "fewstep.json") if folder else {}
     if note:
         told = f"fewstep.json says so: {note.get('steps', 'few')} steps"
@@ -264,16 +264,5 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """The YAML header of a folder's README.md."""
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        found = yaml.load(header[1]) if header else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -70,12 +70,11 @@ class Flux(Packed):
         )[0]
         return velocity.float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, pooled, _ = self.pipe.encode_prompt(
-            prompts, max_sequence_length=self.max_sequence_length, device=self.device
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], pooled [B, D], guidance [B]."""
+        embeds, pooled, _ = self.stock_encode(prompts)
         tensors = {"prompt_embeds": embeds, "pooled": pooled}
-        if self.pipe.transformer.config.guidance_embeds:
+        if self.config.guidance_embeds:
             tensors["guidance"] = torch.full(
                 (len(prompts),), self.guidance_scale, device=self.device
             )
@@ -84,13 +83,10 @@ class Flux(Packed):
     @property
     def default_guidance(self) -> float:
         """What the network is told; 1 where it is told nothing."""
-        told = self.pipe.transformer.config.guidance_embeds
+        told = self.config.guidance_embeds
         return self.guidance_scale if told else 1.0
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the guidance is the one that the network was told."""
         call = super().stock_call(base_sigmas, height, width)
-        return call | {
-            "guidance_scale": self.guidance_scale,
-            "max_sequence_length": self.max_sequence_length,
-        }
+        return call | {"guidance_scale": self.guidance_scale}

@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from fewstep.core.schedules import ExponentialShift, Shift
 from fewstep.core.types import Conditioning
+from fewstep.models.latents import decode_images
 from fewstep.models.packing import Packed, model_clock, position_ids, unpack
 from fewstep.models.published import Published
 from fewstep.utils.errors import FewstepError
@@ -33,9 +34,8 @@ class _Flux2(Packed):
     more or fewer. Above 4300 image tokens the number of steps plays no part.
     """
 
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     drawn_patch: ClassVar[int] = 1
+    max_sequence_length: int
 
     def __init__(
         self,
@@ -79,9 +79,7 @@ class _Flux2(Packed):
 
     def _embeds(self, prompts: list[str]) -> Tensor:
         """Three layers of the text encoder side by side, [B, L, 3 D]."""
-        embeds: Tensor = self.pipe.encode_prompt(
-            prompts, device=self.device, max_sequence_length=self.max_sequence_length
-        )[0]
+        embeds: Tensor = self.stock_encode(prompts)[0]
         return embeds
 
     @abstractmethod
@@ -108,8 +106,7 @@ class _Flux2(Packed):
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the sigmas say how many steps, the number how to shift."""
         return super().stock_call(base_sigmas, height, width) | {
-            "num_inference_steps": self.shift_steps,
-            "max_sequence_length": self.max_sequence_length,
+            "num_inference_steps": self.shift_steps
         }
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -118,8 +115,7 @@ class _Flux2(Packed):
         scale = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
         latents = latents.float() * scale + vae.bn.running_mean.float()
         spatial = unpack(latents, self.grid(latents.shape[1]))
-        images: Tensor = vae.decode(spatial.to(vae.dtype), return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return decode_images(vae, spatial)
 
 
 class Flux2(_Flux2):
@@ -156,7 +152,7 @@ class Flux2(_Flux2):
         super().__init__(
             pipe, source, max_sequence_length=max_sequence_length, shift_steps=shift_steps
         )
-        self.told = self.default_guidance if guidance is None else float(guidance)
+        self.guidance_scale = self.default_guidance if guidance is None else float(guidance)
         if pipe.tokenizer is None and self.device.type != "meta":  # an outline needs none
             pipe.tokenizer = _tokenizer(source)
 
@@ -170,8 +166,9 @@ class Flux2(_Flux2):
         is_processor = str(index.get("tokenizer", [None, None])[1]).endswith("Processor")
         return {"tokenizer": None} if is_processor and not is_torchvision_available() else {}
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        guidance = torch.full((len(prompts),), self.told, device=self.device)
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], guidance [B]."""
+        guidance = torch.full((len(prompts),), self.guidance_scale, device=self.device)
         return Conditioning({"prompt_embeds": self._embeds(prompts), "guidance": guidance})
 
     def _in_template(self, prompt: str) -> str:
@@ -180,7 +177,9 @@ class Flux2(_Flux2):
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the guidance is what `encode` sets."""
-        return super().stock_call(base_sigmas, height, width) | {"guidance_scale": self.told}
+        return super().stock_call(base_sigmas, height, width) | {
+            "guidance_scale": self.guidance_scale
+        }
 
 
 class Flux2Klein(_Flux2):
@@ -206,7 +205,8 @@ class Flux2Klein(_Flux2):
         ),
     )
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D]."""
         return Conditioning({"prompt_embeds": self._embeds(prompts)})
 
     def _in_template(self, prompt: str) -> str:

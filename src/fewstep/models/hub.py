@@ -1,48 +1,51 @@
-"""Where a model's files are: a local folder, or what the Hugging Face Hub has under a repo id."""
+"""Finding a model's files: in a local folder, or by repo id on the Hugging Face Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.resources import resolve
 
-_SMALL = ("model_index.json", "*/config.json", "scheduler/*.json", "fewstep.json", "README.md")
-"""What tells of a pipeline all but its weights and vocabularies; some kilobytes."""
+_CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json", "fewstep.json", "README.md")
+"""Everything about a pipeline but its weights and vocabularies; some kilobytes."""
 
 
-def configs(path_or_repo_id: str | Path) -> Path:
-    """Folder with at least the small files of a pipeline; of a repo, only they are fetched.
+def download_configs(path_or_repo_id: str | Path) -> Path:
+    """The folder of a pipeline with at least its configurations; of a repo, only these are fetched.
 
     Raises:
-        FewstepError: No such folder, and no such repo either.
+        FewstepError: There is neither such a folder nor such a repo.
     """
 
     def fetch(repo: str) -> str:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(repo, allow_patterns=list(_SMALL))
+        return snapshot_download(repo, allow_patterns=list(_CONFIGS))
 
     return _find(path_or_repo_id, fetch)
 
 
-def whole(path_or_repo_id: str | Path) -> Path:
-    """Folder with everything that a pipeline needs; a repo is fetched, safetensors only.
+def download(path_or_repo_id: str | Path, pipeline: Any) -> Path:
+    """The folder of a complete pipeline; a repo is fetched, safetensors only.
+
+    Args:
+        path_or_repo_id: A folder, or `owner/name`.
+        pipeline: The pipeline class, which says what files it needs.
 
     Raises:
-        FewstepError: No such folder, and no such repo either.
+        FewstepError: There is neither such a folder nor such a repo.
     """
 
     def fetch(repo: str) -> str:
-        from diffusers import DiffusionPipeline
-
-        return str(DiffusionPipeline.download(repo, use_safetensors=True))
+        return str(pipeline.download(repo, use_safetensors=True))
 
     return _find(path_or_repo_id, fetch)
 
 
-def _find(path_or_repo_id: str | Path, fetch: Any) -> Path:
+def _find(path_or_repo_id: str | Path, fetch: Callable[[str], str]) -> Path:
     folder = resolve(path_or_repo_id)
     if folder.exists():
         return folder
@@ -55,7 +58,7 @@ def _find(path_or_repo_id: str | Path, fetch: Any) -> Path:
     try:
         return Path(fetch(text))
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise FewstepError(
-            f"{text}: no such folder, and the hub refused: {first}", code="missing-file"
+            f"{text}: no such folder, and the hub refused: {reason}", code="missing-file"
         ) from error

@@ -31,8 +31,6 @@ class LongCat(Packed):
             status=SETTINGS,
         ),
     )
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     @classmethod
     def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
@@ -60,9 +58,10 @@ class LongCat(Packed):
         )[0]
         return velocity.float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D]."""
         # Always with prompts: diffusers 0.42 fails when it is given embeddings alone.
-        embeds, _ = self.pipe.encode_prompt(prompts)
+        embeds, _ = self.stock_encode(prompts)
         return Conditioning({"prompt_embeds": embeds})
 
     @property

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
-from fewstep.models.base import Backbone, shift_of
+from fewstep.models.base import Backbone
 from fewstep.models.published import Published
-from fewstep.utils.errors import FewstepError
+from fewstep.models.shift import shift_of
 
 
 class Lumina2(Backbone):
@@ -22,8 +22,6 @@ class Lumina2(Backbone):
     name: ClassVar[str] = "lumina2"
     pipelines: ClassVar[tuple[str, ...]] = ("Lumina2Pipeline",)
     notes: ClassVar[str] = "guidance keeps the norm of each row, as the stock pipeline does"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
         Published("Lumina2", "Alpha-VLLM/Lumina-Image-2.0", 2.6, "static 6", "Gemma 2 2B"),
     )
@@ -56,20 +54,14 @@ class Lumina2(Backbone):
         wanted = cond.norm(dim=-1, keepdim=True)
         return guided * (wanted / guided.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
+        embeds, mask, _, _ = self.stock_encode(prompts)
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
-    def _encode_null(self) -> Conditioning:
-        """See `Backbone._encode_null`; no system prompt comes before a negative prompt."""
-        _, _, embeds, mask = self.pipe.encode_prompt(
-            [""], max_sequence_length=self.max_sequence_length, device=self.device
-        )
+    def encode_null(self) -> Conditioning:
+        """See `Backbone.encode_null`; no system prompt comes before a negative prompt."""
+        _, _, embeds, mask = self.stock_encode([""], do_classifier_free_guidance=True)
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
     def overlong(self, prompts: Sequence[str]) -> list[bool]:
@@ -77,34 +69,7 @@ class Lumina2(Backbone):
         before = f"{self.pipe.system_prompt} <Prompt Start> "
         return super().overlong([before + prompt for prompt in prompts])
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[C, H / 8, W / 8]; the sides must be multiples of 16."""
-        factor = self.pipe.vae_scale_factor
-        config = self.pipe.transformer.config
-        multiple = factor * config.patch_size
-        if height % multiple or width % multiple:
-            raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
-            )
-        return (config.in_channels, height // factor, width // factor)
-
-    def image_tokens(self, height: int, width: int) -> int:
-        """See `Backbone.image_tokens`."""
-        return super().image_tokens(height, width) // self.pipe.transformer.config.patch_size**2
-
     def shift(self, height: int, width: int) -> Shift:
         """See `Backbone.shift`; the stock pipeline counts channels where it means tokens."""
         channels = self.latent_shape(height, width)[0]
         return shift_of(self.pipe.scheduler.config, tokens=channels)
-
-    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; longer prompts than 256 tokens are cut unless told."""
-        call = super().stock_call(base_sigmas, height, width)
-        return call | {"max_sequence_length": self.max_sequence_length}
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the VAE's scale and shift first."""
-        vae = self.pipe.vae
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()

@@ -1,9 +1,10 @@
-"""A pipeline made of its configurations alone: networks on the meta device, no tokenizers."""
+"""A pipeline without weights: networks on the meta device, built from their configurations."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,35 @@ from torch import nn
 
 from fewstep.utils.errors import FewstepError
 
-_EMPTY = (None, [None, None])
 
-
-def meta_pipeline(folder: Path) -> Any:
-    """The pipeline that a folder describes; it has shapes and settings, and cannot compute.
+def meta_pipeline(folder: Path, pipeline: Any) -> Any:
+    """The pipeline of a folder, with shapes and settings but no weights and no tokenizers.
 
     Args:
-        folder: With a model_index.json and each network's and the scheduler's configuration.
+        folder: With a model_index.json and the configurations of the networks and the scheduler.
+        pipeline: The pipeline class; `DiffusionPipeline`: the one that the folder names.
 
     Raises:
         FewstepError: A configuration is missing or does not fit the installed libraries.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    pipeline = getattr(diffusers, index["_class_name"])
+    if pipeline is diffusers.DiffusionPipeline:
+        pipeline = getattr(diffusers, index["_class_name"])
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
         entry = index.get(name)
         if name == "self" or (name not in index and parameter.default is not parameter.empty):
             continue
-        named = isinstance(entry, list) and len(entry) == 2
-        arguments[name] = _part(folder / name, entry) if named else entry
+        is_component = isinstance(entry, list) and len(entry) == 2
+        arguments[name] = _component(folder / name, entry) if is_component else entry
     return pipeline(**arguments)
 
 
-def _part(folder: Path, entry: list[Any]) -> Any:
-    """One component; None for what is absent and for all that only prepares text or pictures."""
+def _component(folder: Path, entry: list[Any]) -> Any:
+    """One component; None where it is absent or is no network and no scheduler."""
     library, name = entry
-    if entry in _EMPTY:
-        return None
-    cls = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), name, None)
+    # A plug-in's own library was imported with its family; a folder's word imports nothing.
+    cls = getattr(sys.modules.get(str(library)), str(name), None)
     if not inspect.isclass(cls):
         return None
     try:
@@ -54,14 +54,14 @@ def _part(folder: Path, entry: list[Any]) -> Any:
             return None
         return _network(cls, folder)
     except (OSError, ValueError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise FewstepError(
-            f"{folder}: no usable configuration of a {name}: {first}", code="damaged"
+            f"{folder}: no usable configuration of a {name}: {reason}", code="damaged"
         ) from error
 
 
 def _network(cls: Any, folder: Path) -> nn.Module:
-    """A network of random nothing, in the shapes of its configuration."""
+    """A network of a configuration, on the meta device."""
     if issubclass(cls, transformers.PreTrainedModel):
         config = cls.config_class.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fewstep.models.base import Backbone
+from fewstep.models.latents import decode_images, require_multiple
 from fewstep.utils.errors import FewstepError
 
 Grid = tuple[int, int]
@@ -58,18 +59,14 @@ class Packed(Backbone):
     def _grid_of(self, height: int, width: int) -> Grid:
         """Rows and columns of patches that a picture of so many pixels has."""
         side = 2 * int(self.pipe.vae_scale_factor)
-        if height % side or width % side:
-            raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {side} for this model",
-                code="out-of-range",
-            )
+        require_multiple(height, width, side)
         return height // side, width // side
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[N, C]: the patches of a picture and their width; notes their grid."""
         rows, columns = self._grid_of(height, width)
         self._grids[rows * columns] = rows, columns
-        return rows * columns, int(self.pipe.transformer.config.in_channels)
+        return rows * columns, int(self.config.in_channels)
 
     def image_tokens(self, height: int, width: int) -> int:
         """See `Backbone.image_tokens`: the patches themselves."""
@@ -105,8 +102,7 @@ class Packed(Backbone):
         vae = self.pipe.vae
         spatial = unpack(latents.float(), self.grid(latents.shape[1]))
         spatial = spatial / vae.config.scaling_factor + vae.config.shift_factor
-        images: Tensor = vae.decode(spatial.to(vae.dtype), return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return decode_images(vae, spatial)
 
 
 def model_clock(sigma: Tensor, dtype: torch.dtype) -> Tensor:

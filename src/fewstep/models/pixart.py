@@ -20,8 +20,6 @@ class PixArt(VariancePreserving):
     name: ClassVar[str] = "pixart"
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
     notes: ClassVar[str] = "prompts are not cleaned; a LoRA is exported merged"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "PixArt-Sigma",
@@ -52,14 +50,9 @@ class PixArt(VariancePreserving):
         )[0]
         return answer[:, : x_vp.shape[1]].float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            clean_caption=False,
-            device=self.device,
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
+        embeds, mask, _, _ = self.stock_encode(prompts, clean_caption=False)
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
@@ -69,11 +62,11 @@ class PixArt(VariancePreserving):
         cleaning it depends on libraries that may not be installed.
         """
         return super().stock_call(base_sigmas, height, width) | {
-            "max_sequence_length": self.max_sequence_length,
             "use_resolution_binning": False,
             "clean_caption": False,
         }
 
-    def _multiple(self) -> int:
-        patch: int = self.pipe.transformer.config.patch_size
-        return math.lcm(super()._multiple(), self.pipe.vae_scale_factor * patch)
+    @property
+    def size_multiple(self) -> int:
+        """See `Backbone.size_multiple`; the stock pipeline insists on 8 as well."""
+        return math.lcm(super().size_multiple, self.pipe.vae_scale_factor * self.patch_size)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fewstep.core.types import Conditioning
+from fewstep.models.latents import decode_images, denormalise
 from fewstep.models.packing import Packed, model_clock, unpack
 from fewstep.models.published import Published
 
@@ -30,8 +31,6 @@ class QwenImage(Packed):
             "Qwen2.5-VL 7B",
         ),
     )
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 512
@@ -57,10 +56,9 @@ class QwenImage(Packed):
         """See `Backbone.lora_targets`; modulation is called `img_mod` and `txt_mod` here."""
         return [name for name in super().lora_targets(net) if "_mod." not in name]
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, mask = self.pipe.encode_prompt(
-            prompts, max_sequence_length=self.max_sequence_length, device=self.device
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
+        embeds, mask = self.stock_encode(prompts)
         if mask is None:  # the pipeline's word for: nothing is padding
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         missing = self.max_sequence_length - embeds.shape[1]
@@ -83,16 +81,9 @@ class QwenImage(Packed):
         """See `Backbone.stock_call`; here guidance is `true_cfg_scale`."""
         call = super().stock_call(base_sigmas, height, width)
         del call["guidance_scale"]
-        return call | {"true_cfg_scale": 1.0, "max_sequence_length": self.max_sequence_length}
+        return call | {"true_cfg_scale": 1.0}
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`; the VAE takes videos [B, C, 1, H, W] with a scale a channel."""
-        vae = self.pipe.vae
-        spatial = unpack(latents.float(), self.grid(latents.shape[1]))
-        mean, std = (
-            torch.tensor(values, device=spatial.device)[:, None, None]
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        frames = (spatial * std + mean)[:, :, None].to(vae.dtype)
-        images: Tensor = vae.decode(frames, return_dict=False)[0][:, :, 0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        vae, spatial = self.pipe.vae, unpack(latents.float(), self.grid(latents.shape[1]))
+        return decode_images(vae, denormalise(vae, spatial[:, :, None]))[:, :, 0]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Shift, StaticShift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.latents import decode_images
 from fewstep.models.published import Published
-from fewstep.utils.errors import FewstepError
 
 _SIDES = 32  # the stock pipeline refuses sides that this does not divide
 
@@ -24,8 +24,6 @@ class Sana(Backbone):
     name: ClassVar[str] = "sana"
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
     notes: ClassVar[str] = "the student walks Euler steps, whatever solver the teacher came with"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "SANA 0.6B",
@@ -60,40 +58,28 @@ class Sana(Backbone):
             hidden_states=xt.to(embeds.dtype),
             encoder_hidden_states=embeds,
             encoder_attention_mask=cond.tensors["mask"],
-            timestep=sigma * 1000 * self.pipe.transformer.config.timestep_scale,
+            timestep=sigma * 1000 * self.config.timestep_scale,
             return_dict=False,
         )[0]
         # A network that also learns its variance answers with twice the channels.
         return velocity[:, : xt.shape[1]].float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            # Calling the pipeline puts it before every prompt; encode_prompt has to be told.
-            complex_human_instruction=self._call_default("complex_human_instruction"),
-            device=self.device,
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
+        # The pipeline's call puts it before every prompt; encode_prompt by itself does not.
+        instruction = self._call_default("complex_human_instruction")
+        embeds, mask, _, _ = self.stock_encode(prompts, complex_human_instruction=instruction)
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
-    def _encode_null(self) -> Conditioning:
-        """See `Backbone._encode_null`; no instruction comes before a negative prompt."""
-        _, _, embeds, mask = self.pipe.encode_prompt(
-            [""], max_sequence_length=self.max_sequence_length, device=self.device
-        )
+    def encode_null(self) -> Conditioning:
+        """See `Backbone.encode_null`; no instruction comes before a negative prompt."""
+        _, _, embeds, mask = self.stock_encode([""], do_classifier_free_guidance=True)
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[C, H / 32, W / 32] with the published autoencoder."""
-        factor = self.pipe.vae_scale_factor
-        config = self.pipe.transformer.config
-        multiple = math.lcm(_SIDES, factor * config.patch_size)
-        if height % multiple or width % multiple:
-            raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
-            )
-        return (config.in_channels, height // factor, width // factor)
+    @property
+    def size_multiple(self) -> int:
+        """See `Backbone.size_multiple`; the stock pipeline insists on multiples of 32."""
+        return math.lcm(_SIDES, super().size_multiple)
 
     def shift(self, height: int, width: int) -> Shift:
         """See `Backbone.shift`; other solvers than Euler's have it under another name."""
@@ -117,14 +103,9 @@ class Sana(Backbone):
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the size is to be drawn as asked, not the nearest known."""
-        return super().stock_call(base_sigmas, height, width) | {
-            "max_sequence_length": self.max_sequence_length,
-            "use_resolution_binning": False,
-        }
+        return super().stock_call(base_sigmas, height, width) | {"use_resolution_binning": False}
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`; undoes the autoencoder's scale first."""
         vae = self.pipe.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        images = vae.decode(latents, return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return decode_images(vae, latents.to(vae.dtype) / vae.config.scaling_factor)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.published import SETTINGS, Published
-from fewstep.utils.errors import FewstepError
 
 _ENCODERS = "CLIP-L, CLIP-bigG, T5-XXL"
 _WITHOUT_T5: dict[str, None] = {"text_encoder_3": None, "tokenizer_3": None}
@@ -24,6 +23,9 @@ class SD3(Backbone):
     name: ClassVar[str] = "sd3"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
     notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    max_sequence_length: int
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "SD3-Medium",
@@ -86,15 +88,9 @@ class SD3(Backbone):
         )[0]
         return velocity.float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompts,
-            None,
-            None,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, 77 + L, D], pooled [B, D]."""
+        embeds, _, pooled, _ = self.stock_encode(prompts, prompt_2=None, prompt_3=None)
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
 
     def most_tokens(self, tokenizer: str) -> float:
@@ -104,30 +100,4 @@ class SD3(Backbone):
     @property
     def text_tokens(self) -> int:
         """See `Backbone.text_tokens`; CLIP's tokens stand before T5's."""
-        return self._first_tokens() + self.max_sequence_length
-
-    def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; the T5 length is 256 in the stock pipeline unless told."""
-        call = super().stock_call(base_sigmas, height, width)
-        return call | {"max_sequence_length": self.max_sequence_length}
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""
-        factor = self.pipe.vae_scale_factor
-        multiple = factor * self.pipe.patch_size
-        if height % multiple or width % multiple:
-            raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
-            )
-        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
-
-    def image_tokens(self, height: int, width: int) -> int:
-        """See `Backbone.image_tokens`: patches, as the stock pipeline counts them."""
-        return super().image_tokens(height, width) // self.pipe.patch_size**2
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the VAE's scale and shift first."""
-        vae = self.pipe.vae
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return self.tokenizer_length() + self.max_sequence_length

@@ -24,8 +24,6 @@ class StableDiffusion(VariancePreserving):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     notes: ClassVar[str] = "eps or v, as the scheduler's prediction_type says; no safety checker"
     net_name: ClassVar[str] = "unet"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "SD 1.5",
@@ -66,10 +64,9 @@ class StableDiffusion(VariancePreserving):
         """What the U-Net is told besides prompt and time."""
         return None
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, _ = self.pipe.encode_prompt(
-            prompts, self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D]."""
+        embeds, _ = self.stock_encode(prompts, num_images_per_prompt=1)
         return Conditioning({"prompt_embeds": embeds})
 
     def blocks(self, net: nn.Module) -> list[nn.Module]:
@@ -117,19 +114,18 @@ class StableDiffusionXL(StableDiffusion):
         sizes = pooled.new_tensor([height, width, 0, 0, height, width])
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, device=self.device, do_classifier_free_guidance=False
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], pooled [B, D]."""
+        embeds, _, pooled, _ = self.stock_encode(prompts)
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
 
-    def _encode_null(self) -> Conditioning:
-        """See `Backbone._encode_null`; zeros where the pipeline says so.
+    def encode_null(self) -> Conditioning:
+        """See `Backbone.encode_null`; zeros where the pipeline says so.
 
         The published model was trained with zeros in place of dropped captions, and the pipeline
         guides with them (force_zeros_for_empty_prompt).
         """
-        null = super()._encode_null()
+        null = super().encode_null()
         if not self.pipe.config.force_zeros_for_empty_prompt:
             return null
         return Conditioning({name: torch.zeros_like(x) for name, x in null.tensors.items()})

@@ -1,4 +1,4 @@
-"""Which parts of a pipeline are not loaded when only some of it is wanted."""
+"""Loading a part of a pipeline: which components to skip, and what stands in for the denoiser."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from fewstep.models.base import Backbone
 
 
 class ConfigStub:
-    """Stands in for a denoiser that was not loaded: encoders ask what it takes, not what it knows.
+    """Stands in for a denoiser that was not loaded; text encoding may read its configuration.
 
     Attributes:
-        config: The denoiser's configuration, defaults included.
+        config: The denoiser's configuration, with all defaults.
     """
 
     def __init__(self, network: Any) -> None:
-        """Takes over the configuration of the network or of its outline."""
+        """Takes the configuration of a network, which may be on the meta device."""
         self.config = network.config
 
 
 def skipped_components(
     family: type[Backbone], folder: Path, *, encoders: bool, network: bool
 ) -> dict[str, None]:
-    """Arguments that tell `from_pretrained` not to load some parts.
+    """Arguments with which `from_pretrained` does not load some components.
 
     Args:
-        family: Which names the parts.
-        folder: The pipeline's.
-        encoders: Whether text encoders and tokenizers are wanted.
-        network: Whether the denoiser and the VAE are.
+        family: The model family, which names the components.
+        folder: The pipeline's folder.
+        encoders: Whether to load text encoders and tokenizers.
+        network: Whether to load the denoiser and the VAE.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = {name: any(entry) for name, entry in index.items() if isinstance(entry, list)}
+    present = {name: any(entry) for name, entry in index.items() if isinstance(entry, list)}
     names: set[str] = set()
     if not encoders:
         names |= {*family.encoder_names, *family.tokenizer_names}
-    # A pipeline that lacks one of its encoders may ask the denoiser how wide its texts would be.
-    if not network and all(parts.get(name, True) for name in family.encoder_names):
+    # A pipeline that lacks one of its encoders may read the text's width from the denoiser.
+    if not network and all(present.get(name, True) for name in family.encoder_names):
         names |= {family.net_name, "vae"}
-    return {name: None for name in sorted(names) if parts.get(name)}
+    return {name: None for name in sorted(names) if present.get(name)}

@@ -32,6 +32,7 @@ from fewstep.core.flow import (
 from fewstep.core.schedules import Shift, Sigmas
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.latents import decode_images
 from fewstep.utils.errors import FewstepError
 
 _TABLE = (
@@ -155,31 +156,15 @@ class VariancePreserving(Backbone):
         del call["sigmas"]
         return {"timesteps": self._shift.times(base_sigmas).tolist()} | call
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[C, H / 8, W / 8]; the sides must be multiples of what the stock pipeline asks.
-
-        Raises:
-            FewstepError: They are not.
-        """
-        factor = self.pipe.vae_scale_factor
-        multiple = self._multiple()
-        if height % multiple or width % multiple:
-            raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {multiple} for this model"
-            )
-        channels = getattr(self.pipe, self.net_name).config.in_channels
-        return (channels, height // factor, width // factor)
-
-    def _multiple(self) -> int:
-        """What both sides of a picture must be multiples of; the stock pipelines insist on 8."""
+    @property
+    def size_multiple(self) -> int:
+        """See `Backbone.size_multiple`; the stock pipelines insist on 8."""
         return 8
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`; undoes the autoencoder's scale first."""
         vae = self.pipe.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        images = vae.decode(latents, return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return decode_images(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
 
 
 def _euler_of(scheduler: Any, source: Path) -> EulerDiscreteScheduler:

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from fewstep.core.schedules import Shift, StaticShift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.latents import decode_images, denormalise, require_multiple
 from fewstep.models.published import Published
 from fewstep.utils.errors import FewstepError
 
@@ -34,8 +34,6 @@ class Wan(Backbone):
         ),
     )
     task: ClassVar[str] = "text-to-video"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(
         self,
@@ -82,30 +80,18 @@ class Wan(Backbone):
         )[0]
         return velocity.float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        embeds, _ = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-        )
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D]."""
+        embeds, _ = self.stock_encode(prompts)
         return Conditioning({"prompt_embeds": embeds})
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[C, T, H / 8, W / 8], T = 1 + (frames - 1) / 4, at Wan's own factors."""
-        config = self.pipe.transformer.config
         factor = int(self.pipe.vae_scale_factor_spatial)
-        for name, side, patch in zip(
-            ("height", "width"), (height, width), config.patch_size[1:], strict=True
-        ):
-            multiple = math.lcm(_SIDE, factor * patch)
-            if side % multiple:
-                raise FewstepError(
-                    f"{height}x{width}: {name} must be a multiple of {multiple} for this model",
-                    code="out-of-range",
-                )
+        patches = (factor * patch for patch in self.config.patch_size[1:])
+        require_multiple(height, width, math.lcm(_SIDE, *patches))
         length = 1 + (self.frames - 1) // int(self.pipe.vae_scale_factor_temporal)
-        return int(config.in_channels), length, height // factor, width // factor
+        return int(self.config.in_channels), length, height // factor, width // factor
 
     def shift(self, height: int, width: int) -> Shift:
         """See `Backbone.shift`; multistep schedulers call it `flow_shift`."""
@@ -128,7 +114,6 @@ class Wan(Backbone):
         """See `Backbone.stock_call`; without sigmas, which the pipeline does not take."""
         call = super().stock_call(base_sigmas, height, width) | {
             "num_frames": self.frames,
-            "max_sequence_length": self.max_sequence_length,
             "output_type": "pil",
         }
         del call["sigmas"]
@@ -144,13 +129,7 @@ class Wan(Backbone):
 
     def decode_video(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode_video`; undoes the autoencoder's mean and spread first."""
-        vae = self.pipe.vae
-        mean, spread = (
-            torch.tensor(values, device=latents.device).view(-1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        videos: Tensor = vae.decode((latents * spread + mean).to(vae.dtype), return_dict=False)[0]
-        return (videos * 0.5 + 0.5).clamp(0, 1).float()
+        return decode_images(self.pipe.vae, denormalise(self.pipe.vae, latents))
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`; the middle frame."""

@@ -14,9 +14,6 @@ from torch.nn.utils.rnn import pad_sequence
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.published import Published
-from fewstep.utils.errors import FewstepError
-
-_PATCH = 2  # of the stock pipeline, which has no other
 
 
 class ZImage(Backbone):
@@ -25,8 +22,7 @@ class ZImage(Backbone):
     name: ClassVar[str] = "zimage"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
     notes: ClassVar[str] = "the stock pipeline counts guidance from 0: its 4 is 5 here"
-    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    max_sequence_length: int
     models: ClassVar[tuple[Published, ...]] = (
         Published("Z-Image", "Tongyi-MAI/Z-Image", 6.16, "static 6", "Qwen3 4B"),
     )
@@ -54,14 +50,15 @@ class ZImage(Backbone):
         """See `Backbone.default_guidance`; the pipeline's scale is what is added to 1."""
         return super().default_guidance + 1
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    @property
+    def patch_size(self) -> int:
+        """See `Backbone.patch_size`; a constant of the stock pipeline."""
+        return 2
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
         # The pipeline writes its chat template into the list that it is given.
-        found, _ = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-            device=self.device,
-        )
+        found, _ = self.stock_encode(prompts)
         lengths = torch.tensor([len(tokens) for tokens in found], device=self.device)
         places = torch.arange(self.max_sequence_length, device=self.device)
         full = found[0].new_zeros(self.max_sequence_length, found[0].shape[1])
@@ -81,30 +78,6 @@ class ZImage(Backbone):
         ]
         return super().overlong(wrapped)
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[C, H / 8, W / 8]; the sides must be multiples of the VAE's factor times the patch."""
-        factor = self.pipe.vae_scale_factor
-        if height % (factor * _PATCH) or width % (factor * _PATCH):
-            raise FewstepError(
-                f"{height}x{width}: height and width must be multiples of {factor * _PATCH} "
-                "for this model"
-            )
-        return (self.pipe.transformer.config.in_channels, height // factor, width // factor)
-
-    def image_tokens(self, height: int, width: int) -> int:
-        """See `Backbone.image_tokens`."""
-        return super().image_tokens(height, width) // _PATCH**2
-
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; guidance is off at 0, not at 1."""
-        return super().stock_call(base_sigmas, height, width) | {
-            "guidance_scale": 0.0,
-            "max_sequence_length": self.max_sequence_length,
-        }
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the VAE's scale and shift first."""
-        vae = self.pipe.vae
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (images * 0.5 + 0.5).clamp(0, 1).float()
+        return super().stock_call(base_sigmas, height, width) | {"guidance_scale": 0.0}

@@ -7,12 +7,13 @@ two equal keys wins silently.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml import YAMLError
 
-__all__ = ["YAMLError", "dump", "load"]
+__all__ = ["YAMLError", "dump", "front_matter", "load"]
 
 
 class _Rules:
@@ -70,3 +71,13 @@ def load(text: str) -> Any:
 def dump(value: Any) -> str:
     """YAML text of a plain value, keys in their order; `load` gives the value back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def front_matter(file: Path) -> dict[str, Any]:
+    """The YAML header of a Markdown file, such as a model card; empty without a readable one."""
+    try:
+        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", file.read_text("utf-8"), re.DOTALL)
+        content = load(header[1]) if header else {}
+    except (OSError, UnicodeDecodeError, YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
