@@ -12,23 +12,29 @@ from fewstep.utils.errors import FewstepError
 
 def test_sizes_that_do_not_fit_are_refused(pipeline_folder):
     backbone = models.load(pipeline_folder, max_sequence_length=16)
-    with pytest.raises(FewstepError, match="multiples of 16"):
+    with pytest.raises(FewstepError) as caught:
         backbone.latent_shape(60, 64)
+    assert caught.value.code == "out-of-range"
 
 
 def test_loading_mistakes_are_explained(tmp_path, pipeline_folder):
-    with pytest.raises(FewstepError, match="no such folder"):
+    with pytest.raises(FewstepError) as caught:
         models.load(tmp_path / "nowhere")
-    with pytest.raises(FewstepError, match="no model_index"):
+    assert caught.value.code == "missing-file"
+    with pytest.raises(FewstepError) as caught:
         models.load(tmp_path)
-    with pytest.raises(FewstepError, match="did you mean 'max_sequence_length'"):
+    assert caught.value.code == "missing-file"
+    with pytest.raises(FewstepError) as caught:
         models.load(pipeline_folder, max_sequence_lenght=3)
-    with pytest.raises(FewstepError, match="dtype"):
+    assert caught.value.code == "unknown-name"
+    with pytest.raises(FewstepError) as caught:
         models.load(pipeline_folder, dtype="float31")
+    assert caught.value.code == "unknown-name"
     index = {"_class_name": "ShapEPipeline"}
     (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(FewstepError, match="ShapEPipeline is not supported"):
+    with pytest.raises(FewstepError) as caught:
         models.load(tmp_path)
+    assert caught.value.code == "unsupported"
 
 
 @pytest.mark.parametrize("open_it", [models.load, models.load_meta])
@@ -37,5 +43,6 @@ def test_loading_mistakes_are_explained(tmp_path, pipeline_folder):
 )
 def test_options_of_the_wrong_type_are_refused(pipeline_folder, open_it, option, value):
     """A word such as `off` is true to Python, and would silently do the opposite."""
-    with pytest.raises(FewstepError, match=rf"model\.options\.{option}: .*, not {value!r}"):
+    with pytest.raises(FewstepError) as caught:
         open_it(pipeline_folder, **{option: value})
+    assert caught.value.code == "invalid"

@@ -110,13 +110,15 @@ def test_the_stock_size_is_the_default(backbone):
 
 @pytest.mark.parametrize("frames", [0, 4, 6])
 def test_frames_that_do_not_fit_are_refused(folder, frames):
-    with pytest.raises(FewstepError, match="multiple of 4"):
+    with pytest.raises(FewstepError) as caught:
         models.load(folder, frames=frames)
+    assert caught.value.code == "out-of-range"
 
 
 def test_sizes_that_do_not_fit_are_refused(backbone):
-    with pytest.raises(FewstepError, match="width must be a multiple of 16"):
+    with pytest.raises(FewstepError) as caught:
         backbone.latent_shape(64, 72)
+    assert caught.value.code == "out-of-range"
 
 
 def test_two_denoisers_are_refused(folder, tmp_path, backbone):
@@ -124,5 +126,6 @@ def test_two_denoisers_are_refused(folder, tmp_path, backbone):
     index = tmp_path / "two" / "model_index.json"
     content = json.loads(index.read_text()) | {"boundary_ratio": 0.9}
     index.write_text(json.dumps(content))
-    with pytest.raises(FewstepError, match=r"two denoisers \(Wan 2\.2\)"):
+    with pytest.raises(FewstepError) as caught:
         models.load(tmp_path / "two")
+    assert caught.value.code == "unsupported"

@@ -167,7 +167,7 @@ def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
     hint = f"supported: {', '.join(supported)}"
     if why := distilled.outside(pipeline):
         hint = f"it {why}; {hint}"
-    elif why := distilled.reason(str(folder), folder):
+    elif why := distilled.recognise(str(folder), folder):
         hint = why
     raise FewstepError(f"{folder}: {pipeline} is not supported; {hint}", code="unsupported")
 
@@ -178,7 +178,7 @@ def _checked_family(
     """The family of a pipeline that may be loaded with these options; reads configurations only."""
     folder = hub.download_configs(path_or_repo_id)
     family = family_of(folder)
-    if teacher and (why := distilled.reason(str(path_or_repo_id), folder)):
+    if teacher and (why := distilled.recognise(str(path_or_repo_id), folder)):
         if not force:
             raise FewstepError(
                 f"{path_or_repo_id}: {why}, or force it: --force, model.force: true, force=True",

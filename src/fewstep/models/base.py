@@ -89,8 +89,7 @@ class Backbone(ABC):
     @property
     def net(self) -> nn.Module:
         """The pretrained network, as loaded."""
-        net: nn.Module = getattr(self.pipe, self.net_name)
-        return net
+        return getattr(self.pipe, self.net_name)
 
     @property
     def config(self) -> Any:
@@ -144,10 +143,9 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Encodes prompts; families implement it, others call `encode`.
+        """Encodes prompts: tensors are batch-first, padded to one fixed length.
 
-        Tensors are batch-first and padded to one fixed length. Call `stock_encode` where the
-        pipeline's `encode_prompt` does the work. `prompts` is a copy that may be changed.
+        Families implement this and others call `encode`, which passes a copy of the list.
         """
 
     def encode_null(self) -> Conditioning:
@@ -183,7 +181,9 @@ class Backbone(ABC):
 
     def _check_encoders(self) -> None:
         if getattr(self.pipe, self.encoder_names[0], None) is None:
-            raise FewstepError(f"{self.source}: the text encoders were freed; load it again")
+            raise FewstepError(
+                f"{self.source}: the text encoders were freed; load it again", code="missing-input"
+            )
 
     @torch.no_grad()
     def null(self, batch: int) -> Conditioning:
@@ -378,13 +378,7 @@ class Backbone(ABC):
         self.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 
     def save(self, folder: Path, net: nn.Module, *, shift: float | None = None) -> None:
-        """Writes a complete diffusers folder with `net` as its network, for a student.
-
-        Args:
-            folder: Where to.
-            net: The network.
-            shift: The static shift of the student's own grid; None is the model's.
-        """
+        """Writes a complete diffusers folder with `net` as its network; `shift` as for `student_scheduler`."""
         write_pipeline(self.source, folder, {self.net_name: net}, self.student_scheduler(shift))
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:

@@ -1,7 +1,7 @@
-"""Pipelines that cannot be teachers: already distilled ones, and those that draw otherwise.
+"""Pipelines that cannot be teachers: already distilled ones, and those that are no flow.
 
-Everything is told from small files (configurations, our own note, the card's header) and from
-names, before any weight is read. To know one more, add a row to `REFUSED` or `OUTSIDE`.
+They are recognised by small files (configurations, fewstep.json, the card's front matter) and by
+names, before any weight is read. To recognise one more, add a row to `REFUSED` or `OUTSIDE`.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _NOT_TRUE = (False, None)
 
 @dataclass(frozen=True)
 class Sign:
-    """Settings that give a distilled model away.
+    """Settings in a configuration by which a distilled model is recognised.
 
     Attributes:
-        part: Whose configuration: ``model_index``, ``scheduler``, ``transformer``, ``unet``.
-        settings: Key -> values that count; all keys must agree. No values: any but none and false.
-        told: What they mean, for the message.
+        component: The configuration: ``model_index``, ``scheduler``, ``transformer`` or ``unet``.
+        settings: Key -> values; all keys must have one of theirs. No values: any but None and
+            False.
+        meaning: The message's words for them.
         pipelines: Pipeline classes in which they mean that; empty: in all.
     """
 
-    part: str
+    component: str
     settings: Mapping[str, tuple[Any, ...]]
-    told: str
+    meaning: str
     pipelines: tuple[str, ...] = ()
 
-    def seen(self, pipeline: str, parts: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the configurations of a pipeline of that class carry the sign."""
-        if self.part not in parts or (self.pipelines and pipeline not in self.pipelines):
+    def matches(self, pipeline: str, configs: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether the configurations of a pipeline of that class have the settings."""
+        config = configs.get(self.component)
+        if config is None or (self.pipelines and pipeline not in self.pipelines):
             return False
         return all(
-            parts[self.part].get(key) in values
-            if values
-            else parts[self.part].get(key) not in _NOT_TRUE
+            config.get(key) in values if values else config.get(key) not in _NOT_TRUE
             for key, values in self.settings.items()
         )
 
@@ -53,10 +53,10 @@ class Refused:
 
     Attributes:
         model: Its name.
-        repo: Its id on the Hub; empty for a kind.
+        repo: Its id on the Hugging Face Hub; empty for a kind of models.
         pipeline: Its diffusers class.
+        instead: The repo id of a model to distil instead.
         reason: Why it is no teacher.
-        instead: What to distil instead.
         signs: How it is recognised, besides its name.
     """
 
@@ -69,8 +69,8 @@ class Refused:
 
 
 def _scheduler(*names: str) -> Sign:
-    told = f"its scheduler is {' or '.join(names)}"
-    return Sign("scheduler", {"_class_name": names}, told)
+    meaning = f"its scheduler is {' or '.join(names)}"
+    return Sign("scheduler", {"_class_name": names}, meaning)
 
 
 def _pipeline(name: str) -> Sign:
@@ -158,7 +158,7 @@ REFUSED = (
     ),
     Refused("a consistency-distilled model", "", "", _SDXL, signs=(_scheduler("TCDScheduler"),)),
 )
-"""What is already distilled. The first row that fits gives the message."""
+"""Models that are already distilled. The first row that matches gives the message."""
 
 OUTSIDE = (
     (r"ShapE|Hunyuan3D|Trellis|TripoSR|LGM|MVDream|Zero123", "makes 3-D shapes, not pictures"),
@@ -171,9 +171,9 @@ OUTSIDE = (
     (r".*(Audio|Music|Speech|Sound)", "makes sound, not pictures"),
     (r".*(Img2Img|Inpaint|Edit|Kontext|Fill|ControlNet|Upscale)", "works on a given picture"),
 )
-"""Start of a pipeline's class name -> why fewstep cannot distil it, whatever is forced."""
+"""Start of a pipeline's class name (a pattern), and why fewstep cannot distil it at all."""
 
-_WORDS = re.compile(
+_NAMES = re.compile(
     r"(?<![a-z0-9])(?<!de-)(?<!de_)(?<!non-)"
     r"(turbo\w?|lightning|schnell|sprint|lcm|hyper-?sdx?l?|few-?steps?|\d{1,2}-?steps?|distilled)"
     r"(?![a-z])"
@@ -182,18 +182,35 @@ _TAGS = re.compile(r"few-?steps?|distill(ed|ation)|turbo|lightning|lcm|hyper-sd|
 _CACHED = re.compile(r"models--.+?--(.+)")
 
 
-def reason(address: str, folder: Path | None = None) -> str | None:
-    """Why a pipeline is no teacher, and what to use instead; None: nothing speaks against it.
+@dataclass(frozen=True)
+class Distilled:
+    """Why a pipeline is no teacher; its text is one line for the user.
+
+    Attributes:
+        model: The model's name, or "it".
+        reason: What makes it no teacher.
+        evidence: How that was recognised.
+        instead: The repo id of a teacher, or words for one.
+    """
+
+    model: str
+    reason: str
+    evidence: str
+    instead: str
+
+    def __str__(self) -> str:
+        """The line for the user."""
+        return f"{self.model} is {self.reason} ({self.evidence}); distil {self.instead} instead"
+
+
+def recognise(address: str, folder: Path | None = None) -> Distilled | None:
+    """Whether a pipeline is known to be distilled already; None: nothing says so.
 
     Args:
-        address: What the user wrote: a path or a repo id. A folder's own name counts too.
-        folder: Where its small files are; None: only the name is looked at.
+        address: What the user wrote: a path or a repo id. The last part is looked at as a name.
+        folder: The folder of its configurations; None: only the name is looked at.
     """
-    found = next(_clues(address, folder), None)
-    if found is None:
-        return None
-    model, why, told, instead = found
-    return f"{model} is {why} ({told}); distil {instead} instead"
+    return next(_clues(address, folder), None)
 
 
 def outside(pipeline: str) -> str | None:
@@ -201,68 +218,66 @@ def outside(pipeline: str) -> str | None:
     return next((why for start, why in OUTSIDE if re.match(start, pipeline)), None)
 
 
-def _clues(address: str, folder: Path | None) -> Iterator[tuple[str, str, str, str]]:
-    """Model, why it is no teacher, how that is known, and what to use; the surest clues first."""
-    parts = _parts(folder) if folder else {}
-    pipeline = str(parts.get("model_index", {}).get("_class_name", ""))
+def _clues(address: str, folder: Path | None) -> Iterator[Distilled]:
+    """Everything that says that a pipeline is distilled, the surest first."""
+    configs = _configs(folder) if folder else {}
+    pipeline = str(configs.get("model_index", {}).get("_class_name", ""))
     card = yaml.front_matter(folder / "README.md") if folder else {}
     note = _json(folder / "fewstep.json") if folder else {}
     if note:
-        told = f"fewstep.json says so: {note.get('steps', 'few')} steps"
+        evidence = f"fewstep.json says so: {note.get('steps', 'few')} steps"
         teacher = str(note.get("base") or card.get("base_model") or "its teacher")
-        yield "it", "a student that fewstep made", told, teacher
-    names = [name.casefold() for name in _names(address, folder, parts)]
+        yield Distilled("it", "a student that fewstep made", evidence, teacher)
+    names = [name.casefold() for name in _names(address, folder, configs)]
     for row in REFUSED:
         if row.repo and row.repo.rpartition("/")[2].casefold() in names:
-            yield row.model, row.reason, "told by its name", row.instead
+            yield Distilled(row.model, row.reason, "by its name", row.instead)
     for row in REFUSED:
-        for sign in (each for each in row.signs if each.seen(pipeline, parts)):
-            yield _who(row, pipeline), row.reason, sign.told, row.instead
-    words = [f"its name says {word[1]!r}" for name in names if (word := _WORDS.search(name))]
+        for sign in row.signs:
+            if sign.matches(pipeline, configs):
+                # A sign may be shared by models of another class.
+                model = row.model if row.pipeline in ("", pipeline) else "it"
+                yield Distilled(model, row.reason, sign.meaning, row.instead)
+    words = [f"its name says {word[1]!r}" for name in names if (word := _NAMES.search(name))]
     tags = [str(tag) for tag in card.get("tags") or () if _TAGS.fullmatch(str(tag).casefold())]
-    for told in (*words, *(f"its card has the tag {tag!r}" for tag in tags)):
-        yield "it", REFUSED[0].reason, told, _base(pipeline)
+    for evidence in (*words, *(f"its card has the tag {tag!r}" for tag in tags)):
+        yield Distilled("it", REFUSED[0].reason, evidence, _teacher_of(pipeline))
 
 
-def _who(row: Refused, pipeline: str) -> str:
-    """The row's model; only "it" where the sign is shared by models of another class."""
-    return row.model if row.pipeline in ("", pipeline) else "it"
-
-
-def _base(pipeline: str) -> str:
-    """A teacher for a student of that class."""
-    found = (row.instead for row in REFUSED if pipeline and row.pipeline == pipeline)
-    return next(found, "the model it was made from")
+def _teacher_of(pipeline: str) -> str:
+    """A teacher for a student of that pipeline class."""
+    teachers = (row.instead for row in REFUSED if pipeline and row.pipeline == pipeline)
+    return next(teachers, "the model it was made from")
 
 
 def _names(
-    address: str, folder: Path | None, parts: Mapping[str, Mapping[str, Any]]
+    address: str, folder: Path | None, configs: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Last parts of all addresses that the pipeline is known by."""
+    """The last parts of all paths and repo ids of the pipeline."""
     yield address.rstrip("/").rpartition("/")[2]
     if folder is not None:
         yield folder.resolve().name
-        yield from (found[1] for part in folder.parts if (found := _CACHED.fullmatch(part)))
-    for config in parts.values():
+        yield from (repo[1] for part in folder.parts if (repo := _CACHED.fullmatch(part)))
+    for config in configs.values():
         yield str(config.get("_name_or_path", "")).rstrip("/").rpartition("/")[2]
 
 
-def _parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """The configurations that may carry a sign, by part."""
+def _configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The configurations that a `Sign` may look at, by component."""
     index = _json(folder / "model_index.json")
-    parts = {"model_index": index}
-    files = {"scheduler": "scheduler_config.json", "transformer": "config.json"}
-    for part, file in (files | {"unet": "config.json"}).items():
-        entry = index.get(part)
-        if config := _json(folder / part / file):
-            named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-            parts[part] = {"_class_name": named} | config
-    return parts
+    configs = {"model_index": index}
+    for name in ("scheduler", "transformer", "unet"):
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        if config := _json(folder / name / file):
+            entry = index.get(name)
+            class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            configs[name] = {"_class_name": class_name} | config
+    return configs
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

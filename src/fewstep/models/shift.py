@@ -26,7 +26,8 @@ def shift_of(config: Mapping[str, Any], *, tokens: int) -> Shift:
         if config.get(name):
             raise FewstepError(
                 f"scheduler/scheduler_config.json: {name} is on, which few-step sampling does not "
-                "support; set it to false"
+                "support; set it to false",
+                code="unsupported",
             )
     terminal = config.get("shift_terminal") or None
     if not config.get("use_dynamic_shifting", False):

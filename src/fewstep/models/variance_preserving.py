@@ -88,9 +88,9 @@ class VariancePreserving(Backbone):
             FewstepError: The scheduler is not one of a variance-preserving model.
         """
         super().__init__(pipe, source)
-        self._euler = _euler_of(pipe.scheduler, source)
-        self._alphas_cumprod = self._euler.alphas_cumprod.double()
-        a, b = self._alphas_cumprod.sqrt(), (1 - self._alphas_cumprod).sqrt()
+        self.euler = _euler_of(pipe.scheduler, source)
+        self.alphas_cumprod = self.euler.alphas_cumprod.double()
+        a, b = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self._shift = TrainedTimes(sigma_from_vp(a, b))
 
     @abstractmethod
@@ -110,7 +110,7 @@ class VariancePreserving(Backbone):
         Beyond that range the nearest trained time answers and its x0 is taken: the velocity is the
         one that leads there from xt. The input keeps the variance that the network knows.
         """
-        time, known = vp_time(sigma, self._alphas_cumprod.to(sigma))
+        time, known = vp_time(sigma, self.alphas_cumprod.to(sigma))
         whole = time.round()
         time = torch.where((time - whole).abs() < _SAME_TIME, whole, time)
         x_vp = vp_from_flow(xt, sigma)
@@ -120,7 +120,7 @@ class VariancePreserving(Backbone):
     def _x0(self, x_vp: Tensor, answer: Tensor, sigma: Tensor) -> Tensor:
         """Clean latent that the network's answer at a trained sigma means."""
         a, b = (expand(each, x_vp) for each in vp_from_sigma(sigma))
-        if self._euler.config["prediction_type"] == "v_prediction":
+        if self.euler.config["prediction_type"] == "v_prediction":
             return a * x_vp - b * answer
         return (x_vp - b * answer) / a
 
@@ -148,7 +148,7 @@ class VariancePreserving(Backbone):
         In its coordinates x_vp / a a step is the same step as ours; other solvers are of higher
         order or space the times otherwise.
         """
-        return EulerDiscreteScheduler.from_config(self._euler.config)
+        return EulerDiscreteScheduler.from_config(self.euler.config)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; times instead of sigmas, which have another meaning here."""
