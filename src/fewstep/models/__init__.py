@@ -167,8 +167,8 @@ def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
     hint = f"supported: {', '.join(supported)}"
     if why := distilled.outside(pipeline):
         hint = f"it {why}; {hint}"
-    elif why := distilled.recognise(str(folder), folder):
-        hint = why
+    elif finding := distilled.recognise(str(folder), folder):
+        hint = str(finding)
     raise FewstepError(f"{folder}: {pipeline} is not supported; {hint}", code="unsupported")
 
 

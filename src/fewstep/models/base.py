@@ -378,7 +378,10 @@ class Backbone(ABC):
         self.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 
     def save(self, folder: Path, net: nn.Module, *, shift: float | None = None) -> None:
-        """Writes a complete diffusers folder with `net` as its network; `shift` as for `student_scheduler`."""
+        """Writes a complete diffusers folder with another network.
+
+        `shift` is that of the student's own grid, as for `student_scheduler`.
+        """
         write_pipeline(self.source, folder, {self.net_name: net}, self.student_scheduler(shift))
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
