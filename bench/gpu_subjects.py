@@ -19,11 +19,11 @@ from fewstep.core.types import Conditioning
 from fewstep.models import Backbone
 from fewstep.planning.dry_run import build_objectives
 from fewstep.planning.dummy_conditioning import dummy_conditioning
-from fewstep.planning.estimate import Estimate
+from fewstep.planning.suggestions import Estimate
 from fewstep.train.distributed import SINGLE
 from fewstep.train.memory.quantization import quantize
 from fewstep.train.roles import cast
-from fewstep.train.state import _algorithm, _trainees
+from fewstep.train.state import _train_state
 from fewstep.train.step import Algorithm, Batch, TrainState
 
 LATE = 1000  # a step at which the recipes' weights have warmed up
@@ -132,8 +132,8 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     with tempfile.TemporaryDirectory() as folder:
         write_configs(model, Path(folder), tiny=size.tiny)
         backbone = models.load_meta(folder, **recipe.model.options)
-    estimate = Estimate(backbone, objectives, 1, not size.tiny)
-    items = [each for each in estimate.memory(recipe) if each.counts and each.name not in NOT_HERE]
+    estimate = Estimate(backbone, objectives, cuda=not size.tiny)
+    items = [i for i in estimate.memory(recipe) if i.in_training and i.name not in NOT_HERE]
     flops = estimate.trace(recipe).flops
     torch.manual_seed(0)
     dtype, empty = getattr(torch, recipe.model.dtype), backbone.net
@@ -142,16 +142,14 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     setattr(backbone.pipe, backbone.net_name, net)
     if recipe.memory.base is not None:
         quantize(backbone, recipe.memory.base)
-    pixels = recipe.resolution.height, recipe.resolution.width
-    shape, shift = backbone.latent_shape(*pixels), backbone.shift(*pixels)
     return Subject(
         recipe,
         backbone,
-        _trainees(recipe, backbone, SINGLE),
-        _algorithm(recipe, objectives, shape, shift),
+        _train_state(recipe, backbone, objectives, SINGLE),
+        estimate.algorithm(recipe),
         Batch(texts(backbone, count), texts(backbone, count), torch.arange(count)),
         tflop=flops / 1e12,
-        planned=sum(each.size for each in items),
+        planned=sum(item.size for item in items),
     )
 
 

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fewstep.utils.ranks import rank
-
-DASH = "-"
+from fewstep.utils.tables import Table, cell, text_table
 
 
 def note(message: str) -> None:
@@ -43,36 +42,17 @@ def say_json(content: Mapping[str, Any]) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """Rows under headings on stdout: drawn on a terminal, aligned columns elsewhere."""
-    cells = [[cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        _draw(columns, cells, title)
+        _draw(columns, [[cell(value) for value in row] for row in rows], title)
         return
-    if title:
-        say(title)
-    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
-    for row in [list(columns), *cells]:
-        padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        say("  ".join(padded).rstrip())
+    say(text_table((title, columns, rows)))
 
 
-def tables(several: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]]) -> None:
+def tables(several: Iterable[Table]) -> None:
     """Several tables, each (title, columns, rows), with an empty line after each."""
     for title, columns, rows in several:
         table(columns, rows, title)
         say("")
-
-
-def cell(value: object) -> str:
-    """A value as a table shows it: four significant digits, ``-`` for what is not there."""
-    if value is None:
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else DASH
-    if isinstance(value, list | tuple):
-        return ", ".join(map(cell, value)) or DASH
-    return " ".join(str(value).split())
 
 
 def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> None:

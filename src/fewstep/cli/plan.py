@@ -31,18 +31,18 @@ def plan(
     find_gpu(gpu)
     path = find(recipe)
     from fewstep.config import load_recipe
-    from fewstep.planning.estimate import plan as work_out
+    from fewstep.planning import plan as estimate
 
     note("walking through the network; nothing is loaded")
-    found = work_out(
+    result = estimate(
         load_recipe(path, overrides or [], files=False),
         gpu,
-        gpus,
+        gpus=gpus,
         utilisation=utilisation,
         price=price,
     )
     if as_json:
-        say_json(found.as_json())
+        say_json(result.as_json())
         return
-    tables(found.tables())
+    tables(result.tables())
     say("estimates: nothing was measured, loaded or written")

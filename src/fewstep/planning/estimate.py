@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fewstep import models, objectives
 from fewstep.config import Recipe
-from fewstep.planning.dry_run import Table, build_objectives, gb, millions
-from fewstep.planning.evaluations import Evaluations, count_evaluations
+from fewstep.planning.dry_run import WIDTH, gb, load_checked, memory_rows, millions
+from fewstep.planning.evaluations import Evaluations
 from fewstep.planning.gpus import Gpu, find_gpu
 from fewstep.planning.memory import Item, peak
-from fewstep.planning.parameters import Parameters, count_parameters
-from fewstep.planning.variants import Change, Estimate
+from fewstep.planning.parameters import Parameters
+from fewstep.planning.suggestions import Change, Estimate
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.tables import Table, text_tables
 
 UTILISATION = 0.4
-"""Share of an accelerator's matrix peak that training is assumed to reach, unless told."""
+"""Share of an accelerator's matrix peak that training is assumed to reach by default."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to on given accelerators.
+    """What a recipe comes to on given accelerators. As a string: readable tables.
 
     Attributes:
         model: What the recipe distils.
-        family: The backbone that understands it.
+        family: The model family.
         gpu: Kind of accelerator.
         gpus: How many.
         parameters: How many there are, and are trained.
-        evaluations: Of the networks, an iteration, per sample.
+        evaluations: Network evaluations of an iteration, per sample.
         forward_flops: Of one forward pass of one sample.
         iteration_flops: Of one iteration, all samples; a student update is every k-th.
         run_flops: Of the run.
         memory: Item by item, on one device, at the fullest moment.
         changes: What would make it fit, if it does not; cumulative.
         utilisation: Share of the matrix peak that is assumed.
-        assumed: Whether nobody told it.
+        assumed: Whether that share is the default.
         hours: That the run takes.
-        price: Of one accelerator and hour; None: not told.
+        price: Of one accelerator and hour; None: not given.
     """
 
     model: str
@@ -65,13 +64,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether the peak is within the accelerator's room."""
         return self.peak_bytes <= self.gpu.room
 
     @property
     def cost(self) -> float | None:
         """Of the run, in the price's currency."""
         return None if self.price is None else self.price * self.hours * self.gpus
+
+    def __str__(self) -> str:
+        return text_tables(self.tables(), WIDTH)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; sizes in bytes."""
@@ -81,94 +83,87 @@ class Plan:
 
     def tables(self) -> list[Table]:
         """Title, columns and rows of each table that people are shown."""
-        sizes, where = self.parameters, f"{self.gpus} x {self.gpu.name}"
-        rows = [(i.name, gb(i.size) if i.counts else "-", i.made_of) for i in self.memory]
+        sizes, evaluations = self.parameters, self.evaluations
         verdict = "fits" if self.fits else "does not fit"
         room = f"{verdict} into {gb(self.gpu.room)}: {self.gpu.memory} less 8 % for the libraries"
-        tables: list[Table] = [
-            (
-                f"{self.model} ({self.family}) on {where}",
-                ("what", "how much"),
-                [
-                    ("parameters", f"{millions(sizes.network)} million"),
-                    ("trained, in each of two roles", f"{millions(sizes.trained)} million"),
-                    ("a forward pass of one sample", f"{self.forward_flops / 1e12:.2f} TFLOP"),
-                    ("evaluations an iteration, per sample", self.evaluations.total),
-                    ("of them backward too", self.evaluations.backward),
-                    ("an iteration, all samples", f"{self.iteration_flops / 1e15:.3g} PFLOP"),
-                    ("the run", f"{self.run_flops / 1e18:.3g} EFLOP"),
-                ],
-            ),
-            ("", ("memory on one device", "GB", "made of"), [*rows, ("peak", self._peak, room)]),
-            ("", ("time", "estimate", "made of"), self._time()),
+        figures = [
+            ("parameters", f"{millions(sizes.network)} million"),
+            ("trained, in each of two roles", f"{millions(sizes.trained)} million"),
+            ("a forward pass of one sample", f"{self.forward_flops / 1e12:.2f} TFLOP"),
+            ("evaluations an iteration, per sample", evaluations.total),
+            ("of them backward too", evaluations.backward),
+            ("an iteration, all samples", f"{self.iteration_flops / 1e15:.3g} PFLOP"),
+            ("the run", f"{self.run_flops / 1e18:.3g} EFLOP"),
         ]
-        if self.changes:
-            rows = [
-                (setting, *((gb(each.bytes), each.fits, each.price) if last else ("", "", "")))
-                for each in self.changes
-                for setting, last in _marked(each.settings)
-            ]
-            tables.append(
-                ("settings that take less, each on top of those above it",
-                 ("--set", "peak GB", "fits", "costs"), rows)
-            )  # fmt: skip
-        return tables
-
-    @property
-    def _peak(self) -> str:
-        return gb(self.peak_bytes)
-
-    def _time(self) -> list[tuple[object, ...]]:
-        share = f"{self.utilisation:g} of {self.gpu.tflops:g} TFLOP/s"
-        told = f"{share}{', assumed' * self.assumed}; no previews, no evaluation"
-        cost = ("cost", "-", "give --price, of one device and hour")
+        share = f"{self.utilisation:g} of {self.gpu.tflops:g} TFLOP/s{', assumed' * self.assumed}"
+        cost = ("cost", "-", "give a price, of one device and hour")
         if self.cost is not None:
             cost = ("cost", f"{self.cost:.0f}", f"{self.price:g} x {self.gpus} x hours")
-        return [("hours", f"{self.hours:.3g}", told), cost]
+        memory = [*memory_rows(self.memory), ("peak", gb(self.peak_bytes), room)]
+        time = [("hours", f"{self.hours:.3g}", f"{share}; no previews, no evaluation"), cost]
+        title = f"{self.model} ({self.family}) on {self.gpus} x {self.gpu.name}"
+        tables: list[Table] = [
+            (title, ("what", "how much"), figures),
+            ("", ("memory on one device", "GB", "made of"), memory),
+            ("", ("time", "estimate", "made of"), time),
+        ]
+        if self.changes:
+            title = "settings that take less, each on top of those above it"
+            tables.append((title, ("--set", "peak GB", "fits", "costs"), self._change_rows()))
+        return tables
 
-
-def _marked(settings: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
-    """Settings, a line each, and whether it is the last one."""
-    return ((each, each is settings[-1]) for each in settings)
+    def _change_rows(self) -> list[tuple[object, ...]]:
+        """A line for each setting; figures of a change are in its last line."""
+        rows: list[tuple[object, ...]] = []
+        for change in self.changes:
+            *others, last = change.settings
+            rows += [(setting, "", "", "") for setting in others]
+            rows.append((last, gb(change.bytes), change.fits, change.price))
+        return rows
 
 
 def plan(
     recipe: Recipe,
     gpu: str,
-    gpus: int = 1,
     *,
+    gpus: int = 1,
     utilisation: float | None = None,
     price: float | None = None,
     cuda: bool = True,
 ) -> Plan:
-    """Work a recipe out with the model's configurations alone; writes nothing.
+    """Estimate memory, time and cost from the model's configurations alone; writes nothing.
+
+    Args:
+        recipe: What would be run.
+        gpu: Kind of accelerator, see `fewstep.planning.gpus`.
+        gpus: How many of them work together.
+        utilisation: Share of the accelerator's matrix peak that training reaches; None assumes 0.4.
+        price: Of one accelerator and hour, for the cost.
+        cuda: Count memory as on CUDA; else as on a processor.
 
     Raises:
         FewstepError: Such an accelerator is not known, or the run would be refused.
     """
-    kind, found = find_gpu(gpu), build_objectives(recipe)
-    wanted = recipe.model
-    backbone = models.load_meta(wanted.path, force=wanted.force, **wanted.options)
-    objectives.refuse_unsupported(found, backbone.guidance, backbone.name)
-    size = recipe.resolution
-    backbone.effective_shift(recipe.grid.shift, size.height, size.width)  # refused as the run is
+    kind = find_gpu(gpu)
+    backbone, objectives = load_checked(recipe)
     _refuse_uneven(recipe, gpus)
-    estimate = Estimate(backbone, found, gpus, cuda)
-    seen, items = estimate.trace(recipe), tuple(estimate.memory(recipe))
-    evaluations = count_evaluations(recipe, found, gpus)
-    again = 1 / int(recipe.student.gradient_checkpointing or 0) if _recomputes(recipe) else 0
-    passes = evaluations.total + evaluations.backward * (2 + again)
-    iteration = passes * seen.flops * recipe.data.batch_size
+    estimate = Estimate(backbone, objectives, gpus, cuda=cuda)
+    forward, items = estimate.trace(recipe).flops, tuple(estimate.memory(recipe))
+    evaluations = estimate.evaluations(recipe)
+    checkpointed = int(recipe.student.gradient_checkpointing)  # every so many-th block, 0: none
+    backward = 2 + (1 / checkpointed if checkpointed else 0)
+    passes = evaluations.total + evaluations.backward * backward
+    iteration = passes * forward * recipe.data.batch_size
     run, share = iteration * recipe.train.steps, utilisation or UTILISATION
     fits = peak(items) <= kind.room
     return Plan(
-        model=wanted.path,
+        model=recipe.model.path,
         family=backbone.name,
         gpu=kind,
         gpus=gpus,
-        parameters=count_parameters(backbone, recipe.student),
+        parameters=estimate.parameters(recipe),
         evaluations=evaluations,
-        forward_flops=seen.flops,
+        forward_flops=forward,
         iteration_flops=iteration,
         run_flops=run,
         memory=items,
@@ -180,15 +175,11 @@ def plan(
     )
 
 
-def _recomputes(recipe: Recipe) -> bool:
-    return bool(recipe.student.gradient_checkpointing)
-
-
 def _refuse_uneven(recipe: Recipe, gpus: int) -> None:
     size = recipe.data.batch_size
     if size % gpus:
         raise FewstepError(
             f"data.batch_size: {size} samples cannot be shared evenly by {gpus} devices; "
-            f"take a multiple of {gpus}, or other --gpus",
+            f"take a multiple of {gpus}, or another number of devices",
             code="out-of-range",
         )

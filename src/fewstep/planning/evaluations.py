@@ -1,23 +1,24 @@
-"""How often an iteration asks the networks: counted by asking stand-ins that answer nothing."""
+"""Network evaluations of an iteration, counted by running its objectives on stand-in networks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple, dataclass, field
-from functools import partial
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.config import Recipe
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import Grid, RandomGrid
-from fewstep.core.solver import simulate
-from fewstep.core.types import Conditioning
-from fewstep.objectives import AnchorBatch, Objective, evaluate
-from fewstep.objectives.sites import AtAnchor
+from fewstep.core.types import Anchor, Conditioning
+from fewstep.models.base import Backbone
+from fewstep.objectives import AnchorBatch, Objective, contexts, drive, evaluate
+from fewstep.planning.dummy_conditioning import dummy_conditioning
+from fewstep.planning.trace import MetaNetworks
+from fewstep.train.step import Algorithm
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Evaluations:
     Attributes:
         simulation: Of the student, to reach the anchor.
         fake_teacher: Of the fake teacher, to train it.
-        student: Of the student, for the objectives; it moves on every k-th iteration.
+        student: Of the student, for the objectives; it is updated in every k-th iteration.
         teachers: Of teacher and fake teacher, for the objectives.
+        networks: To train networks that objectives bring along.
         backward: How many of them a gradient flows back through.
     """
 
@@ -36,40 +38,39 @@ class Evaluations:
     fake_teacher: float
     student: float
     teachers: float
+    networks: float
     backward: float
 
     @property
     def total(self) -> float:
         """All of them, as a run's metrics count them."""
-        return self.simulation + self.fake_teacher + self.student + self.teachers
+        teachers = self.fake_teacher + self.teachers + self.networks
+        return self.simulation + self.student + teachers
 
 
 def count_evaluations(
-    recipe: Recipe, objectives: Sequence[Objective], processes: int = 1
+    algorithm: Algorithm, counted: CountingNetworks, *, parts: int = 1
 ) -> Evaluations:
-    """Average evaluations of an iteration of a recipe, per sample; previews and health aside."""
-    every, updates = recipe.student.every, recipe.fake_teacher.updates
-    if recipe.train.step == "plain":
-        walked, asked = mean_steps(recipe.grid), _ask_each(objectives)
-    else:
-        walked, asked = mean_walk(recipe, objectives, processes), ask_once(objectives)
+    """Average evaluations of an iteration, per sample; previews and health are left out.
+
+    Args:
+        algorithm: The recipe's.
+        counted: What its objectives call in an iteration, see `count_calls`.
+        parts: Parts of the batch that are worked through one after the other.
+    """
+    every, steps = algorithm.every, mean_steps(algorithm.grid)
+    simulation = (steps + 1) / 2 if algorithm.stops_at_anchors else steps
+    if algorithm.reuses_anchor_prediction(parts):
+        simulation -= 1 / every  # counted as the objectives'
+    samples = counted.samples
     return Evaluations(
-        simulation=walked,
-        fake_teacher=float(updates),
-        student=asked.student / every,
-        teachers=(asked.teacher + asked.fake_teacher) / every,
-        backward=updates + asked.with_gradient / every,
+        simulation=simulation,
+        fake_teacher=float(algorithm.fake_updates),
+        student=samples["student"] / every,
+        teachers=(samples["teacher"] + samples["fake_teacher"]) / every,
+        networks=float(counted.samples_of_networks),
+        backward=algorithm.fake_updates + counted.backward / every,
     )
-
-
-def mean_walk(recipe: Recipe, objectives: Sequence[Objective], processes: int) -> float:
-    """Average evaluations of the fused step's simulation that serve no other purpose."""
-    steps = mean_steps(recipe.grid)
-    if "final" in recipe.fake_teacher.target:
-        return steps
-    whole = recipe.data.parts(processes) == 1 and recipe.train.batch_teachers
-    known = whole and any(each.site == AtAnchor() for each in objectives)
-    return (steps + 1) / 2 - (1 / recipe.student.every if known else 0)
 
 
 def mean_steps(grid: Grid) -> float:
@@ -79,58 +80,69 @@ def mean_steps(grid: Grid) -> float:
     return float(len(grid.sigmas))
 
 
-@dataclass(eq=False)
-class _Counting:
-    """Three networks that answer with nothing and count how often they were asked.
+class CountingNetworks:
+    """Networks that objectives can query: calls are counted, velocities are the latents.
 
     Attributes:
-        weight: Where gradients flow to.
-        counts: Questions so far, by role, and those with gradients.
+        samples: Evaluations by network.
+        largest: Largest batch of one call, by network.
+        backward: Evaluations with gradients.
+        samples_of_networks: Evaluations that train networks of objectives.
+        modules: Networks that objectives bring along, by name.
     """
 
-    weight: Tensor
-    counts: dict[str, int]
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-
-    def _answer(self, role: str, xt: Tensor) -> Tensor:
-        self.counts[role] = self.counts.get(role, 0) + 1
-        if role != "teacher" and torch.is_grad_enabled():
-            self.counts["with_gradient"] = self.counts.get("with_gradient", 0) + 1
-        return xt * self.weight
+    def __init__(self, recipe: Recipe, backbone: Backbone, objectives: Sequence[Objective]) -> None:
+        self.samples: Counter[str] = Counter()
+        self.largest: dict[str, int] = {}
+        self.backward = 0
+        self.samples_of_networks = 0
+        self.trained = {
+            name: network
+            for objective in objectives
+            for name, network in objective.networks(backbone).items()
+        }
+        self.modules = {name: network.module for name, network in self.trained.items()}
+        self._weight = torch.ones((), requires_grad=True)
+        self._meta = MetaNetworks(recipe, backbone)
+        self._capturing = False
 
     def velocity(self, network: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return self._answer(network, xt)
+        """The latents, with a graph if gradients are enabled: [B, ...] -> [B, ...]."""
+        self.samples[network] += len(xt)
+        self.largest[network] = max(self.largest.get(network, 0), len(xt))
+        self.backward += len(xt) if torch.is_grad_enabled() else 0
+        if self._capturing:
+            with self._meta.metered(network):
+                self._meta.velocity(network, len(xt))
+        return xt * self._weight
 
-    def capture(self, network: str, blocks: Sequence[int]) -> AbstractContextManager[Any]:
-        return nullcontext([(torch.zeros(1, 1),)] * len(blocks))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How often one student update asks each network, and how often with gradients."""
-
-    student: int = 0
-    teacher: int = 0
-    fake_teacher: int = 0
-    with_gradient: int = 0
-
-    def __add__(self, other: Asked) -> Asked:
-        """Both."""
-        return Asked(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def ask_once(objectives: Sequence[Objective]) -> Asked:
-    """What one sample costs in one student update: the objectives run on a latent of one number."""
-    networks = _Counting(torch.ones((), requires_grad=True), {})
-    cond = Conditioning({"guidance": torch.ones(1)})  # models that take a guidance call it so
-    sigmas, index = torch.tensor([1.0, 0.5, 0.0]), torch.zeros(1, dtype=torch.long)
-    student = partial(networks.velocity, "student")
-    anchor = simulate(student, torch.zeros(1, 1), sigmas, cond).pick(index)
-    networks.counts.clear()
-    evaluate(objectives, networks, AnchorBatch(anchor, cond, cond, Draws(0, 0), index))
-    return Asked(**networks.counts)
+    @contextmanager
+    def capture(self, network: str, blocks: Sequence[int]) -> Iterator[list[tuple[Tensor, ...]]]:
+        """Context that collects zeros in the shapes of what some blocks return in a call."""
+        features: list[tuple[Tensor, ...]] = []
+        with self._meta.roles.capture(network, blocks) as outputs:
+            self._capturing = True
+            yield features
+            self._capturing = False
+        features += [tuple(torch.zeros(each.shape) for each in block) for block in outputs]
 
 
-def _ask_each(objectives: Sequence[Objective]) -> Asked:
-    """As `ask_once`, every objective by itself."""
-    return sum((ask_once([objective]) for objective in objectives), Asked())
+def count_calls(recipe: Recipe, backbone: Backbone, algorithm: Algorithm) -> CountingNetworks:
+    """What one sample costs in a student update, and in updates of the objectives' networks."""
+    networks = CountingNetworks(recipe, backbone, algorithm.objectives)
+    xt, sigma = torch.zeros(1, *algorithm.latent_shape), torch.full((1,), 0.5)
+    anchor = Anchor(xt, sigma, torch.zeros(1), velocity=xt, x0=xt, final=xt)
+    blank = dummy_conditioning(backbone, 1, torch.float32).tensors
+    cond = Conditioning({name: torch.zeros_like(x, device="cpu") for name, x in blank.items()})
+    batch = AnchorBatch(anchor, cond, cond, Draws(0, 0), torch.zeros(1, dtype=torch.long))
+    for objective in algorithm.objectives:
+        for name in objective.networks(backbone):
+            with torch.no_grad():
+                ((_, at),) = contexts([objective], networks, batch)
+            drive([objective.network_loss(name, at)], networks, batched=True)
+    networks.samples_of_networks = networks.samples.total()
+    networks.samples.clear()
+    networks.backward = 0
+    for group in algorithm.backward_groups:
+        evaluate(group, networks, batch, batched=algorithm.batched)
+    return networks

@@ -1,4 +1,4 @@
-"""Accelerators by name: what their makers say about them. Prices are yours to tell."""
+"""Accelerators by name, with memory and speed as their makers state them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Gpu:
     Attributes:
         name: What the command line calls it.
         memory: In units of 1e9 bytes.
-        tflops: Dense matrix products in bfloat16, 1e12 operations a second, as its maker says.
+        tflops: Peak of dense matrix products in bfloat16, in 1e12 operations a second.
     """
 
     name: str
@@ -54,7 +54,7 @@ def find_gpu(name: str) -> Gpu:
     """The accelerator of a name.
 
     Raises:
-        FewstepError: There is no such name; the nearest one is told.
+        FewstepError: There is no such name.
     """
     if name not in GPUS:
         raise unknown("--gpu", name, GPUS)
