@@ -69,7 +69,7 @@ ON_GPU = {
 
 def build_model(folder: Path) -> None:
     """A random pipeline, written to a folder."""
-    from fewstep.toyworld.pipeline import Sizes, build
+    from toyworld_training.pipeline import Sizes, build
 
     sizes = Sizes(hidden=HIDDEN, heads=6, layers=LAYERS, clip=16, t5=32)
     build(0, sizes).save_pretrained(folder, safe_serialization=True)

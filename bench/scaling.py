@@ -95,8 +95,8 @@ def save(report: dict[str, Any]) -> None:
 
 def prepare(folder: Path, arguments: argparse.Namespace) -> Path:
     """A tiny model, prompts and a recipe that does nothing but iterate."""
-    from fewstep.toyworld.pipeline import build
     from fewstep.utils import yaml
+    from toyworld_training.pipeline import build
 
     build(0).save_pretrained(folder / "model", safe_serialization=True)
     prompts = folder / "prompts.txt"

@@ -21,12 +21,12 @@ from fewstep import models
 from fewstep.core.flow import velocity_from_x0
 from fewstep.core.schedules import StaticShift, few_step_sigmas, with_shift
 from fewstep.core.solver import euler
-from fewstep.toyworld.autoencoder import LATENT_STD, encode
 from fewstep.toyworld.oracle import judge, read
-from fewstep.toyworld.pipeline import MAX_TOKENS, SHIFT
-from fewstep.toyworld.posterior import posterior_mean
 from fewstep.toyworld.scenes import Prompt, distinct_prompts, draw_scene, render
 from fewstep.utils.resources import resolve
+from toyworld_training.autoencoder import LATENT_STD, encode
+from toyworld_training.pipeline import MAX_TOKENS, SHIFT
+from toyworld_training.posterior import posterior_mean
 
 STDS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 5))
 

@@ -121,7 +121,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
     """A real StableDiffusion3Pipeline folder with random weights, a millisecond a network call."""
-    from fewstep.toyworld import pipeline
+    from toyworld_training import pipeline
 
     folder = tmp_path_factory.mktemp("teacher") / "pipeline"
     pipeline.build(seed=0).save_pretrained(folder, safe_serialization=True)

@@ -47,7 +47,7 @@ criteria:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe for a random SD3 pipeline of the real classes; a few seconds from end to end."""
-    from fewstep.toyworld.pipeline import build as build_pipeline
+    from toyworld_training.pipeline import build as build_pipeline
 
     folder = tmp_path_factory.mktemp("tiny")
     build_pipeline(0).save_pretrained(folder / "model")
@@ -107,7 +107,6 @@ def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
         (["evaluate", "./nowhere"], "not a run folder"),
         (["compare", "./nowhere"], "two or more"),
         (["compare", "./nowhere", "./neither"], "summary.json"),
-        (["world", "shw"], "show"),
     ],
 )
 def test_a_mistake_is_one_line_that_helps(arguments, expected, capsys, monkeypatch, tmp_path):
@@ -191,7 +190,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 def test_every_command_has_help_and_json():
     group = typer.main.get_command(cli.app)
-    commands = {**group.commands, **group.commands["world"].commands}
+    commands = dict(group.commands)
     for name, command in commands.items():
         if name != "world":
             assert command.help, name
@@ -214,7 +213,7 @@ def test_models_lists_what_can_be_distilled(capsys):
 
 
 def test_doctor_tells_a_truncated_weight_file(tmp_path):
-    from fewstep.toyworld.pipeline import build as build_pipeline
+    from toyworld_training.pipeline import build as build_pipeline
 
     build_pipeline(0).save_pretrained(tmp_path)
     count, size = check_folder(tmp_path)
@@ -245,13 +244,6 @@ def test_doctor_asks_about_the_demo_only_on_request(capsys):
     ]
     assert "tiny world" in names[1] - names[0]
     assert names[0] < names[1]
-
-
-def test_world_show_draws(capsys, tmp_path):
-    out = tmp_path / "deep" / "scenes.png"
-    made = answer(["world", "show", "--out", str(out), "--count", "2"], capsys)
-    assert len(made["prompts"]) == 2
-    assert out.read_bytes().startswith(b"\x89PNG")
 
 
 def test_from_recipe_to_report(finished, capsys):

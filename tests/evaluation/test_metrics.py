@@ -16,8 +16,8 @@ from fewstep.evaluation.metrics.base import FEATURES, Measurements, References, 
 from fewstep.evaluation.metrics.coverage import neighbour_scores
 from fewstep.evaluation.metrics.diversity import Diversity, pairwise_distance
 from fewstep.evaluation.metrics.frechet import frechet_distance
-from fewstep.toyworld.pipeline import clip_tokenizer
 from fewstep.utils.errors import FewstepError
+from toyworld_training.pipeline import clip_tokenizer
 
 
 def cloud(count, seed=0, size=4):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from fewstep.config import parse_recipe
-from fewstep.toyworld.pipeline import Sizes, build
+from toyworld_training.pipeline import Sizes, build
 
 SIZES = {
     "small": Sizes(hidden=128, heads=4, layers=4, clip=16, t5=32),

@@ -32,8 +32,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from fewstep.toyworld.pipeline import clip_tokenizer, t5_tokenizer
 from fewstep.toyworld.scenes import distinct_prompts
+from toyworld_training.pipeline import clip_tokenizer, t5_tokenizer
 
 __all__ = [
     "CHATML",

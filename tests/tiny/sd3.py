@@ -8,8 +8,8 @@ from typing import Any
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from fewstep.toyworld import pipeline
 from tiny import Tiny
+from toyworld_training import pipeline
 
 
 class Oracle(nn.Module):

@@ -7,7 +7,7 @@ import json
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from fewstep.toyworld.make import make
+from toyworld_training.make import make
 
 
 def weights(folder):

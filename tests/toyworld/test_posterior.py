@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fewstep.core.flow import add_noise
-from fewstep.toyworld.posterior import FACTS, SceneBank, describe, posterior_mean
 from fewstep.toyworld.scenes import draw_scene, parse, prompts
+from toyworld_training.posterior import FACTS, SceneBank, describe, posterior_mean
 
 
 @pytest.fixture(scope="module")

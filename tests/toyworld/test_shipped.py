@@ -9,11 +9,11 @@ from diffusers import StableDiffusion3Pipeline
 
 from fewstep import models
 from fewstep.inference.sample import Sampler, sample_batch
-from fewstep.toyworld import autoencoder, pipeline
 from fewstep.toyworld.features import features
 from fewstep.toyworld.oracle import judge, read
 from fewstep.toyworld.scenes import draw_scene, parse, prompts, render
 from fewstep.utils.resources import resolve
+from toyworld_training import autoencoder, pipeline
 
 DATA = resolve("package://fewstep.toyworld/data")
 FOLDER = DATA / "pipeline"

@@ -25,7 +25,7 @@ CLOCK = ("seconds", "images_per_second", "memory_gb")
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights."""
-    from fewstep.toyworld.pipeline import build as build_pipeline
+    from toyworld_training.pipeline import build as build_pipeline
 
     folder = tmp_path_factory.mktemp("model")
     build_pipeline(0).save_pretrained(folder, safe_serialization=True)

@@ -179,7 +179,7 @@ def test_two_processes_do_not_write_to_one_folder(encoding, cache):
 
 
 def test_embeddings_of_other_settings_or_models_are_refused(encoding, cache, model, tmp_path):
-    from fewstep.toyworld.pipeline import build as build_pipeline
+    from toyworld_training.pipeline import build as build_pipeline
 
     longer = Encoding(str(model), {"max_sequence_length": 32}, device="cpu")
     with pytest.raises(FewstepError, match="max_sequence_length is 16 there and 32 here"):

@@ -16,11 +16,11 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor
 
 from fewstep.core.flow import add_noise, velocity_from_x0
-from fewstep.toyworld import pipeline
-from fewstep.toyworld.autoencoder import encode
-from fewstep.toyworld.fit import FitSettings, fit
-from fewstep.toyworld.posterior import FACTS, SceneBank, describe, posterior_mean
 from fewstep.toyworld.scenes import Prompt, draw_scene, parse, prompts, render
+from toyworld_training import pipeline
+from toyworld_training.autoencoder import encode
+from toyworld_training.fit import FitSettings, fit
+from toyworld_training.posterior import FACTS, SceneBank, describe, posterior_mean
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 BATCH = 128

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from fewstep.toyworld.fit import FitSettings, fit
 from fewstep.toyworld.scenes import draw_scene, prompts, render
+from toyworld_training.fit import FitSettings, fit
 
 SETTINGS = FitSettings(steps=3200, lr=2e-3, decay_from=0.5)
 _BATCH = 16

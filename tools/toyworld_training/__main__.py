@@ -1,4 +1,4 @@
-"""The commands of ``fewstep world``."""
+"""The command line of the tiny world's making."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the tiny pipeline from nothing, as it ships: hours; continues what was begun."""
-    from fewstep.toyworld.make import make
     from fewstep.utils.hardware import pick_device
     from fewstep.utils.resources import resolve
+    from toyworld_training.make import make
 
     begin = resolve(start) if start else None
     if begin and not (begin / "model_index.json").is_file():
@@ -67,8 +67,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Draw some captioned scenes into one PNG: a row per prompt, eight scenes each."""
-    from fewstep.toyworld.sheet import write_sheet
+    from toyworld_training.sheet import write_sheet
 
     captions = write_sheet(out, count=count, seed=seed)
     made = {"file": str(out), "prompts": captions}
     typer.echo(json.dumps(made) if as_json else f"{len(captions)} prompts: {out}")
+
+
+if __name__ == "__main__":
+    world()

@@ -14,8 +14,6 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fewstep.toyworld import pipeline
-from fewstep.toyworld.fit import FitSettings, fit
 from fewstep.toyworld.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -25,6 +23,8 @@ from fewstep.toyworld.scenes import (
     Prompt,
     distinct_prompts,
 )
+from toyworld_training import pipeline
+from toyworld_training.fit import FitSettings, fit
 
 SETTINGS = FitSettings(steps=3000, lr=2e-3)
 BATCH = 128

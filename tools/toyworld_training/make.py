@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
-from fewstep.toyworld import autoencoder, denoiser, features, pipeline, text
-from fewstep.toyworld.fit import FitSettings
 from fewstep.toyworld.scenes import distinct_prompts
+from toyworld_training import autoencoder, denoiser, feature_net, pipeline, text
+from toyworld_training.fit import FitSettings
 
 _TRAIN, _HELD_OUT, _PREVIEW = 4096, 1200, 64  # captions a list
 Say = Callable[[str], None]
@@ -50,13 +50,14 @@ def make(
     """
     began = time.monotonic()
     known = StableDiffusion3Pipeline.from_pretrained(start) if start else None
-    plans = [_shortened(part.SETTINGS, steps) for part in (autoencoder, features, text, denoiser)]
+    parts = (autoencoder, feature_net, text, denoiser)
+    plans = [_shortened(part.SETTINGS, steps) for part in parts]
     vae = known.vae.eval() if known else None
     if vae is None:
         say(f"autoencoder: {plans[0].steps} steps")
         vae = _autoencoder(work, seed, plans[0], device)
     say(f"features: {plans[1].steps} steps")
-    judge = features.train(work / "features", seed=seed, settings=plans[1])
+    judge = feature_net.train(work / "features", seed=seed, settings=plans[1])
     pipe = known
     if pipe is None:
         say(f"text encoders: {plans[2].steps} steps")
