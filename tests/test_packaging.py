@@ -23,6 +23,8 @@ from fewstep.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Lines of documents above 120 characters that are left. May only fall, in the end to nothing.
+LONG_LINES = 87
 PROGRAMS = {"git", "pip", "python", "cd", "pre-commit"}
 
 
@@ -173,6 +175,16 @@ def test_the_documents_point_at_files_that_exist():
         if not target.exists()
     ]
     assert not found, "\n".join(found)
+
+
+def test_lines_of_documents_are_120_characters_at_most():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {len(line)}"
+        for path in DOCS
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert len(found) <= LONG_LINES, "\n".join(found)
 
 
 def test_every_document_can_be_reached_from_the_readme():
