@@ -22,7 +22,7 @@ from fewstep.core.schedules import few_step_sigmas
 from fewstep.core.solver import sample
 from fewstep.evaluation.configurations import resolve_configurations
 from fewstep.evaluation.runner import make_extractor
-from fewstep.inference.load import Run
+from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import guided_velocity
 from fewstep.models import Backbone
 from fewstep.toyworld.metric import Accuracy, shares
@@ -52,7 +52,7 @@ def main() -> None:
     for plan in args.plans:
         if len(plan) != STEPS or set(plan) - set("ST123456789"):
             parser.error(f"{plan!r} is no plan: {STEPS} signs, each S, T or a digit from 1")
-    run = Run.open(args.run)
+    run = RunFolder.open(args.run)
     settings = run.recipe.evaluate
     extractor, backbone = make_extractor(settings), run.load_backbone()
     metric = Accuracy()

@@ -24,8 +24,9 @@ core
 models config
 objectives data
 train
-inference planning
-evaluation export
+export planning
+inference
+evaluation
 report
 toyworld recipes
 cli __main__ __init__

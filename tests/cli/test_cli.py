@@ -100,7 +100,7 @@ def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
         (["distill", "demo", "--set", "train.steps=many"], "train.steps"),
         (["distill", "demo", "--set", "train"], "section.key=value"),
         (["distill", "demo", "--set", "data.prompts=nowhere.txt"], "nowhere.txt"),
-        (["export", "./nowhere"], "not a run folder"),
+        (["export", "./nowhere"], "nothing was distilled"),
         (["evaluate", "demoo", "--teacher-only", "--out", "x"], "'demo'"),
         (["evaluate", "demo", "--teacher-only"], "--out"),
         (["evaluate", "./nowhere", "--out", "x"], "--teacher-only"),

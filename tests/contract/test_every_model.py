@@ -21,8 +21,7 @@ from fewstep import models
 from fewstep.config import dump_recipe, parse_recipe
 from fewstep.core.schedules import few_step_sigmas, with_shift
 from fewstep.core.solver import sample
-from fewstep.export import export_run
-from fewstep.inference.load import open_model
+from fewstep.inference.load import export_model, open_model
 from fewstep.inference.sample import Sampler, sample_images, to_pixels
 from fewstep.train.state import build, check
 from fewstep.train.trainer import advance
@@ -383,7 +382,7 @@ def test_it_is_distilled_exported_and_drawn(tiny, backbone, folder, tmp_path, mo
     (line,) = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(np.isfinite(v) for v in json.loads(line).values() if isinstance(v, float))
 
-    exported = export_run(place, which="last", merge=mode == "lora" and not tiny.lora)
+    exported = export_model(place, which="last", merge=mode == "lora" and not tiny.lora)
     model = open_model(exported)
     image = sample_images(model.backbone, model.net, PROMPTS[:1], sampler=Sampler.of(model))[0]
     if tiny.family != "wan":

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.evaluation import evaluate_run, measure_teacher, summarize
 from fewstep.evaluation.runner import make_extractor
-from fewstep.inference.load import Run
+from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import Sampler
 from fewstep.toyworld.scenes import distinct_prompts
 from fewstep.utils.errors import FewstepError
@@ -149,7 +149,7 @@ def test_measurements_that_came_with_the_model_spare_drawing_the_teacher(
 ):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "empty"))
     run = make_run(evaluate={**settings, "cache": str(tmp_path / "shipped")})
-    files = measure_teacher(Run.open(run).recipe, tmp_path / "shipped")
+    files = measure_teacher(RunFolder.open(run).recipe, tmp_path / "shipped")
     assert list(files) == NAMES[:3]
     assert set(files.values()) == set((tmp_path / "shipped").iterdir())
     shipped = rows(evaluate_run(run))
@@ -164,7 +164,7 @@ def test_measurements_that_came_with_the_model_spare_drawing_the_teacher(
 )
 def test_what_measurements_depend_on_is_in_their_key(make_run, settings, change):
     folders = [make_run(evaluate=given) for given in (settings, {**settings, **change})]
-    keys = {make_extractor(Run.open(folder).recipe.evaluate).key for folder in folders}
+    keys = {make_extractor(RunFolder.open(folder).recipe.evaluate).key for folder in folders}
     assert len(keys) == 2
 
 
@@ -189,7 +189,7 @@ class Watching:
 
 
 def test_pictures_are_measured_as_they_are_drawn(run):
-    opened = Run.open(run)
+    opened = RunFolder.open(run)
     backbone, extractor = opened.load_backbone(), make_extractor(opened.recipe.evaluate)
     watching = Watching()
     small = type(extractor)(extractor.prompts, REPEATS, 0, watching, batch=5)

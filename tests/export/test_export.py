@@ -15,13 +15,16 @@ import torch
 import yaml
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from fewstep.core.schedules import few_step_sigmas
-from fewstep.export import export_run
-from fewstep.inference.load import LORA, open_model
+from fewstep.export import available
+from fewstep.export.base import LORA_WEIGHTS
+from fewstep.inference.load import export_model, open_model
 from fewstep.inference.sample import Sampler, sample_images, write_samples
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_json
+from plugin import make_plugin
 
 PROMPT = "small red circle left"  # what the snippet draws: the run's first prompt
 
@@ -55,6 +58,11 @@ def run_snippets(*folders):
             yield np.array(image)
 
 
+def sample(model):
+    """Four steps at full precision, before rounding to pixels."""
+    return sample_images(model.backbone, model.net, [PROMPT])
+
+
 def pixels_of_sample(place, out, **options):
     model = open_model(place, **options)
     row = next(write_samples(model, [PROMPT], out, sampler=Sampler.of(model), seed=0))
@@ -65,7 +73,7 @@ def pixels_of_sample(place, out, **options):
 def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
     moved = {"name": "fixed", "shift": 1.5}
     runs = [make_run(), make_run("lora"), make_run(grid=moved), make_run("lora", grid=moved)]
-    exports = [export_run(run) for run in runs]
+    exports = [export_model(run) for run in runs]
     assert exports == [run / "export" for run in runs]
     drawn = list(run_snippets(*exports))
     for run, exported, expected in zip(runs, exports, drawn, strict=True):
@@ -76,7 +84,7 @@ def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
 
 
 def test_a_full_export_is_a_whole_diffusers_folder(make_run, pipeline_folder):
-    exported = export_run(make_run())
+    exported = export_model(make_run())
     pipe = StableDiffusion3Pipeline.from_pretrained(exported)
     teacher = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
     assert pipe.scheduler.config == teacher.scheduler.config
@@ -88,15 +96,12 @@ def test_a_full_export_is_a_whole_diffusers_folder(make_run, pipeline_folder):
 @pytest.mark.parametrize("alpha", [None, 8.0])
 def test_an_adapter_is_right_at_scale_one(make_run, alpha):
     run = make_run("lora", student={"mode": "lora", "lora": {"rank": 2, "alpha": alpha}})
-    exported = export_run(run)
-    assert (exported / LORA).is_file() and not (exported / "model_index.json").exists()
+    exported = export_model(run)
+    assert (exported / LORA_WEIGHTS).is_file() and not (exported / "model_index.json").exists()
     by_adapter = open_model(exported)
-    whole = open_model(export_run(run, run.parent / "whole", merge=True))
+    whole = open_model(export_model(run, run.parent / "whole", merge=True))
     from_checkpoint = open_model(run, which="best")
-    one, two, three = (
-        sample_images(model.backbone, model.net, [PROMPT])
-        for model in (by_adapter, whole, from_checkpoint)
-    )
+    one, two, three = map(sample, (by_adapter, whole, from_checkpoint))
     assert torch.equal(one, three)
     assert torch.allclose(one, two, atol=1e-4)
     # The trainer's own arithmetic, alpha / rank times B A, is what scale 1 has to mean.
@@ -125,7 +130,7 @@ def test_the_trainers_student_is_the_exported_adapter(make_run, pipeline_folder)
     load_parameters(roles.parameters("student"), weights)
     cond = backbone.encode([PROMPT])
     xt, sigma = torch.randn(1, 16, 8, 8), torch.tensor([0.7])
-    exported = open_model(export_run(run))
+    exported = open_model(export_model(run))
     theirs = exported.backbone.velocity(exported.net, xt, sigma, cond)
     assert torch.allclose(roles.student(xt, sigma, cond), theirs, atol=1e-5)
 
@@ -135,7 +140,7 @@ def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
     write_json(run / "evaluation.json", _evaluation(step=2))
     (run / "previews").mkdir()
     Image.new("RGB", (8, 8)).save(run / "previews" / "step-00000002.png")
-    card = card_of(export_run(run))
+    card = card_of(export_model(run))
     assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in card and "[1.0, 0.9, 0.75, 0.5]" in card
     assert "guidance_scale=1.0" in card and "Guidance off" in card
     assert "0.875" in card and "images/preview.png" in card
@@ -144,7 +149,7 @@ def test_the_card_states_what_a_user_needs(make_run, pipeline_folder):
 
 
 def test_the_card_states_a_grid_of_the_students_own(make_run):
-    exported = export_run(make_run(grid={"name": "random", "shift": 1.5}))
+    exported = export_model(make_run(grid={"name": "random", "shift": 1.5}))
     card = card_of(exported)
     assert "[1.0, 0.818182, 0.6, 0.333333]" in card and "sigmas=[1.0, 0.75, 0.5, 0.25]" in card
     formula = re.search(r"for other counts n pass `sigmas=(.*)`", card)[1]
@@ -158,7 +163,7 @@ def test_the_card_states_a_grid_of_the_students_own(make_run):
     "prompt", ['a "red" circle', "it's red", "```\nimport os\n```", "\\ \u202e"]
 )
 def test_the_snippet_holds_any_prompt(make_run, prompt):
-    card = card_of(export_run(make_run(preview={"prompts": [prompt]})))
+    card = card_of(export_model(make_run(preview={"prompts": [prompt]})))
     code = re.search(r"```python\n(.*?)\n```\n", card, re.DOTALL)[1]
     called = next(
         node
@@ -172,7 +177,7 @@ def test_the_snippet_holds_any_prompt(make_run, prompt):
 def test_scores_of_another_checkpoint_stay_off_the_card(make_run):
     run = make_run()
     write_json(run / "evaluation.json", _evaluation(step=4))
-    assert "0.875" not in card_of(export_run(run))
+    assert "0.875" not in card_of(export_model(run))
 
 
 def _evaluation(step):
@@ -183,18 +188,18 @@ def _evaluation(step):
 
 
 def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipeline_folder):
-    plain = metadata_of(export_run(make_run()))
+    plain = metadata_of(export_model(make_run()))
     assert plain["license"] == "other" and plain["library_name"] == "diffusers"
     assert plain["pipeline_tag"] == "text-to-image" and plain["base_model"] == "pipeline"
     named = make_run(card={"license": "mit", "base_model": "owner/name"})
-    assert metadata_of(export_run(named))["license"] == "mit"
-    assert metadata_of(export_run(named))["base_model"] == "owner/name"
+    assert metadata_of(export_model(named))["license"] == "mit"
+    assert metadata_of(export_model(named))["base_model"] == "owner/name"
     card = pipeline_folder / "README.md"
     card.write_text(
         "---\nlicense: openrail\nlicense_link: LICENSE.md\n---\n# x\n", encoding="utf-8"
     )
     try:
-        theirs = metadata_of(export_run(named))
+        theirs = metadata_of(export_model(named))
     finally:
         card.unlink()
     assert (theirs["license"], theirs["license_link"]) == ("openrail", "LICENSE.md")
@@ -202,29 +207,135 @@ def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipel
 
 def test_an_export_replaces_an_export_and_nothing_else(make_run, tmp_path):
     run = make_run()
-    first = export_run(run, tmp_path / "out")
-    again = export_run(run, tmp_path / "out", which="last")
+    first = export_model(run, tmp_path / "out")
+    again = export_model(run, tmp_path / "out", which="last")
     assert first == again and json.loads((again / "fewstep.json").read_text())["step"] == 4
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(FewstepError, match="not an export"):
-        export_run(run, precious)
+    with pytest.raises(FewstepError) as caught:
+        export_model(run, precious)
+    assert caught.value.code == "exists"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "precious"]
 
 
-def test_a_failed_export_leaves_nothing(make_run, tmp_path, monkeypatch):
-    import fewstep.export.run as module
+PLUGIN = """
+from safetensors.torch import save_file
 
-    def fail(*_):
+from fewstep.export import Format
+
+
+class Weights(Format):
+    name = "weights"
+    modes = ("full",)
+    families = ("sd3",)
+
+    def write(self, student, folder):
+        save_file(student.net.state_dict(), folder / "weights.safetensors")
+
+    def usage(self, student, address):
+        return f"Load `{address}/weights.safetensors`; {len(student.base_sigmas)} steps."
+
+
+class Failing(Format):
+    name = "failing"
+
+    def write(self, student, folder):
+        (folder / "half").write_text("written")
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "write_card", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export_run(make_run(), tmp_path / "out")
+    def usage(self, student, address):
+        return ""
+
+
+class Elsewhere(Weights):
+    name = "elsewhere"
+    families = ("flux",)
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """An installed package that adds three export formats."""
+    names = {"weights": "Weights", "failing": "Failing", "elsewhere": "Elsewhere"}
+    points = {name: f"fewstep_test_formats:{cls}" for name, cls in names.items()}
+    folder = make_plugin(
+        tmp_path_factory.mktemp("plugin"),
+        {"fewstep.formats": points},
+        {"fewstep_test_formats.py": PLUGIN},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
+def test_a_format_of_another_package_is_used_by_name(plugin, make_run, tmp_path):
+    assert {"weights", "diffusers", "lora"} <= set(available())
+    run = make_run()
+    out = export_model(run, tmp_path / "out", format="weights")
+    student = open_model(run, which="best")
+    weights = load_file(out / "weights.safetensors")
+    assert all(torch.equal(weights[k], v) for k, v in student.net.state_dict().items())
+    assert f"{out}/weights.safetensors`; 4 steps" in card_of(out)
+    assert json.loads((out / "fewstep.json").read_text())["format"] == "weights"
+
+
+def test_a_run_is_opened_past_an_export_that_only_others_read(plugin, make_run):
+    run = make_run()
+    export_model(run, format="weights")
+    assert torch.equal(*(sample(open_model(run, which=which)) for which in (None, "best")))
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "merge", "code"),
+    [
+        ("lora", "weights", False, "unsupported"),  # a mode that it does not hold
+        ("full", "elsewhere", False, "unsupported"),  # a family that it does not serve
+        ("full", "lora", False, "unsupported"),
+        ("lora", "lora", True, "mismatch"),
+        ("full", "wieghts", False, "unknown-name"),
+    ],
+)
+def test_a_format_that_does_not_fit_is_refused(
+    plugin, make_run, tmp_path, mode, format, merge, code
+):
+    with pytest.raises(FewstepError) as caught:
+        export_model(make_run(mode), tmp_path / "out", format=format, merge=merge)
+    assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_a_run_is_refused(tmp_path):
-    with pytest.raises(FewstepError, match="not a run folder"):
-        export_run(tmp_path)
+def test_a_failed_export_leaves_nothing(plugin, make_run, tmp_path):
+    with pytest.raises(OSError):
+        export_model(make_run(), tmp_path / "out", format="failing")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("which", ["an empty folder", "a pretrained pipeline"])
+def test_what_was_not_distilled_is_refused(which, pipeline_folder, tmp_path):
+    place = tmp_path if which == "an empty folder" else pipeline_folder
+    with pytest.raises(FewstepError) as caught:
+        export_model(place, tmp_path / "out")
+    assert caught.value.code == "missing-file" and not (tmp_path / "out").exists()
+
+
+def test_an_export_is_exported_again(make_run, tmp_path):
+    adapter = export_model(make_run("lora"))
+    expected = sample(open_model(adapter))
+    same = open_model(adapter).export(tmp_path / "lora")
+    assert torch.equal(sample(open_model(same)), expected)
+    whole = open_model(adapter).export(tmp_path / "whole", merge=True)
+    assert (whole / "model_index.json").is_file()
+    assert torch.allclose(sample(open_model(whole)), expected, atol=1e-4)
+    assert not (open_model(whole).export(tmp_path / "again") / LORA_WEIGHTS).exists()
+
+
+def test_a_lora_without_a_note_needs_its_base(make_run, pipeline_folder, tmp_path):
+    adapter = export_model(make_run("lora"), tmp_path / "lora")
+    expected = sample(open_model(adapter))
+    (adapter / "fewstep.json").unlink()
+    with pytest.raises(FewstepError) as caught:
+        open_model(adapter)
+    assert caught.value.code == "missing-input"
+    opened = open_model(adapter, base=str(pipeline_folder), max_sequence_length=16)
+    assert torch.equal(sample(opened), expected)

@@ -18,7 +18,7 @@ from fewstep import cli, models
 from fewstep.data.embeddings import Embeddings, StoredEncoder
 from fewstep.data.precompute import Encoding, encode_ahead
 from fewstep.data.prompts import AHEAD
-from fewstep.inference.load import Run
+from fewstep.inference.runs import RunFolder
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
 from fewstep.train.state import build, check
@@ -229,7 +229,7 @@ def test_training_from_disk_equals_training_that_encodes(
     pictures = [(tmp_path / name / "previews").glob("*.png") for name in ("one", "other")]
     one, other = ([path.read_bytes() for path in sorted(found)] for found in pictures)
     assert one and one == other
-    loaded = Run.open(tmp_path / "other").load_backbone()  # for sampling and evaluation
+    loaded = RunFolder.open(tmp_path / "other").load_backbone()  # for sampling and evaluation
     assert loaded.encode(["not in the cache"]).batch == 1
 
 

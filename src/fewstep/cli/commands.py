@@ -156,20 +156,23 @@ def export(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Where to; default RUN/export.")] = None,
     which: Which = "best",
+    export_format: Annotated[
+        str | None, typer.Option("--format", help="diffusers, lora, or one that a plug-in adds.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write a LoRA as a whole folder.")] = False,
     address: Annotated[
         str | None, typer.Option(help="Repo id that the card's snippet should load.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's student as a diffusers folder (or LoRA) with a model card."""
-    from fewstep.export import export_run
+    """Write a run's student, as diffusers loads it or in another format, with a model card."""
+    from fewstep.inference.load import export_model
 
-    folder = export_run(run, out, which=which, merge=merge, address=address)
+    folder = export_model(run, out, which=which, format=export_format, merge=merge, address=address)
     if as_json:
         say_json({"folder": str(folder)})
     else:
-        say(f"diffusers folder: {folder}")
+        say(f"exported: {folder}")
 
 
 @app.command()

@@ -33,7 +33,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     Returns:
         What summary.json holds, and the folders: ``run``, ``report``, ``export``.
     """
-    from fewstep.export import export_run
+    from fewstep.inference.load import export_model
     from fewstep.train import distill
 
     note(f"1/4 distilling into {folder}")
@@ -47,7 +47,7 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
             "counted; FEWSTEP_CACHE=FOLDER keeps them elsewhere"
         )
     note("3/4 exporting")
-    export = export_run(folder)
+    export = export_model(folder)
     note("4/4 reporting")
     summary = report(folder, seconds=None if resume or cached else process_seconds())
     places = {"run": folder, "report": folder / "report.html", "export": export}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.config import EvaluateRecipe
-from fewstep.inference.load import Run
+from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import Sampler
 from fewstep.models.base import Backbone
 
@@ -48,7 +48,7 @@ class Configuration:
 
 
 def resolve_configurations(
-    settings: EvaluateRecipe, run: Run, backbone: Backbone
+    settings: EvaluateRecipe, run: RunFolder, backbone: Backbone
 ) -> list[Configuration]:
     """The declared configurations, the model's defaults filled in; the student is unguided."""
     height, width = run.size

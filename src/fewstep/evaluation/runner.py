@@ -20,7 +20,7 @@ from fewstep.evaluation.cache import FeatureCache, save_measurements
 from fewstep.evaluation.configurations import Configuration, is_baseline, resolve_configurations
 from fewstep.evaluation.extractor import Extractor
 from fewstep.evaluation.metrics.base import Measurements, Metric, References
-from fewstep.inference.load import Run
+from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.utils import hardware
@@ -53,7 +53,7 @@ def evaluate_run(
         FewstepError: No prompts, an unknown metric, or one that cannot measure these prompts.
     """
     began = time.monotonic()
-    run = Run.open(run_folder)
+    run = RunFolder.open(run_folder)
     settings = run.recipe.evaluate
     extractor = make_extractor(settings)
     real = _real_pictures(settings, extractor, run)
@@ -110,7 +110,7 @@ def measure_teacher(
     Returns:
         The file of each configuration.
     """
-    run, extractor = Run(folder, recipe), make_extractor(recipe.evaluate)
+    run, extractor = RunFolder(folder, recipe), make_extractor(recipe.evaluate)
     backbone = run.load_backbone()
     work = _Work(backbone, extractor, feature_cache(recipe.evaluate), folder, say)
     files = {}
@@ -235,7 +235,9 @@ class _Work:
         write_json(self.folder / "gallery.json", {"prompts": prompts, "seed": self.extractor.seed})
 
 
-def _real_pictures(settings: EvaluateRecipe, extractor: Extractor, run: Run) -> list[Measurements]:
+def _real_pictures(
+    settings: EvaluateRecipe, extractor: Extractor, run: RunFolder
+) -> list[Measurements]:
     """Measurements of real pictures and, of a paired source, of as many others; none without."""
     if settings.references is None:
         return []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.evaluation.criteria import all_met, judge
-from fewstep.inference.load import Run
+from fewstep.inference.runs import RunFolder
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_json
@@ -25,7 +25,7 @@ def summarize(
     Raises:
         FewstepError: The run was not evaluated.
     """
-    run = Run.open(run_folder)
+    run = RunFolder.open(run_folder)
     evaluation = read_json(run.folder / "evaluation.json")
     if evaluation is None:
         raise FewstepError(

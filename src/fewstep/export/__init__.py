@@ -1,7 +1,8 @@
-"""From a run to a folder that plain diffusers loads, with a model card that tells how."""
+"""Writing a student as a folder that other programs load, with a model card; one file a format."""
 
 from __future__ import annotations
 
-from fewstep.export.run import export_run
+from fewstep.export.base import Format, Student, available, find_format
+from fewstep.export.write import write_student
 
-__all__ = ["export_run"]
+__all__ = ["Format", "Student", "available", "find_format", "write_student"]

@@ -1,29 +1,26 @@
-"""What can be sampled: a run's student, a folder that was exported, or any diffusers folder."""
+"""What can be sampled and exported: `Model`, and the functions that make one of files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from PIL import Image
 
 from fewstep import models
-from fewstep.config import Recipe, StudentRecipe, parse_recipe
-from fewstep.config.migrate import migrated
+from fewstep.export.base import LORA_WEIGHTS, NOTE, find_format
+from fewstep.export.write import check_free, write_student
+from fewstep.inference.runs import Place, RunFolder
+from fewstep.inference.sample import Network, Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
-from fewstep.train.checkpoint import store
-from fewstep.train.roles import become_student
-from fewstep.utils import yaml
-from fewstep.utils.errors import FewstepError, unknown
+from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json
 from fewstep.utils.hardware import pick_device
-from fewstep.utils.resources import resolve
 
-NOTE = "fewstep.json"
-"""File of an exported folder that says how to load it; plain diffusers does not need it."""
-LORA = "pytorch_lora_weights.safetensors"
+STUDENT_STEPS = 4
+"""Evaluations a picture that students are sampled with unless told otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,112 +29,111 @@ class Model:
 
     Attributes:
         backbone: What knows how to ask it.
-        net: The network.
+        net: The network, or its velocity as a function.
         label: Where it came from, for manifests.
-        size: Height and width in pixels that it was distilled at, if known.
+        size: Height and width in pixels that it was distilled at; None: it was not.
         shift: Static shift of the grid it was distilled on; None is its model's own.
+        place: Where it was read from; None for one that is in training.
     """
 
     backbone: Backbone
-    net: nn.Module
+    net: Network
     label: str
     size: tuple[int, int] | None = None
     shift: float | None = None
+    place: Place | None = None
 
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        batch: int = 1,
+    ) -> list[Image.Image]:
+        """Draws one picture for each prompt.
 
-@dataclass(frozen=True, eq=False)
-class Student:
-    """A run's student: its network, and the checkpoint that it was read from."""
+        With float32 weights, the pictures of a student are those that the stock diffusers pipeline
+        draws with the same generator, bit for bit; with guidance, or with `batch` above 1, up to
+        rounding.
 
-    net: nn.Module
-    recipe: StudentRecipe
-    path: Path
-    step: int
+        Args:
+            prompts: One or several.
+            steps: Euler steps; None: 4 for a student, else as the stock pipeline does.
+            guidance: Scale, 1 is off; None: off for a student, else as the stock pipeline does.
+            seed: Picture i starts from the noise of seed + i.
+            height: In pixels; None: what it was distilled at, else as the stock pipeline does.
+            width: In pixels, likewise.
+            batch: Pictures drawn at once.
 
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run folder and the recipe in it."""
-
-    folder: Path
-    recipe: Recipe
-
-    @staticmethod
-    def is_one(folder: Path) -> bool:
-        """Whether a folder is a run's."""
-        return (folder / "config.yaml").is_file()
-
-    @staticmethod
-    def open(folder: str | Path) -> Run:
-        """The run in a folder.
+        Returns:
+            The pictures; of a video model, the first frames.
 
         Raises:
-            FewstepError: It is not a run's folder.
+            FewstepError: A setting that means nothing, or a size that does not fit the model.
         """
-        path = Path(folder).expanduser()
-        if not Run.is_one(path):
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        distilled, stock = self.size is not None, self.backbone
+        if steps is None:
+            steps = STUDENT_STEPS if distilled else stock.default_steps
+        if guidance is None:
+            guidance = 1.0 if distilled else max(1.0, stock.default_guidance)
+        sampler = Sampler.of(self, steps, guidance, height=height, width=width)
+        seeds = range(seed, seed + len(texts))
+        images = sample_batch(self.backbone, self.net, texts, seeds, sampler=sampler, batch=batch)
+        return [to_pixels(image) for image in images]
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        format: str | None = None,
+        merge: bool = False,
+        address: str | None = None,
+        dtype: str = "float32",
+    ) -> Path:
+        """Writes a student to a folder; the weights are read anew, so that this model stays as is.
+
+        Arguments, result and errors are those of `export_model`.
+        """
+        if self.place is None:
             raise FewstepError(
-                f"{folder}: not a run folder (no config.yaml in it)", code="missing-file"
+                f"{self.label}: not on disk; save the run, open its folder and export that",
+                code="unsupported",
             )
-        # Not `load_recipe`: the training prompts may be gone by now, and nothing here needs them.
-        text = (path / "config.yaml").read_text(encoding="utf-8")
-        return Run(path, parse_recipe(migrated(yaml.load(text))))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the student is distilled at."""
-        return self.recipe.resolution.height, self.recipe.resolution.width
-
-    def load_backbone(self, *, dtype: str = "float32", device: str | None = None) -> Backbone:
-        """The pretrained model of the run, on the recipe's device unless told otherwise."""
-        model = self.recipe.model
-        # Whether it can be a teacher was decided when the run began.
-        backbone = models.load(model.path, dtype=dtype, teacher=False, **model.options)
-        return backbone.to(pick_device(device or self.recipe.train.device))
-
-    def load_student(self, backbone: Backbone, which: str = "best") -> Student:
-        """The student of a checkpoint (`best`, `last`, or a step), in the backbone's own network.
-
-        It is the running mean of the weights, where the run kept one.
-        Of an adapter, the scale alpha / rank is multiplied into the weights, so that it is right at
-        scale 1 wherever it is loaded.
-
-        Raises:
-            FewstepError: The run has no such checkpoint, or its files are damaged.
-        """
-        path = store.find(self.folder, _which(which))
-        state, recipe = store.student_weights(path), self.recipe.student
-        if recipe.mode == "lora":
-            state, recipe = _at_scale_one(state, recipe)
-        net = become_student(backbone, recipe, state)
-        return Student(net, recipe, path, int(store.read_state(path)["step"]))
+        return export_model(
+            self.place, folder, format=format, merge=merge, address=address, dtype=dtype
+        )
 
 
-def _which(text: str) -> str | int:
-    """`best`, `last`, or the number of a step."""
-    if text.isdecimal():
-        return int(text)
-    if text not in ("best", "last"):
-        raise unknown("checkpoint", text, ("best", "last"))
-    return text
+def load(
+    path_or_repo_id: str | Path, *, dtype: str = "float32", device: str = "auto", **options: Any
+) -> Model:
+    """A pretrained pipeline, such as a teacher.
 
+    Args:
+        path_or_repo_id: A diffusers folder, `package://...`, or `owner/name` on the Hugging Face
+            Hub, which is fetched if it is not there yet.
+        dtype: Name of the torch dtype to hold weights in.
+        device: Where to draw; `auto` takes an accelerator if there is one.
+        options: Settings of the model family, such as `max_sequence_length`.
 
-def _at_scale_one(
-    state: Mapping[str, Tensor], recipe: StudentRecipe
-) -> tuple[dict[str, Tensor], StudentRecipe]:
-    lora = recipe.lora
-    if lora is None or lora.alpha is None:
-        return dict(state), recipe
-    scale = lora.alpha / lora.rank
-    scaled = {key: value * scale if ".lora_B." in key else value for key, value in state.items()}
-    plain = lora.model_copy(update={"alpha": None})
-    return scaled, recipe.model_copy(update={"lora": plain})
+    Raises:
+        FewstepError: Nothing is there, or its pipeline is not supported.
+    """
+    backbone = models.load(path_or_repo_id, dtype=dtype, teacher=False, **options)
+    place = Place(path_or_repo_id, options=options)
+    return Model(backbone.to(pick_device(device)), backbone.net, str(path_or_repo_id), place=place)
 
 
 def open_model(
     place: str | Path,
     *,
-    which: str | None = None,
+    which: str | int | None = None,
+    base: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     **options: Any,
@@ -145,51 +141,78 @@ def open_model(
     """The network that a folder stands for.
 
     Args:
-        place: A run folder, an exported folder (whole or adapter), any diffusers folder, or a repo
-            id.
-        which: Of a run: the `best` or `last` checkpoint; None takes its export if there is one,
-            else the best checkpoint.
+        place: A run folder, an exported folder (whole or LoRA), any diffusers folder, or a repo id.
+        which: Of a run: the `best` or `last` checkpoint, or a step; None takes its export if there
+            is one, else the best checkpoint.
+        base: Of a LoRA that fewstep did not write: the model it belongs to.
         dtype: Name of the torch dtype to hold weights in; pictures equal those of the model card's
             snippet in float32.
         device: Where to draw; `auto` takes an accelerator if there is one.
-        options: What the family's loader takes; they win over what the folder itself says.
+        options: Settings of the model family; they win over what the folder itself says.
 
     Raises:
         FewstepError: Nothing that can be loaded is there.
     """
-    folder = resolve(place)
-    if Run.is_one(folder):
-        if which is None and _is_export(folder / "export"):
-            return open_model(folder / "export", dtype=dtype, device=device, **options)
-        run = Run.open(folder)
-        backbone = run.load_backbone(dtype=dtype, device=device)
-        student = run.load_student(backbone, which or "best")
-        label = f"{folder.name}/{student.path.name}"
-        return Model(backbone, student.net, label, run.size, run.recipe.grid.shift)
-    note = read_note(folder)
-    options = {**note.get("options", {}), **options}
-    adapter = (folder / LORA).is_file()
-    source = _base_of(folder, note) if adapter else place
-    backbone = models.load(source, dtype=dtype, teacher=False, **options)
-    backbone.to(pick_device(device))
-    if adapter:
-        backbone.load_lora(folder)
-    size = tuple(note["size"]) if note.get("size") else None
-    return Model(backbone, backbone.net, str(place), size, note.get("shift"))
+    source = Place(place, which, base, options)
+    if not source.has_student:
+        return load(place, dtype=dtype, device=device, **options)
+    exported = source.folder / "export"
+    if which is None and RunFolder.is_one(source.folder) and _can_be_loaded(exported):
+        model = open_model(exported, dtype=dtype, device=device, **options)
+        step = (read_json(exported / NOTE) or {}).get("step", "best")
+        return replace(model, place=replace(source, which=step))
+    student = source.load_student(dtype=dtype, device=device)
+    return Model(student.backbone, student.net, student.label, student.size, student.shift, source)
 
 
-def read_note(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of itself; nothing where it is an ordinary one."""
-    return read_json(folder / NOTE) or {}
+def export_model(
+    place: str | Path | Place,
+    out: str | Path | None = None,
+    *,
+    which: str | int | None = None,
+    format: str | None = None,
+    merge: bool = False,
+    address: str | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Writes the student of a run (or of an export, or a LoRA) as a folder with a model card.
 
+    Args:
+        place: The run.
+        out: Where to; None is `export` in the run. An earlier export there is replaced.
+        which: The checkpoint, `best` (the default), `last` or a step.
+        format: Name of an export format; None is `lora` for a LoRA run and `diffusers` else.
+        merge: Write a LoRA as a whole diffusers folder.
+        address: What the card's snippet loads; None is the folder's own path. Give the repo id
+            under which the folder will be published.
+        dtype: Name of the torch dtype that the weights are written in.
 
-def _is_export(folder: Path) -> bool:
-    return (folder / NOTE).is_file()
+    Returns:
+        The folder.
 
-
-def _base_of(folder: Path, note: Mapping[str, Any]) -> str:
-    if "base" not in note:
+    Raises:
+        FewstepError: No such checkpoint or format, the format does not serve this student, or
+            `out` holds something else.
+    """
+    source = place if isinstance(place, Place) else Place(place, which)
+    final = (Path(out) if out is not None else source.folder / "export").expanduser().absolute()
+    check_free(final)
+    if not source.has_student:
         raise FewstepError(
-            f"{folder}: an adapter, but {NOTE} does not say of which model", code="mismatch"
+            f"{source.address}: neither a run folder nor an export; nothing was distilled there",
+            code="missing-file",
         )
-    return str(note["base"])
+    mode, family = source.mode_and_family()
+    if merge and format not in (None, "diffusers"):
+        raise FewstepError(f"merge makes a diffusers folder, not {format}", code="mismatch")
+    chosen = find_format("diffusers" if merge else format, mode)
+    chosen.check(mode, family)
+    student = source.load_student(dtype=dtype, device="cpu")
+    write_student(student, final, chosen, address=address)
+    return final
+
+
+def _can_be_loaded(exported: Path) -> bool:
+    """Whether a folder is an export that diffusers can read."""
+    weights = (exported / LORA_WEIGHTS, exported / "model_index.json")
+    return (exported / NOTE).is_file() and any(file.is_file() for file in weights)

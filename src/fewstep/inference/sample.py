@@ -13,8 +13,9 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -24,9 +25,14 @@ from torch import Tensor, nn
 from fewstep.core.schedules import few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
-from fewstep.inference.load import Model
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
+
+if TYPE_CHECKING:
+    from fewstep.inference.load import Model
+
+Network: TypeAlias = nn.Module | VelocityFn
+"""What is sampled: a network of the backbone's architecture, or its velocity as a function."""
 
 MOST_STEPS = 1000
 _FRAME_MS = 62  # 16 frames a second, as Wan's videos are meant to run
@@ -59,10 +65,18 @@ class Sampler:
             )
 
     @classmethod
-    def of(cls, model: Model, steps: int = 4) -> Self:
+    def of(
+        cls,
+        model: Model,
+        steps: int = 4,
+        guidance: float = 1.0,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Self:
         """How a model wants to be drawn: at the size and on the grid it was distilled with."""
-        height, width = model.size or (None, None)
-        return cls(steps, height=height, width=width, shift=model.shift)
+        own_height, own_width = model.size or (None, None)
+        return cls(steps, guidance, height or own_height, width or own_width, model.shift)
 
     def evaluations(self, backbone: Backbone) -> int:
         """Network evaluations per picture."""
@@ -112,32 +126,29 @@ def default_size(backbone: Backbone) -> tuple[int, int]:
 @torch.no_grad()
 def sample_latents(
     backbone: Backbone,
-    net: nn.Module,
+    net: Network,
     cond: Conditioning,
     seeds: Sequence[int],
     *,
     sampler: Sampler,
 ) -> Tensor:
     """Clean latents [B, ...] of encoded prompts, one seed each."""
-    device = next(net.parameters()).device
+    device = backbone.device
     noise = backbone.draw_noise(seeds, *sampler.size(backbone)).to(device)
     velocity = guided_velocity(backbone, net, len(seeds), sampler.guidance)
     return sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
 
 
-def guided_velocity(backbone: Backbone, net: nn.Module, batch: int, guidance: float) -> VelocityFn:
+def guided_velocity(backbone: Backbone, net: Network, batch: int, guidance: float) -> VelocityFn:
     """A network's velocity for batches of this size under guidance, see `Backbone.guided`."""
-
-    def velocity(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return backbone.velocity(net, xt, sigma, cond)
-
+    velocity = partial(backbone.velocity, net) if isinstance(net, nn.Module) else net
     return backbone.guided(velocity, batch, guidance)
 
 
 @torch.no_grad()
 def draw_batches(
     backbone: Backbone,
-    net: nn.Module,
+    net: Network,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -159,7 +170,7 @@ def draw_batches(
 
 def sample_batch(
     backbone: Backbone,
-    net: nn.Module,
+    net: Network,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -174,7 +185,7 @@ def sample_batch(
 
 @torch.no_grad()
 def sample_frames(
-    backbone: Backbone, net: nn.Module, prompt: str, seed: int, *, sampler: Sampler
+    backbone: Backbone, net: Network, prompt: str, seed: int, *, sampler: Sampler
 ) -> Tensor:
     """Frames [T, 3, H, W] in [0, 1] on the CPU, float32: one where the family draws pictures."""
     latents = sample_latents(backbone, net, backbone.encode([prompt]), [seed], sampler=sampler)
@@ -183,7 +194,7 @@ def sample_frames(
 
 def sample_images(
     backbone: Backbone,
-    net: nn.Module,
+    net: Network,
     prompts: Sequence[str],
     *,
     sampler: Sampler | None = None,
@@ -194,12 +205,8 @@ def sample_images(
     With guidance off and float32 weights, pixel-identical to `pipe(prompt,
     sigmas=sampler.base_sigmas, generator=torch.Generator("cpu").manual_seed(seed + i))`.
     """
-    chosen = sampler or Sampler()
-    pictures = [
-        sample_batch(backbone, net, [prompt], [seed + i], sampler=chosen)
-        for i, prompt in enumerate(prompts)
-    ]
-    return torch.cat(pictures)
+    seeds = range(seed, seed + len(prompts))
+    return sample_batch(backbone, net, prompts, seeds, sampler=sampler or Sampler(), batch=1)
 
 
 def to_pixels(image: Tensor) -> Image.Image:

@@ -54,8 +54,6 @@ class Trainer:
     ends the process.
 
     Attributes:
-        recipe: What is done.
-        folder: Where to.
         completed: Finished iterations.
     """
 
@@ -133,8 +131,7 @@ class Trainer:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Iterates to the last step, or to a signal; yields finished steps and their metrics."""
-        if self.state.step == 0:
-            self._record_start()
+        self._record_start()
         while self.completed < self.recipe.train.steps and not self._stopped:
             metrics = self.step()
             yield self.completed, metrics
@@ -169,8 +166,7 @@ class Trainer:
                 code="out-of-range",
             )
         with _explaining_lost_connections(run):
-            if run.step == 0:
-                self._record_start()
+            self._record_start()
             metrics, stop = advance(run, self._interrupts)
             self.completed = run.step
             if stop and run.step < self.recipe.train.steps:
@@ -204,11 +200,10 @@ class Trainer:
 
     def _record_start(self) -> None:
         """Measures the untrained student, once."""
-        run = self.state
-        if not self._start_recorded:
+        if self.state.step == 0 and not self._start_recorded:
             self._start_recorded = True
-            with _explaining_lost_connections(run):
-                run.log.record(0, look(run))
+            with _explaining_lost_connections(self.state):
+                self.state.log.record(0, look(self.state))
 
 
 def distill(
@@ -316,7 +311,7 @@ def _means(run: RunState, measured: list[torch.Tensor], counted: list[float]) ->
 
 def look(run: RunState) -> dict[str, float]:
     """Health and preview, if this step is one for them; the preview shows the running mean."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     if run.health.due(run.step):
         found = run.health.measure(run.train_state.roles)
         metrics |= {name: float(value) for name, value in found.items()}

@@ -15,6 +15,7 @@ from fewstep.config import PreviewRecipe, Recipe
 from fewstep.core.schedules import Shift, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
+from fewstep.data.embeddings import StoredEncoder
 from fewstep.data.prompts import Encoder
 from fewstep.models.base import Backbone
 from fewstep.train.distributed import SINGLE, ProcessGroup
@@ -89,7 +90,7 @@ class Preview:
         return step % self._recipe.every == 0
 
     @torch.no_grad()
-    def draw(self, step: int, roles: Roles, encoder: Encoder) -> PreviewResult:
+    def draw(self, step: int, roles: Roles, encoder: Encoder | StoredEncoder) -> PreviewResult:
         """Draws and scores the student, and writes ``step-00000100.png``.
 
         The picture has a row per prompt: the teacher's, then the student's at each number of steps.
@@ -109,7 +110,7 @@ class Preview:
         )
         return PreviewResult(score, sheet)
 
-    def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
+    def _teacher(self, roles: Roles, encoder: Encoder | StoredEncoder) -> Tensor:
         """The teacher's pictures: from memory, from a file of this run, or drawn now."""
         if self._teacher_images is None:
             file = self._folder / f"teacher-{self._key()}.safetensors"
@@ -136,7 +137,7 @@ class Preview:
         self,
         velocity_for: Callable[[Conditioning], VelocityFn],
         sigmas: Tensor,
-        encoder: Encoder,
+        encoder: Encoder | StoredEncoder,
     ) -> Tensor:
         """Pictures [P, 3, H, W] on the CPU, a micro-batch at a time."""
         device = self._backbone.device

@@ -1,0 +1,38 @@
+"""A whole diffusers folder, with the student in its network's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from fewstep.export.base import Format, Student
+from fewstep.export.snippet import diffusers_usage
+
+
+class Diffusers(Format):
+    """Everything that `DiffusionPipeline.from_pretrained` needs; an adapter is merged."""
+
+    name = "diffusers"
+
+    def write(self, student: Student, folder: Path) -> None:
+        """Writes the whole pipeline, see `Backbone.save`."""
+        if student.adapter is not None:
+            merge_adapters(student.net)
+        student.backbone.save(folder, student.net, shift=student.shift)
+
+    def usage(self, student: Student, address: str) -> str:
+        """Python that draws with plain diffusers."""
+        return diffusers_usage(student, address, adapter=False)
+
+
+def merge_adapters(net: nn.Module) -> None:
+    """Adds a network's active adapters to its weights, in place; no adapter layers are left."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(n, m) for n, m in net.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge(safe_merge=True)
+        net.set_submodule(name, layer.get_base_layer())
+    if hasattr(net, "peft_config"):
+        del net.peft_config

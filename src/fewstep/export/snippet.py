@@ -1,0 +1,117 @@
+"""Python that draws, with plain diffusers, the pictures that `fewstep sample` draws."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fewstep.config import Recipe
+from fewstep.export.base import STEPS, Student
+from fewstep.utils.resources import resolve
+
+TEMPLATES = Environment(
+    loader=PackageLoader("fewstep.export"),
+    autoescape=False,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def diffusers_usage(student: Student, address: str, *, adapter: bool) -> str:
+    """Markdown on how to draw with diffusers: a snippet, sigmas, guidance, other step counts.
+
+    Args:
+        student: The student that was written.
+        address: What the snippet loads.
+        adapter: Whether a LoRA was written, else a whole pipeline.
+    """
+    height, width = student.size
+    base = torch.tensor(student.base_sigmas, dtype=torch.float64)
+    shifted = student.backbone.effective_shift(student.shift, height, width)(base).tolist()
+    takes_sigmas = "sigmas" in student.stock_call
+    return TEMPLATES.get_template("usage.md.j2").render(
+        adapter=adapter,
+        steps=STEPS,
+        base_sigmas=student.base_sigmas if takes_sigmas else None,
+        sigmas=[round(sigma, 6) for sigma in shifted],
+        any_steps="sigmas=[1 - i / n for i in range(n)]"
+        if takes_sigmas
+        else "num_inference_steps=n",
+        height=height,
+        width=width,
+        dtype=student.dtype,
+        snippet=snippet(student, address, adapter=adapter),
+    )
+
+
+def snippet(student: Student, address: str, *, adapter: bool) -> str:
+    """Python that loads an export from an address and draws one picture."""
+    backbone = student.backbone
+    pipeline = type(backbone.pipe).__name__
+    taken, keep = backbone.stock_result()
+    scheduler = backbone.student_scheduler(student.shift) if adapter else None
+    base = _load_path(student.teacher) if adapter else address
+    load = {"torch_dtype": f"torch.{student.dtype}"}
+    load |= {name: _literal(value) for name, value in backbone.stock_load().items()}
+    more = "".join(f", {name}={value}" for name, value in load.items())
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {pipeline}",
+            *([f"from diffusers import {type(scheduler).__name__}"] if scheduler else []),
+            "",
+            f"pipe = {pipeline}.from_pretrained({_literal(base)}{more})",
+            *([backbone.lora_call(address)] if adapter else []),
+            *([_scheduler_line(scheduler)] if scheduler else []),
+            'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+            "image = pipe(",
+            f"    prompt={_literal(example_prompt(student.recipe))},",
+            *(f"    {name}={_literal(value)}," for name, value in student.stock_call.items()),
+            '    generator=torch.Generator("cpu").manual_seed(0),',
+            f"){taken}",
+            keep,
+        ]
+    )
+
+
+def example_prompt(recipe: Recipe | None) -> str:
+    """A prompt for the snippet: the first one that was previewed, or evaluated, or trained on."""
+    if recipe is not None:
+        if recipe.preview.prompts:
+            return recipe.preview.prompts[0]
+        data = recipe.data
+        sources = (recipe.preview.path, None), (recipe.evaluate.prompts, None)
+        for file, column in (*sources, (data.prompts, data.column)):
+            if file and resolve(file).is_file():
+                from fewstep.data.prompts import read_prompts
+
+                return read_prompts(file, column=column).texts[0]
+    return "a photograph of a lighthouse at dusk"
+
+
+def _scheduler_line(scheduler: Any) -> str:
+    """The scheduler as Python source: its settings that differ from the class's own."""
+    config = dict(scheduler.config)
+    plain = type(scheduler)()
+    changed = {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and plain.config.get(name) != value
+    }
+    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in changed.items())
+    return f"pipe.scheduler = {type(scheduler).__name__}({arguments})"
+
+
+def _literal(value: Any) -> str:
+    """A value as Python source; strings as JSON has them, which cannot end the snippet's fence."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _load_path(teacher: str) -> str:
+    path = resolve(teacher)
+    return str(path.absolute()) if path.exists() else teacher

@@ -1,0 +1,222 @@
+"""Students at rest: read from a run folder, from an exported folder or from a LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep import models
+from fewstep.config import Recipe, StudentRecipe, parse_recipe
+from fewstep.config.migrate import migrated
+from fewstep.export.base import LORA_WEIGHTS, NOTE, Student
+from fewstep.inference.sample import default_size
+from fewstep.models.base import Backbone
+from fewstep.train.checkpoint import store
+from fewstep.train.roles import STUDENT, become_student
+from fewstep.utils import yaml
+from fewstep.utils.errors import FewstepError, unknown
+from fewstep.utils.files import read_json
+from fewstep.utils.hardware import pick_device
+from fewstep.utils.resources import resolve
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """A run folder and the recipe in it."""
+
+    folder: Path
+    recipe: Recipe
+
+    @staticmethod
+    def is_one(folder: Path) -> bool:
+        """Whether a folder is a run's."""
+        return (folder / "config.yaml").is_file()
+
+    @staticmethod
+    def open(folder: str | Path) -> RunFolder:
+        """The run in a folder.
+
+        Raises:
+            FewstepError: It is not a run's folder.
+        """
+        path = Path(folder).expanduser()
+        if not RunFolder.is_one(path):
+            raise FewstepError(
+                f"{folder}: not a run folder (no config.yaml in it)", code="missing-file"
+            )
+        # Not `load_recipe`: the training prompts may be gone by now, and nothing here needs them.
+        text = (path / "config.yaml").read_text(encoding="utf-8")
+        return RunFolder(path, parse_recipe(migrated(yaml.load(text))))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels that the student is distilled at."""
+        return self.recipe.resolution.height, self.recipe.resolution.width
+
+    def load_backbone(
+        self, *, dtype: str = "float32", device: str | None = None, **options: Any
+    ) -> Backbone:
+        """The pretrained model of the run, on the recipe's device unless told otherwise.
+
+        Args:
+            dtype: Name of the torch dtype to hold weights in.
+            device: Where to.
+            options: Settings of the family; they win over the recipe's.
+        """
+        model = self.recipe.model
+        options = {**model.options, **options}
+        # Whether it can be a teacher was decided when the run began.
+        backbone = models.load(model.path, dtype=dtype, teacher=False, **options)
+        return backbone.to(pick_device(device or self.recipe.train.device))
+
+    def load_student(self, backbone: Backbone, which: str | int = "best") -> Student:
+        """The student of a checkpoint, in the backbone's own network.
+
+        It is the running mean of the weights, where the run kept one. Of an adapter, the scale
+        alpha / rank is multiplied into the weights, so that it is right at scale 1 wherever it is
+        loaded.
+
+        Args:
+            backbone: The run's model, freshly loaded.
+            which: `best`, `last`, or a step.
+
+        Raises:
+            FewstepError: The run has no such checkpoint, or its files are damaged.
+        """
+        path = store.find(self.folder, _which(which))
+        state, recipe = store.student_weights(path), self.recipe.student
+        dtype = str(backbone.net.dtype).removeprefix("torch.")
+        if recipe.mode == "lora":
+            state, recipe = _at_scale_one(state, recipe)
+        return Student(
+            backbone=backbone,
+            net=become_student(backbone, recipe, state),
+            adapter=STUDENT if recipe.mode == "lora" else None,
+            step=int(store.read_state(path)["step"]),
+            label=f"{self.folder.name}/{path.name}",
+            folder=self.folder,
+            teacher=self.recipe.model.path,
+            size=self.size,
+            shift=self.recipe.grid.shift,
+            dtype=dtype,
+            options=self.recipe.model.options,
+            recipe=self.recipe,
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is read from, and what its loader is told.
+
+    Attributes:
+        address: A run folder, an exported folder, a LoRA, a diffusers folder or a repo id.
+        which: Of a run: `best`, `last`, or a step; None is `best`.
+        base: Of a LoRA: the model that it belongs to; None: what the folder's own note says.
+        options: Settings of the family; they win over what the folder says.
+    """
+
+    address: str | Path
+    which: str | int | None = None
+    base: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The address as a path."""
+        return resolve(self.address)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What an exported folder says of itself; nothing where it is an ordinary one."""
+        return read_json(self.folder / NOTE) or {}
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it is a folder with LoRA weights."""
+        return (self.folder / LORA_WEIGHTS).is_file()
+
+    @property
+    def has_student(self) -> bool:
+        """Whether a student is there: something that was distilled, or a LoRA."""
+        return RunFolder.is_one(self.folder) or bool(self.note) or self.is_lora
+
+    def mode_and_family(self) -> tuple[str, str]:
+        """Mode ("full" or "lora") and model family of the student there; reads no weights."""
+        if RunFolder.is_one(self.folder):
+            recipe = RunFolder.open(self.folder).recipe
+            return recipe.student.mode, models.family_of(recipe.model.path).name
+        source = self._base() if self.is_lora else self.address
+        return "lora" if self.is_lora else "full", models.family_of(source).name
+
+    def load_backbone(self, *, dtype: str, device: str) -> Backbone:
+        """The pipeline there; of a LoRA, its base model."""
+        source = self._base() if self.is_lora else self.address
+        options = {**self.note.get("options", {}), **self.options}
+        backbone = models.load(source, dtype=dtype, teacher=False, **options)
+        return backbone.to(pick_device(device))
+
+    def load_student(self, *, dtype: str, device: str) -> Student:
+        """The student there.
+
+        Raises:
+            FewstepError: Nothing that can be loaded is there.
+        """
+        if RunFolder.is_one(self.folder):
+            run = RunFolder.open(self.folder)
+            backbone = run.load_backbone(dtype=dtype, device=device, **self.options)
+            return run.load_student(backbone, "best" if self.which is None else self.which)
+        note, backbone = self.note, self.load_backbone(dtype=dtype, device=device)
+        adapter = None
+        if self.is_lora:
+            backbone.load_lora(self.folder)
+            adapter = next(iter(getattr(backbone.net, "peft_config", {"default": None})))
+        height, width = note.get("size") or default_size(backbone)
+        return Student(
+            backbone=backbone,
+            net=backbone.net,
+            adapter=adapter,
+            step=int(note.get("step", 0)),
+            label=str(self.address),
+            folder=self.folder,
+            teacher=str(self._base() if self.is_lora else note.get("base", self.folder.name)),
+            size=(height, width),
+            shift=note.get("shift"),
+            dtype=dtype,
+            options={**note.get("options", {}), **self.options},
+        )
+
+    def _base(self) -> str:
+        base = self.base or self.note.get("base")
+        if base is None:
+            raise FewstepError(
+                f"{self.address}: a LoRA, but no {NOTE} in it says of which model; give base=",
+                code="missing-input",
+            )
+        return str(base)
+
+
+def _which(which: str | int) -> str | int:
+    """`best`, `last`, or the number of a step, also as text."""
+    if isinstance(which, int):
+        return which
+    if which.isdecimal():
+        return int(which)
+    if which not in ("best", "last"):
+        raise unknown("checkpoint", which, ("best", "last"))
+    return which
+
+
+def _at_scale_one(
+    state: Mapping[str, Tensor], recipe: StudentRecipe
+) -> tuple[dict[str, Tensor], StudentRecipe]:
+    lora = recipe.lora
+    if lora is None or lora.alpha is None:
+        return dict(state), recipe
+    scale = lora.alpha / lora.rank
+    scaled = {key: value * scale if ".lora_B." in key else value for key, value in state.items()}
+    plain = lora.model_copy(update={"alpha": None})
+    return scaled, recipe.model_copy(update={"lora": plain})
