@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.report.charts import MOST_POINTS, Series, label, line_chart, thin, ticks
+from fewstep.report.charts import MOST_POINTS, label, line_chart, thin, ticks
 from fewstep.report.curves import charts, read_metrics
 
 NUMBERS = st.floats(-1e6, 1e6).map(lambda value: round(value, 6))
@@ -25,40 +25,54 @@ def test_ticks_span_the_range_with_round_steps(low, width):
     assert digits in "125" or step == pytest.approx(width, rel=1)
 
 
-@given(st.lists(st.tuples(st.integers(0, 500), NUMBERS), min_size=1, max_size=30))
+def line(*values):
+    return {x: {"a": value} for x, value in enumerate(values)}
+
+
+@given(st.dictionaries(st.integers(0, 500), NUMBERS, min_size=1, max_size=30))
 def test_all_points_are_in_the_box(points):
-    chart = line_chart("x", [Series("a", sorted(points))])
+    chart = line_chart("x", {x: {"a": points[x]} for x in sorted(points)})
     left, top, right, bottom = chart.box
-    spots = re.findall(r"[ML](\S+) ([\d.e+-]+)(?=[ML]|$)", chart.paths[0])
+    spots = re.findall(r"[ML](\S+) ([\d.e+-]+)(?=[ML]|$)", chart.lines[0][1])
     assert len(spots) == len(points)
     for x, y in spots:
         assert left - 0.1 <= float(x) <= right + 0.1 and top - 0.1 <= float(y) <= bottom + 0.1
 
 
 def test_values_that_are_not_finite_leave_a_gap():
-    chart = line_chart("x", [Series("a", [(0, 1.0), (1, math.nan), (2, 3.0)])])
-    assert chart.paths[0].count("M") == 2 and "nan" not in chart.paths[0]
-    assert line_chart("x", [Series("a", [(0, math.nan)])]) is None
-    assert line_chart("x", []) is None
+    (_, path), *_ = line_chart("x", line(1.0, math.nan, 3.0)).lines
+    assert path.count("M") == 2 and "nan" not in path
+    assert line_chart("x", line(math.nan)) is None
+    assert line_chart("x", {}) is None
+
+
+def test_a_line_goes_on_where_it_has_no_value():
+    lines = dict(line_chart("x", {0: {"a": 1, "b": 1}, 1: {"b": 2}, 2: {"a": 3, "b": 3}}).lines)
+    assert lines["a"].count("M") == lines["b"].count("M") == 1
+    assert lines["a"].count("L") == 1 and lines["b"].count("L") == 2
+
+
+def test_pointing_anywhere_shows_the_values_of_the_nearest_place():
+    chart = line_chart("x", {0: {"a": 1.0, "b": 2.0}, 10: {"a": math.nan, "b": 3.0}})
+    left, _, right, _ = chart.box
+    (start, middle, x, texts), (again, end, _, others) = chart.strips
+    assert start == x == left and middle == again and end == right
+    assert [text.split() for text in texts] == [["step", "0"], ["a", "1"], ["b", "2"]]
+    assert [text.split() for text in others] == [["step", "10"], ["b", "3"]]
 
 
 def test_many_points_become_means_over_common_strips():
-    lines = [
-        Series("a", [(i, 1.0) for i in range(5000)]),
-        Series("b", [(i, float(i)) for i in range(0, 5000, 2)]),
-    ]
-    a, b = thin(lines)
-    assert len(a.points) == len(b.points) == MOST_POINTS
-    assert [x for x, _ in a.points] == [x for x, _ in b.points]
-    assert {y for _, y in a.points} == {1.0}
-    assert all(abs(x - y) < 5000 / MOST_POINTS for x, y in b.points)
+    rows = {i: {"a": 1.0} | ({"b": float(i)} if i % 2 == 0 else {}) for i in range(5000)}
+    points = thin(rows)
+    assert len(points) == MOST_POINTS and all(len(values) == 2 for values in points.values())
+    assert {values["a"] for values in points.values()} == {1.0}
+    assert all(abs(x - values["b"]) < 5000 / MOST_POINTS for x, values in points.items())
 
 
 def test_wide_positive_ranges_are_logarithmic_where_allowed():
-    points = [(0, 1e-3), (1, 1.0), (2, 1e3)]
-    chart = line_chart("x", [Series("a", points)])
+    chart = line_chart("x", line(1e-3, 1.0, 1e3))
     assert "log" in chart.note and chart.y_ticks[0][1] == "0.001"
-    assert "log" not in line_chart("x", [Series("a", points)], may_log=False).note
+    assert "log" not in line_chart("x", line(1e-3, 1.0, 1e3), may_log=False).note
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,7 @@ def test_figures_are_grouped_into_families():
     row = {"step": 1, "loss/ca": 1, "loss/dm": 2, "loss/fake_teacher": 3, "k/dm": 1}
     row |= {"health/fake_teacher_loss@0.1": 2, "health/teacher_loss@0.1": 1, "preview/score": 1}
     found = {chart.title: chart for chart in charts([row, {**row, "step": 2}])}
-    assert found["Student: loss per objective"].names == ("ca", "dm")
-    assert found["Fake teacher: loss"].names == ("fake teacher",)
+    assert [name for name, _ in found["Student: loss per objective"].lines] == ["ca", "dm"]
+    assert [name for name, _ in found["Fake teacher: loss"].lines] == ["fake teacher"]
     assert found["Gap between the teachers by sigma"].y_ticks[0][1] == "0.9"
     assert "Preview score" in found and "Norm k" in found and "Learning rates" not in found

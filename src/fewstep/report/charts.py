@@ -1,104 +1,89 @@
-"""Line charts as geometry: the template draws what is worked out here, without any script."""
+"""Line charts as static SVG: the geometry is worked out here, the template draws it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 26
-MOST_POINTS = 160  # per line; more are averaged, as a screen cannot show them
-Points = Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line: a name and its points, in order of x. Values that are not finite leave a gap."""
-
-    name: str
-    points: Points
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A value on a line, in pixels, with the text that hovering shows."""
-
-    x: float
-    y: float
-    text: str
-    series: int
-
-
-@dataclass(frozen=True)
-class Hover:
-    """A strip of the chart, and the marks shown while the pointer is over it."""
-
-    left: float
-    width: float
-    x: float
-    title: str
-    marks: tuple[Mark, ...]
-    flip: bool
+LEFT, TOP, RIGHT, BOTTOM = 54, 12, WIDTH - 14, HEIGHT - 26  # where lines are drawn
+MOST_POINTS = 160  # of a line; more are averaged, as a screen cannot show them
+Points: TypeAlias = Mapping[float, Mapping[str, float]]
+"""Values of lines by x and name. A line goes on where a value is missing and breaks at a NaN."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything the template needs to draw one chart, in pixels of the view box."""
+    """Everything that the template needs to draw one chart, in pixels of the view box.
+
+    Attributes:
+        lines: Name and SVG path of each line.
+        x_ticks: Place and label of each.
+        y_ticks: The same.
+        strips: Left and right edge, and what pointing there shows: a place and lines of text.
+        zero: Where zero is, if it is inside.
+    """
 
     title: str
     note: str
-    names: tuple[str, ...]
-    paths: tuple[str, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    hovers: tuple[Hover, ...]
-    zero: float | None = None
-    width: int = WIDTH
-    height: int = HEIGHT
-    box: tuple[int, int, int, int] = field(
-        default=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
-    )  # left, top, right, bottom
+    lines: list[tuple[str, str]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    strips: list[tuple[float, float, float, list[str]]]
+    zero: float | None
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+    box: tuple[int, int, int, int] = (LEFT, TOP, RIGHT, BOTTOM)
 
 
-def line_chart(
-    title: str, series: Sequence[Series], note: str = "", *, may_log: bool = True
-) -> Chart | None:
-    """Chart of some lines over a common x; None where no line has a finite point.
+def line_chart(title: str, points: Points, note: str = "", *, may_log: bool = True) -> Chart | None:
+    """Chart of some lines over a common x; None where no line has a finite value.
 
     The y axis is logarithmic, if it may be, where all values are positive and span more than two
     decades.
     """
-    lines = [one for one in thin(series) if any(math.isfinite(y) for _, y in one.points)]
-    if not lines:
+    points = thin(points)
+    finite = {
+        x: {name: y for name, y in values.items() if math.isfinite(y)}
+        for x, values in points.items()
+    }
+    ys = [y for values in finite.values() for y in values.values()]
+    if not ys:
         return None
-    xs = [x for one in lines for x, _ in one.points]
-    ys = [y for one in lines for _, y in one.points if math.isfinite(y)]
+    names = sorted({name for values in finite.values() for name in values}, key=natural_order)
     log = may_log and min(ys) > 0 and max(ys) / min(ys) > 100
-    x_low, x_high = _widen(min(xs), max(xs))
+    x_low, x_high = _widen(min(points), max(points))
     y_values = log_ticks(min(ys), max(ys)) if log else ticks(*_widen(min(ys), max(ys)))
     y_low, y_high = min(*y_values, *ys), max(*y_values, *ys)
 
     def place_x(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + (x - x_low) / (x_high - x_low) * (RIGHT - LEFT), 1)
 
     def place_y(y: float) -> float:
         low, high, value = map(math.log10, (y_low, y_high, y)) if log else (y_low, y_high, y)
-        return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP), 1)
 
-    placed = [
-        [(place_x(x), place_y(y) if math.isfinite(y) else None) for x, y in one.points]
-        for one in lines
-    ]
+    def path(name: str) -> str:
+        line = ((place_x(x), values[name]) for x, values in points.items() if name in values)
+        return _path((x, place_y(y) if math.isfinite(y) else None) for x, y in line)
+
+    def text(values: Mapping[str, float]) -> list[str]:
+        if len(names) == 1:
+            return [label(y) for y in values.values()]
+        return [f"{name}  {label(values[name])}" for name in names if name in values]
+
+    shown = {x: [f"step {x:.0f}", *text(values)] for x, values in finite.items() if values}
     return Chart(
         title=title,
         note=note + (" (log scale)" if log else ""),
-        names=tuple(one.name for one in lines),
-        paths=tuple(map(_path, placed)),
-        x_ticks=tuple((place_x(x), label(x)) for x in ticks(x_low, x_high) if x_low <= x <= x_high),
-        y_ticks=tuple((place_y(y), label(y)) for y in y_values),
-        hovers=_hovers(lines, placed),
+        lines=[(name, path(name)) for name in names],
+        x_ticks=[(place_x(x), label(x)) for x in ticks(x_low, x_high) if x_low <= x <= x_high],
+        y_ticks=[(place_y(y), label(y)) for y in y_values],
+        strips=_strips({place_x(x): lines for x, lines in shown.items()}),
         zero=place_y(0.0) if not log and y_low < 0 < y_high else None,
     )
 
@@ -111,27 +96,25 @@ def _widen(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def thin(lines: Sequence[Series], most: int = MOST_POINTS) -> list[Series]:
-    """The lines with at most so many points each: means over strips of equal width.
+def thin(points: Points, most: int = MOST_POINTS) -> Points:
+    """At most so many points: means over strips of equal width, the same strips for all lines.
 
-    The strips are the same for all lines, so that their points stay above one another. The mean of
-    a strip skips values that are not finite.
+    The mean of a strip skips values that are not finite; it is NaN where there is no other.
     """
-    if all(len(line.points) <= most for line in lines):
-        return list(lines)
-    xs = [x for line in lines for x, _ in line.points]
-    low, width = min(xs), (max(xs) - min(xs)) / most or 1.0
-    thinned = []
-    for line in lines:
-        strips: dict[int, list[float]] = {}
-        for x, y in line.points:
-            strips.setdefault(min(int((x - low) / width), most - 1), []).append(y)
-        points = [(low + (i + 0.5) * width, _mean(strips[i])) for i in sorted(strips)]
-        thinned.append(Series(line.name, points))
-    return thinned
+    if len(points) <= most:
+        return points
+    low, width = min(points), (max(points) - min(points)) / most
+    strips: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for x, values in points.items():
+        for name, y in values.items():
+            strips[min(int((x - low) / width), most - 1)][name].append(y)
+    return {
+        low + (i + 0.5) * width: {name: _mean(ys) for name, ys in strips[i].items()}
+        for i in sorted(strips)
+    }
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Iterable[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
@@ -160,39 +143,23 @@ def label(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _path(points: Sequence[tuple[float, float | None]]) -> str:
+def natural_order(name: str) -> list[tuple[int, float, str]]:
+    """Sorts `x@0.5` before `x@0.9` and `x@10` after both."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts)]
+
+
+def _path(points: Iterable[tuple[float, float | None]]) -> str:
     parts, pen = [], "M"
     for x, y in points:
-        if y is None:
-            pen = "M"
-            continue
-        parts.append(f"{pen}{x:g} {y:g}")
-        pen = "L"
+        if y is not None:
+            parts.append(f"{pen}{x:g} {y:g}")
+        pen = "M" if y is None else "L"
     return "".join(parts)
 
 
-def _hovers(
-    lines: Sequence[Series], placed: Sequence[Sequence[tuple[float, float | None]]]
-) -> tuple[Hover, ...]:
-    """One strip per x at which any line has a value, reaching halfway to its neighbours."""
-    marks: dict[float, tuple[str, list[Mark]]] = {}
-    for index, (line, spots) in enumerate(zip(lines, placed, strict=True)):
-        for (x, y), (px, py) in zip(line.points, spots, strict=True):
-            if py is not None:
-                text = f"{line.name}  {label(y)}" if len(lines) > 1 else label(y)
-                entry = marks.setdefault(px, (f"step {x:.0f}", []))
-                entry[1].append(Mark(px, py, text, index))
-    xs = sorted(marks)
-    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(xs)), WIDTH - RIGHT]
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return tuple(
-        Hover(
-            left=round(edges[i], 1),
-            width=round(edges[i + 1] - edges[i], 1),
-            x=x,
-            title=marks[x][0],
-            marks=tuple(marks[x][1]),
-            flip=x > middle,
-        )
-        for i, x in enumerate(xs)
-    )
+def _strips(texts: Mapping[float, list[str]]) -> list[tuple[float, float, float, list[str]]]:
+    """One strip for each place with a text, reaching halfway to its neighbours."""
+    xs = sorted(texts)
+    edges = [LEFT, *(round((a + b) / 2, 1) for a, b in pairwise(xs)), RIGHT]
+    return [(*ends, x, texts[x]) for ends, x in zip(pairwise(edges), xs, strict=True)]

@@ -6,15 +6,13 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fewstep.report.charts import Chart, Series, line_chart
+from fewstep.report.charts import Chart, line_chart
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Figures that share a chart: those whose names the pattern fits, and what to say of them."""
 
     title: str
@@ -60,8 +58,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int | float):
-            flat = _flat(row)
-            rows.setdefault(row["step"], {}).update(flat)
+            rows.setdefault(row["step"], {}).update(_flat(row))
     return [rows[step] for step in sorted(rows)]
 
 
@@ -78,14 +75,23 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
     """All families that the rows have something of."""
-    rows = [{**row, **_gaps(row)} for row in rows]
-    names = sorted({name for row in rows for name in row} - {"step"}, key=_natural)
+    rows = [row | _gaps(row) for row in rows]
+    names = {name for row in rows for name in row} - {"step"}
     found = []
     for family in _FAMILIES:
-        fitting = {name: re.fullmatch(family.pattern, name) for name in names}
-        series = [Series(_label(m), _points(rows, name)) for name, m in fitting.items() if m]
-        names = [name for name, match in fitting.items() if not match]
-        chart = line_chart(family.title, series, family.note, may_log=family.log)
+        matches = [match for name in names if (match := re.fullmatch(family.pattern, name))]
+        names -= {match[0] for match in matches}
+        labels = {match[0]: match[match.re.groups].replace("_", " ") for match in matches}
+        points = {
+            row["step"]: {
+                label: row[name]
+                for name, label in labels.items()
+                if name in row and not math.isinf(row[name])
+            }
+            for row in rows
+            if labels.keys() & row.keys()
+        }
+        chart = line_chart(family.title, points, family.note, may_log=family.log)
         if chart is not None:
             found.append(chart)
     return found
@@ -96,18 +102,3 @@ def _gaps(row: dict[str, Any]) -> dict[str, float]:
     fake, true = "health/fake_teacher_loss@", "health/teacher_loss@"
     sigmas = [name.removeprefix(fake) for name in row if name.startswith(fake)]
     return {f"gap@{s}": row[fake + s] - row[true + s] for s in sigmas if true + s in row}
-
-
-def _points(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in rows if name in row and not math.isinf(row[name])]
-
-
-def _label(match: re.Match[str]) -> str:
-    text = match[1] if match.re.groups else match[0]
-    return text.replace("_", " ")
-
-
-def _natural(name: str) -> list[Any]:
-    """Sorts `x@0.5` before `x@0.9` and `x@10` after both."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
-    return [(0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts)]

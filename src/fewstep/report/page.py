@@ -45,6 +45,7 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["figure"] = tables.figure
     page = environment.get_template("report.html.j2").render(_content(folder))
     final = Path(out).expanduser() if out is not None else folder / "report.html"
     write_text(final, page)
@@ -67,7 +68,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "by_steps": pictures.by_steps(folder, evaluation),
         "figures": tables.figure_tables(evaluation),
         "figures_note": tables.figures_note(evaluation),
-        "criteria": tables.criteria_rows(summary),
+        "criteria": summary.get("criteria"),
         "criteria_met": summary.get("criteria_met"),
         "charts": curves.charts(metrics),
         "previews": pictures.previews(folder),
@@ -81,20 +82,19 @@ def _content(folder: Path) -> dict[str, Any]:
 def _facts(
     evaluation: dict[str, Any], summary: dict[str, Any], metrics: list[dict[str, Any]]
 ) -> list[tuple[str, str]]:
-    hardware = summary.get("hardware") or evaluation.get("hardware") or {}
-    facts = [
-        ("Processor", f"{hardware['cpu']}, {hardware['cores']} cores" if hardware else None),
-        ("Accelerator", hardware.get("accelerator")),
-        ("Memory", f"{hardware['memory_gb']} GB" if "memory_gb" in hardware else None),
-        (
-            "Software",
-            f"Python {hardware['python']}, torch {hardware['torch']}" if hardware else None,
-        ),
-        ("Whole run", tables.duration(summary.get("seconds"))),
-        ("Peak memory", tables.gigabytes(summary.get("peak_memory_gb"))),
-        ("Evaluation", tables.duration(evaluation.get("seconds"))),
-        ("Iterations", f"{metrics[-1]['step']:.0f}" if metrics else None),
-        ("Student of step", evaluation.get("step")),
-        ("Written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
-    ]
-    return [(name, str(value)) for name, value in facts if value is not None]
+    facts: dict[str, object] = {}
+    if hardware := summary.get("hardware") or evaluation.get("hardware"):
+        facts["Processor"] = f"{hardware['cpu']}, {hardware['cores']} cores"
+        facts["Accelerator"] = hardware.get("accelerator")
+        facts["Memory"] = f"{hardware['memory_gb']} GB" if "memory_gb" in hardware else None
+        facts["Software"] = f"Python {hardware['python']}, torch {hardware['torch']}"
+    peak = summary.get("peak_memory_gb")
+    facts |= {
+        "Whole run": tables.duration(summary.get("seconds")),
+        "Peak memory": None if peak is None else f"{peak:.2f} GB",
+        "Evaluation": tables.duration(evaluation.get("seconds")),
+        "Iterations": f"{metrics[-1]['step']:.0f}" if metrics else None,
+        "Student of step": evaluation.get("step"),
+        "Written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value is not None]

@@ -33,34 +33,7 @@ class Picture:
         return max(self.width, self.height) < _TINY
 
 
-@dataclass(frozen=True)
-class Column:
-    """One configuration in a gallery."""
-
-    title: str
-    detail: str
-    steps: int
-    focus: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt in a gallery."""
-
-    prompt: str
-    seed: int
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Prompts down, configurations across."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-
-
-def side_by_side(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
+def side_by_side(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """The teacher at its best, the teacher at 4 steps, the student at 4."""
     rows: list[dict[str, Any]] = evaluation["configurations"]
     best = [row for row in rows if row["name"] == evaluation.get("reference")]
@@ -70,37 +43,39 @@ def side_by_side(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
     return _gallery(folder, [*best, *teachers, *students]) if students else None
 
 
-def by_steps(folder: Path, evaluation: dict[str, Any]) -> Gallery | None:
+def by_steps(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """The student at every number of steps that was evaluated."""
     students = [row for row in evaluation["configurations"] if row["model"] == "student"]
     ordered = sorted(students, key=lambda row: row["steps"])
     return _gallery(folder, ordered) if len(ordered) > 1 else None
 
 
-def _gallery(folder: Path, configurations: Sequence[dict[str, Any]]) -> Gallery | None:
+def _gallery(folder: Path, configurations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Prompts down, configurations across; prompts that lack a picture are left out."""
     shown = read_json(folder / "evaluation" / "gallery.json")
     if shown is None or not configurations:
         return None
-    columns = tuple(_column(configuration) for configuration in configurations)
     rows = []
     for index, prompt in enumerate(shown["prompts"]):
         files = [folder / configuration["gallery"][index] for configuration in configurations]
         if all(file.is_file() for file in files):
-            pictures = tuple(picture(file, _LARGEST) for file in files)
-            rows.append(Row(prompt, shown["seed"] + index, pictures))
-    return Gallery(columns, tuple(rows)) if rows else None
+            pictures = [picture(file, _LARGEST) for file in files]
+            rows.append({"prompt": prompt, "seed": shown["seed"] + index, "pictures": pictures})
+    return {"columns": list(map(_column, configurations)), "rows": rows} if rows else None
 
 
-def _column(configuration: dict[str, Any]) -> Column:
-    steps, guided = configuration["steps"], configuration["guidance"] != 1.0
-    who = "Teacher" if configuration["model"] == "teacher" else "Student"
-    count = configuration["evaluations"]
-    evaluations = f"{count} evaluation{'s' if count > 1 else ''}"
-    how = f"guidance {configuration['guidance']:g}" if guided else "no guidance"
+def _column(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Heading of a configuration, and whether it is the one to look at."""
+    model, steps = configuration["model"], configuration["steps"]
+    count, guidance = configuration["evaluations"], configuration["guidance"]
+    how = f"guidance {guidance:g}" if guidance != 1.0 else "no guidance"
     how += "" if configuration.get("own_shift", True) else ", shift changed"
-    focus = configuration["model"] == "student" and steps == 4
-    title = f"{who}, {steps} step{'s' if steps > 1 else ''}"
-    return Column(title, f"{evaluations}, {how}", steps, focus)
+    return {
+        "title": f"{model.title()}, {steps} step{'s' if steps > 1 else ''}",
+        "detail": f"{count} evaluation{'s' if count > 1 else ''}, {how}",
+        "steps": steps,
+        "focus": model == "student" and steps == 4,
+    }
 
 
 def previews(folder: Path) -> dict[str, Any] | None:
@@ -108,8 +83,7 @@ def previews(folder: Path) -> dict[str, Any] | None:
     files = sorted((folder / "previews").glob("*.png"))
     if not files:
         return None
-    last = len(files) - 1
-    picked = sorted({round(i * last / (_SHEETS - 1)) for i in range(_SHEETS)})
+    picked = sorted({round(i * (len(files) - 1) / (_SHEETS - 1)) for i in range(_SHEETS)})
     note = read_json(folder / "previews" / "previews.json") or {}
     sheets = [(_sheet_name(files[i]), picture(files[i], _LARGEST_SHEET)) for i in picked]
     return {"columns": note.get("columns", []), "sheets": sheets}

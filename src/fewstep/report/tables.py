@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fewstep.utils import yaml
 
-_NONE = "–"
 _FOCUS = 4  # evaluations a picture that the student is distilled for
 _MOST_TILES = 6
 _COST = {  # columns that every evaluation has
-    "evaluations": {"label": "Evaluations", "kind": "count"},
-    "seconds_per_image": {"label": "Seconds", "kind": "figure"},
+    "evaluations": {"label": "Evaluations", "percent": False, "detail": "a picture"},
+    "seconds_per_image": {"label": "Seconds", "percent": False, "detail": "a picture"},
 }
 
 
-@dataclass(frozen=True)
-class Heading:
-    """Title of a column and the small print below it."""
+class Table(NamedTuple):
+    """Figures as text.
 
-    title: str
-    detail: str = ""
+    Attributes:
+        headings: Title of each column, and the small print below it.
+        rows: Style (`focus`, `real` or none) and cells of each.
+    """
 
-
-@dataclass(frozen=True)
-class Row:
-    """Cells as text; `kind` is a style: `focus`, `real` or none."""
-
-    cells: tuple[str, ...]
-    kind: str = ""
+    headings: list[tuple[str, str]]
+    rows: list[tuple[str, list[str]]]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Headings and rows."""
-
-    columns: tuple[Heading, ...]
-    rows: tuple[Row, ...]
-
-
-def figure(value: float | None, kind: str = "figure") -> str:
-    """A figure as text: `count`, `share` (in percent) or `figure` (three digits)."""
+def figure(value: float | None, percent: bool = False) -> str:
+    """A figure with three digits, or as a percentage; a count as it is."""
     if value is None:
-        return _NONE
-    if kind == "count":
-        return f"{value:.0f}"
-    if kind == "share":
+        return "–"
+    if percent:
         return f"{value * 100:.1f} %"
+    if isinstance(value, int):
+        return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         digits = 3 if abs(value) < 1 else 2 if abs(value) < 100 else 0
         return f"{value:.{digits}f}"
@@ -63,60 +49,49 @@ def duration(seconds: float | None) -> str | None:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def gigabytes(value: float | None) -> str | None:
-    """Memory as `1.2 GB`; None stays None."""
-    return None if value is None else f"{value:.2f} GB"
-
-
 def figure_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     """The table of all metrics, then one for each further group of figures.
 
-    A row per configuration, and one of real pictures, which shows how good a figure can get.
+    A row per configuration, with a star where it was not drawn now, and one of real pictures, which
+    shows how good a figure can get.
     """
-    rows = [(_mark(row), _kind(row), row | row["figures"]) for row in evaluation["configurations"]]
+    rows = [
+        (_style(row), row["name"] + ("" if row["measured"]["where"] == "now" else " *"), row)
+        for row in evaluation["configurations"]
+    ]
     if evaluation.get("real"):
-        rows.append(("real pictures", "real", evaluation["real"]["figures"]))
+        rows.append(("real", "real pictures", evaluation["real"]))
     columns = evaluation.get("columns", {})
-    groups = dict.fromkeys(column["group"] for column in columns.values()) if rows else {}
+    groups = {column["group"] for column in columns.values()} if rows else set()
     tables = []
-    for group in sorted(groups, key=bool):
+    for group in sorted(groups):  # the empty one, of all metrics, comes first
         shown = {name: column for name, column in columns.items() if column["group"] == group}
-        if not group:
-            shown = {**_COST, **shown}
-        headings = [Heading(column["label"], _small_print(column)) for column in shown.values()]
-        tables.append(
-            Table(
-                (Heading(group or "Configuration"), *headings),
-                tuple(
-                    Row((name, *(_cell(values, key, shown[key]) for key in shown)), kind)
-                    for name, kind, values in rows
-                ),
-            )
-        )
+        shown = shown if group else _COST | shown
+        headings = [(column["label"], _small_print(column)) for column in shown.values()]
+        cells = [
+            (style, [name, *(_cell(row, key, column) for key, column in shown.items())])
+            for style, name, row in rows
+        ]
+        tables.append(Table([(group or "Configuration", ""), *headings], cells))
     return tables
 
 
-def _small_print(column: Mapping[str, Any]) -> str:
-    if "kind" in column:
-        return "a picture"
-    return {True: "higher is better", False: "lower is better"}.get(column["higher_is_better"], "")
-
-
-def _cell(values: Mapping[str, Any], name: str, column: Mapping[str, Any]) -> str:
-    """A figure as text, with its standard error where there is one."""
-    kind = column.get("kind") or ("share" if column["percent"] else "figure")
-    error = values.get(f"{name}_error")
-    text = figure(values.get(name), kind)
-    return text if error is None else f"{text.removesuffix(' %')} ± {figure(error, kind)}"
-
-
-def _mark(row: Mapping[str, Any]) -> str:
-    """A configuration's name, with a star where it was not drawn now."""
-    return row["name"] + ("" if row["measured"]["where"] == "now" else " *")
-
-
-def _kind(row: Mapping[str, Any]) -> str:
+def _style(row: Mapping[str, Any]) -> str:
     return "focus" if row["model"] == "student" and row["steps"] == _FOCUS else ""
+
+
+def _small_print(column: Mapping[str, Any]) -> str:
+    directions = {True: "higher is better", False: "lower is better"}
+    return column.get("detail") or directions.get(column["higher_is_better"], "")
+
+
+def _cell(row: Mapping[str, Any], name: str, column: Mapping[str, Any]) -> str:
+    """A figure as text, with its standard error where there is one."""
+    value, error = (row["figures"].get(key, row.get(key)) for key in (name, f"{name}_error"))
+    text = figure(value, column["percent"])
+    if error is None:
+        return text
+    return f"{text.removesuffix(' %')} ± {figure(error, column['percent'])}"
 
 
 def figures_note(evaluation: Mapping[str, Any]) -> str:
@@ -140,36 +115,23 @@ def figures_note(evaluation: Mapping[str, Any]) -> str:
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """The figures that tell the story: the student at 4 steps beside its teacher at its best."""
     rows = evaluation["configurations"]
-    student = next((row for row in rows if _kind(row)), None)
+    student = next((row for row in rows if _style(row)), None)
     teacher = next((row for row in rows if row["name"] == evaluation.get("reference")), None)
     if student is None or teacher is None:
         return []
-    columns = {
-        **_COST,
-        **{name: c for name, c in evaluation["columns"].items() if not c["group"]},
+    columns = _COST | {
+        k: column for k, column in evaluation["columns"].items() if not column["group"]
     }
-    tiles = []
-    for name, column in columns.items():
-        ours, theirs = (row | row["figures"] for row in (student, teacher))
-        if name in ours and name in theirs:
-            detail = f"{_cell(theirs, name, column)} for the teacher in {teacher['steps']} steps"
-            value = _cell({name: ours[name]}, name, column)
-            label = column["label"] + (" a picture" if name in _COST else "")
-            tiles.append({"name": label, "value": value, "detail": detail})
-    return tiles[:_MOST_TILES]
-
-
-def criteria_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The criteria of summary.json as text."""
+    measured = [row | row["figures"] for row in (student, teacher)]
     return [
         {
-            "label": criterion["label"],
-            "measured": figure(criterion["value"]),
-            "wanted": {"<=": "≤ ", ">=": "≥ "}[criterion["relation"]] + figure(criterion["bound"]),
-            "met": {True: "yes", False: "no", None: "not measured"}[criterion["met"]],
+            "name": f"{column['label']} {column.get('detail', '')}".rstrip(),
+            "value": figure(measured[0][name], column["percent"]),
+            "detail": f"{_cell(teacher, name, column)} for the teacher in {teacher['steps']} steps",
         }
-        for criterion in summary.get("criteria", ())
-    ]
+        for name, column in columns.items()
+        if all(name in figures for figures in measured)
+    ][:_MOST_TILES]
 
 
 def subtitle(recipe: str) -> str:
