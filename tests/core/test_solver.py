@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,10 +53,12 @@ def test_euler_converges_to_the_solution():
 def test_a_simulation_keeps_what_sampling_passes(roles, cond):
     noise = torch.randn(5, 2, 3)
     sigmas = torch.tensor([1.0, 0.8, 0.3, 0.0])
-    trajectory = solver.simulate(roles.student, noise, sigmas, cond)
+    trajectory = solver.simulate(partial(roles.velocity, "student"), noise, sigmas, cond)
     assert trajectory.xt.shape == trajectory.velocity.shape == (3, 5, 2, 3)
     assert torch.equal(trajectory.xt[0], noise)
-    assert torch.equal(trajectory.final, solver.sample(roles.student, noise, sigmas, cond))
+    assert torch.equal(
+        trajectory.final, solver.sample(partial(roles.velocity, "student"), noise, sigmas, cond)
+    )
     for step in range(3):
         sigma = sigmas[step].expand(5)
         assert torch.equal(
@@ -65,18 +69,18 @@ def test_a_simulation_keeps_what_sampling_passes(roles, cond):
 def test_no_gradient_is_recorded(roles, cond):
     noise = torch.randn(5, 2, 3, requires_grad=True)
     sigmas = torch.tensor([1.0, 0.5, 0.0])
-    trajectory = solver.simulate(roles.student, noise, sigmas, cond)
+    trajectory = solver.simulate(partial(roles.velocity, "student"), noise, sigmas, cond)
     assert not trajectory.final.requires_grad
     assert not trajectory.velocity.requires_grad
-    assert not solver.sample(roles.student, noise, sigmas, cond).requires_grad
+    assert not solver.sample(partial(roles.velocity, "student"), noise, sigmas, cond).requires_grad
 
 
 def test_guidance_at_one_is_the_conditional_velocity(roles, cond, null):
     xt, sigma = torch.randn(5, 2, 3), torch.full((5,), 0.5)
     plain = roles.teacher_net(xt, sigma, cond)
     empty = roles.teacher_net(xt, sigma, null)
-    one = solver.guided(roles.teacher, null, 1.0)(xt, sigma, cond)
-    three = solver.guided(roles.teacher, null, 3.0)(xt, sigma, cond)
+    one = solver.guided(partial(roles.velocity, "teacher"), null, 1.0)(xt, sigma, cond)
+    three = solver.guided(partial(roles.velocity, "teacher"), null, 3.0)(xt, sigma, cond)
     torch.testing.assert_close(one, plain)
     torch.testing.assert_close(three, empty + 3 * (plain - empty))
     assert roles.calls["teacher"] == 4

@@ -27,7 +27,7 @@ from fewstep.inference import load
 from fewstep.train import distill, distributed
 from fewstep.train.checkpoint import store
 from fewstep.train.distributed import ProcessGroup
-from fewstep.train.monitor.logger import METRICS, last_step
+from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
 from fewstep.train.signals import Interrupts
 from fewstep.utils.errors import FewstepError
 
