@@ -186,7 +186,7 @@ class Roles(ABC):
     def backward(self, name: str, loss: Tensor) -> None:
         """Backward pass into a trained network; adapters take gradients only while in force."""
         with nullcontext() if name in self.modules else self.active(name):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
     def discard_gradients(self, *, keep: str) -> None:
         """Drop gradients that a backward pass has left in other trained networks than `keep`."""

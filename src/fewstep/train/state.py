@@ -27,7 +27,8 @@ from fewstep.train.memory.offload import encoders_alone, leave_vae, refuse_shard
 from fewstep.train.memory.quantization import quantize
 from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Logger, SilentLogger
-from fewstep.train.monitor.previews import Preview, preview_score
+from fewstep.train.monitor.preview_scores import preview_score
+from fewstep.train.monitor.previews import Preview
 from fewstep.train.optim import Ema, LRSchedule
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
 from fewstep.train.step import Algorithm, TrainState
