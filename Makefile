@@ -1,7 +1,7 @@
 # Each target finds or makes its own Python environment (tools/python.sh); nothing needs to be installed before.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format env clean
+.PHONY: help demo demo-full test test-slow lint format env clean
 
 # Tests share the cores, a file at a time, with one torch thread each: several processes make multi-threaded torch
 # many times slower.
@@ -10,7 +10,8 @@ SHARED = -n auto --maxprocesses 8 --dist loadfile
 ONE = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 help:
-	@echo "make demo       distil the embedded tiny pipeline on this machine and write runs/demo/report.html"
+	@echo "make demo       distil the embedded tiny pipeline in five minutes and write runs/demo/report.html"
+	@echo "make demo-full  the same with more updates and more prompts, the teacher drawn anew"
 	@echo "make test       lint, types and the quick tests (what .ci/run runs)"
 	@echo "make test-slow  the long tests"
 	@echo "make lint       ruff, format check, mypy"
@@ -23,6 +24,9 @@ env:
 
 demo:
 	@$(RUN) "$$py" -m fewstep demo $(ARGS)
+
+demo-full:
+	@$(RUN) "$$py" -m fewstep demo --recipe demo-full $(ARGS)
 
 test: lint
 	@$(RUN) $(ONE) "$$py" -m pytest $(SHARED) $(ARGS)
