@@ -125,7 +125,7 @@ def test_memory_follows_the_mode(configs, recipe_of):
     ("sections", "code"),
     [
         ({"objectives": [{"name": "ca_embedded"}]}, "mismatch"),
-        ({"resolution": {"height": 60, "width": 64}}, "invalid"),
+        ({"resolution": {"height": 60, "width": 64}}, "out-of-range"),
         ({"model": {"path": "CONFIGS", "options": {"max_length": 3}}}, "unknown-name"),
     ],
 )
