@@ -22,6 +22,7 @@ from step import hardware_name
 from fewstep.utils.hardware import describe
 
 HIDDEN, LAYERS = 384, 6
+NEVER = 10**6
 LORA = ["student.mode=lora", "student.lora.rank=8"]
 ROLES = ("student", "fake_teacher", "teacher")
 LOW = ["model.dtype=bfloat16"]
@@ -82,11 +83,8 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
 
     from fewstep.config import Recipe, parse_recipe
     from fewstep.config.strict import apply_override
-    from fewstep.core.noise import Draws
     from fewstep.planning.memory_tracker import MemoryTracker
-    from fewstep.train.state import build, check
-    from fewstep.train.step import iteration
-    from fewstep.train.trainer import _batch
+    from fewstep.train.trainer import Trainer
 
     data = {
         "model": {"path": str(folder), "options": {"max_sequence_length": 16}},
@@ -94,27 +92,34 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
         "resolution": {"height": 64, "width": 64},
         "grid": {"name": "random", "max_steps": 2},
         "objectives": [{"name": "dm"}],
-        "train": {"steps": 2},
+        "train": {"steps": 4},
         "student": {"every": 1},
-        "preview": {"count": 1},
-        "health": {"count": 1},
+        "preview": {"every": NEVER, "count": 1, "teacher": {"steps": 1}},
+        "checkpoint": {"every": NEVER},
+        "health": {"every": NEVER, "count": 1},
     }
     for override in overrides:
         apply_override(data, override, Recipe)
-    recipe = parse_recipe(data)
-    run = build(recipe, folder / "run", check(recipe), Console(file=io.StringIO()))
-    with MemoryTracker() as live:
-        nets = {id(net): net for net in map(run.train_state.roles.net, ROLES)}
-        for net in (*nets.values(), run.backbone.pipe.vae):
-            live.watch(net.state_dict().values())
-        if run.train_state.ema is not None:
-            live.watch(run.train_state.ema.weights.values())
-        for step in range(2):
-            draws = Draws(0, step, run.backbone.device)
-            iteration(run.train_state, _batch(run), draws, run.algorithm)
-    if torch.cuda.is_available():
-        return {"mb": torch.cuda.max_memory_allocated() / 1e6}
-    return {"mb": live.peak / 1e6}
+    recipe, console = parse_recipe(data), Console(file=io.StringIO())
+    with tempfile.TemporaryDirectory() as out, Trainer(recipe, out, console=console) as trainer:
+        trainer.step()  # also draws a preview, which is not to be counted
+        run = trainer.state
+        state = run.train_state
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with MemoryTracker() as tracker:
+            nets = {id(net): net for net in map(state.roles.net, ROLES)}
+            for net in (*nets.values(), run.backbone.pipe.vae):
+                tracker.watch(net.state_dict().values())
+            for optimizer in state.optimizers.values():
+                tracker.watch(optimizer.tensors().values())
+            if state.ema is not None:
+                tracker.watch(state.ema.weights.values())
+            for _ in range(2):
+                trainer.step()
+        if torch.cuda.is_available():
+            return {"mb": torch.cuda.max_memory_allocated() / 1e6}
+    return {"mb": tracker.peak / 1e6}
 
 
 def main() -> None:

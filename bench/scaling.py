@@ -139,23 +139,18 @@ def work(recipe_file: Path, out: Path) -> None:
     from rich.console import Console
 
     from fewstep.config import load_recipe
-    from fewstep.train.distributed import init_distributed
-    from fewstep.train.state import build, check
-    from fewstep.train.trainer import advance
+    from fewstep.train.trainer import Trainer
 
-    recipe, console = load_recipe(recipe_file), Console(quiet=True)
-    out.mkdir(exist_ok=True)
+    recipe = load_recipe(recipe_file)
     walls, cpus = [], []
-    with init_distributed(recipe.parallel, recipe.data, "cpu") as processes:
-        run = build(recipe, out, check(recipe), console, processes)
-        with run.log.opened(0):
-            for _ in range(recipe.train.steps):
-                wall, cpu = time.perf_counter(), time.process_time()
-                advance(run)
-                walls.append(time.perf_counter() - wall)
-                cpus.append(time.process_time() - cpu)
+    with Trainer(recipe, out, console=Console(quiet=True)) as trainer:
+        for _ in range(recipe.train.steps):
+            wall, cpu = time.perf_counter(), time.process_time()
+            trainer.step()
+            walls.append(time.perf_counter() - wall)
+            cpus.append(time.process_time() - cpu)
+        processes = trainer.state.processes
         each = processes.gather(cpus) if processes.size > 1 else [cpus]
-        run.saving.wait()
     if processes.first:
         cpus = [sum(row) for row in zip(*each, strict=True)]
         middle = {"wall_s": walls[WARM:-1], "cpu_s": cpus[WARM:-1]}  # the last one also saves
