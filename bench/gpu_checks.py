@@ -330,7 +330,8 @@ def _on_base(base: str, size: Size) -> dict[str, Any]:
 @torch.no_grad()
 def encoders(size: Size) -> dict[str, Any]:
     """Activations that `fewstep plan` leaves out: T5-XXL on prompts, the VAE on 1024 x 1024."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import paths  # noqa: F401
+
     from published import KL16, T5_XXL
 
     toy = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4}

@@ -1,7 +1,6 @@
 """What bench/gpu.py measures: networks of published sizes, or toys of them, with random weights."""
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -48,7 +47,8 @@ TOYS: dict[str, dict[str, Any]] = {
 
 def write_configs(model: str, folder: Path, *, tiny: bool) -> None:
     """A published model's folder: its network and scheduler, of which only configurations."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import paths  # noqa: F401
+
     from published import MODELS
 
     known = MODELS[model]

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 from step import hardware_name
 

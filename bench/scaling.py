@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import paths  # noqa: F401
 from step import hardware_name
 
 from fewstep.utils.hardware import describe

@@ -13,6 +13,7 @@ import argparse
 from fractions import Fraction
 
 import numpy as np
+import paths  # noqa: F401
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
