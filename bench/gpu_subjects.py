@@ -16,7 +16,7 @@ from fewstep import models
 from fewstep.config import Recipe, load_recipe
 from fewstep.core.types import Conditioning
 from fewstep.models import Backbone
-from fewstep.planning.dry_run import build_objectives
+from fewstep.objectives import build_all
 from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.suggestions import Estimate
 from fewstep.train.distributed import SINGLE
@@ -128,7 +128,7 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     """What a shipped recipe trains, of a model's sizes; it is planned before it has values."""
     settings = [*size.overrides, "data.accumulate=1", *overrides]
     recipe = load_recipe(f"package://fewstep.recipes/{name}.yaml", settings, files=False)
-    objectives, count = build_objectives(recipe), recipe.data.batch_size
+    objectives, count = build_all(recipe), recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_configs(model, Path(folder), tiny=size.tiny)
         backbone = models.load_meta(folder, **recipe.model.options)

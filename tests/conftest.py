@@ -146,7 +146,7 @@ def make_run(tmp_path_factory, pipeline_folder):
         from fewstep.train.roles import Roles
 
         backbone = models.load(pipeline_folder, max_sequence_length=16)
-        start = Roles.build(backbone, recipe, seed=0).student_state()
+        start = Roles.build(backbone, recipe, seed=0).state("student")
         generator = torch.Generator().manual_seed(1)
         return {
             step: ({"student": start, "ema": _moved(start, generator)}, score)

@@ -12,9 +12,8 @@ import pytest
 import published
 from fewstep import cli, models, recipes
 from fewstep.config import load_recipe
-from fewstep.objectives import refuse_unsupported
+from fewstep.objectives import build_all, refuse_unsupported
 from fewstep.planning import dry_run
-from fewstep.planning.dry_run import build_objectives
 
 EXPECTED = {
     "SD3-Medium",
@@ -118,7 +117,7 @@ def test_every_recipe_can_be_walked_through(name, folders):
     path = load_recipe(recipes.find(name), files=False).model.path
     recipe = load_recipe(recipes.find(name), [f"model.path={folders(path)}"], files=False)
     found = dry_run(recipe, walk=False)
-    refuse_unsupported(build_objectives(recipe), _guidance(found.family), found.family)
+    refuse_unsupported(build_all(recipe), _guidance(found.family), found.family)
     few, anchors = found.few_step, found.anchors
     assert few[-1] == 0 and all(a > b for a, b in pairwise(few))
     assert few[0] >= anchors[0] > anchors[1] > 0

@@ -145,7 +145,7 @@ def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
 
     run = make_run(*LORA, AGAIN, "memory.base=int8", "student.every=1")
     advance(run)
-    state = run.train_state.roles.student_state()
+    state = run.train_state.roles.state("student")
     model = run.recipe.model
     fresh = models.load(model.path, **model.options)
     net = become_student(fresh, run.recipe.student, state)

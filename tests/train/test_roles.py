@@ -120,7 +120,7 @@ def test_an_adapter_is_right_at_scale_one(make_run, point):
     shake(run, STUDENT)
     student = ask(run, STUDENT, point)
     merged = copy.deepcopy(run.backbone.net)
-    state = run.train_state.roles.student_state()
+    state = run.train_state.roles.state("student")
     with torch.no_grad():
         for name, module in merged.named_modules():
             if f"{name}.lora_A.weight" in state:
@@ -140,7 +140,7 @@ def test_a_saved_student_comes_back(mode, make_run, point):
     student = ask(run, STUDENT, point).detach()
     recipe = run.recipe
     fresh = models.load(recipe.model.path, **recipe.model.options)
-    net = become_student(fresh, recipe.student, run.train_state.roles.student_state())
+    net = become_student(fresh, recipe.student, run.train_state.roles.state("student"))
     assert net is fresh.net and not any(p.requires_grad for p in net.parameters())
     cond = run.encoder.encode(["a ring", "a star"])
     assert torch.equal(fresh.velocity(net, *point, cond), student)
@@ -149,7 +149,7 @@ def test_a_saved_student_comes_back(mode, make_run, point):
 def test_weights_of_another_model_are_refused(make_run):
     run = make_run(*LORA)
     parameters = run.train_state.roles.parameters(STUDENT)
-    state = run.train_state.roles.student_state()
+    state = run.train_state.roles.state("student")
     name = next(iter(state))
     with pytest.raises(FewstepError, match="weights of another model"):
         load_parameters(parameters, {k: v for k, v in state.items() if k != name})

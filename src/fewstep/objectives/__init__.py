@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fewstep.config import Recipe
 from fewstep.config.strict import ConfigError, explain
 from fewstep.objectives.base import (
     AnchorBatch,
@@ -27,6 +28,7 @@ from fewstep.objectives.base import (
     refuse_unsupported,
 )
 from fewstep.objectives.queries import Asking, Networks, Prediction, Query, drive
+from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "TrainedNetwork",
     "available",
     "build",
+    "build_all",
     "by_site",
     "contexts",
     "drive",
@@ -92,3 +95,18 @@ def build(name: str, **settings: object) -> Objective:
         return model.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"objective {name!r}: {explain(error, model)}") from error
+
+
+def build_all(recipe: Recipe) -> list[Objective]:
+    """A recipe's objectives.
+
+    Raises:
+        ConfigError: One is unknown or has settings that do not fit; one line says which.
+    """
+    built = []
+    for number, each in enumerate(recipe.objectives):
+        try:
+            built.append(build(each.name, **each.settings))
+        except FewstepError as error:
+            raise ConfigError(f"objectives.{number}: {error}") from error
+    return built

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fewstep import models, objectives
-from fewstep.config import ConfigError, Recipe, missing_files
+from fewstep.config import Recipe, missing_files
 from fewstep.core.schedules import RandomGrid, few_step_sigmas, with_shift
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
@@ -19,7 +19,6 @@ from fewstep.planning.files import File, files_of
 from fewstep.planning.memory import Item, peak
 from fewstep.planning.parameters import Parameters
 from fewstep.planning.suggestions import Estimate
-from fewstep.utils.errors import FewstepError
 from fewstep.utils.tables import Table, text_tables
 
 STEPS = 4
@@ -159,7 +158,7 @@ def load_checked(recipe: Recipe) -> tuple[Backbone, list[Objective]]:
     Raises:
         FewstepError: A run would be refused, since they do not exist or do not go together.
     """
-    built = build_objectives(recipe)
+    built = objectives.build_all(recipe)
     model, size = recipe.model, recipe.resolution
     backbone = models.load_meta(model.path, force=model.force, **model.options)
     takes_guidance = "guidance" in dummy_conditioning(backbone, 1, torch.float32).tensors
@@ -167,21 +166,6 @@ def load_checked(recipe: Recipe) -> tuple[Backbone, list[Objective]]:
     objectives.refuse_unsupported(built, guidance, backbone.name)
     backbone.effective_shift(recipe.grid.shift, size.height, size.width)
     return backbone, built
-
-
-def build_objectives(recipe: Recipe) -> list[Objective]:
-    """The recipe's objectives.
-
-    Raises:
-        ConfigError: One is unknown or has settings that do not fit; one line says which.
-    """
-    built = []
-    for number, objective in enumerate(recipe.objectives):
-        try:
-            built.append(objectives.build(objective.name, **objective.settings))
-        except FewstepError as error:
-            raise ConfigError(f"objectives.{number}: {error}") from error
-    return built
 
 
 def grid_ranges(

@@ -195,10 +195,6 @@ class Roles(ABC):
                 for parameter in self.parameters(name).values():
                     parameter.grad = None
 
-    def student_state(self) -> dict[str, Tensor]:
-        """The student's trained weights by name, detached."""
-        return {name: p.detach() for name, p in self.parameters(STUDENT).items()}
-
 
 class _Full(Roles):
     """Three networks; the teacher is the backbone's own."""

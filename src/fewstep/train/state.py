@@ -14,7 +14,6 @@ from torch import Tensor
 from fewstep import __version__, models, objectives
 from fewstep.config import ConfigError, OptimizerRecipe, Recipe, parse_recipe
 from fewstep.config.migrate import migrated
-from fewstep.core.schedules import Shift
 from fewstep.data.embeddings import Embeddings, StoredEncoder
 from fewstep.data.precompute import stored
 from fewstep.data.prompts import Encoder, Order, Prompts, read_prompts
@@ -48,6 +47,7 @@ _MAY_CHANGE = (
     "log",
     "evaluate",
     "card",
+    "criteria",
     "memory.offload_optimizer",
     "memory.offload_ema",
     "memory.offload_vae",
@@ -64,6 +64,11 @@ class ValidatedRecipe:
     preview_prompts: list[str]
     device: torch.device
     embeddings: Embeddings | None = None
+
+    @property
+    def encoded(self) -> list[str]:
+        """All prompts that a run encodes."""
+        return [*self.prompts.distinct, *self.preview_prompts]
 
 
 @dataclass(eq=False)
@@ -119,18 +124,13 @@ def check(recipe: Recipe) -> ValidatedRecipe:
         FewstepError: Something is not there; one line says what.
     """
     preview_score(recipe.preview.score)
-    found = []
-    for number, each in enumerate(recipe.objectives):
-        try:
-            found.append(objectives.build(each.name, **each.settings))
-        except FewstepError as error:
-            raise ConfigError(f"objectives.{number}: {error}") from error
+    built = objectives.build_all(recipe)
     data = recipe.data
     prompts = read_prompts(data.prompts, column=data.column, split=data.split)
     device = pick_device(recipe.train.device, "train.device")
     previewed = _preview_prompts(recipe, prompts)
     embeddings = stored(recipe, prompts.distinct, previewed) if data.cache is not None else None
-    return ValidatedRecipe(found, prompts, previewed, device, embeddings)
+    return ValidatedRecipe(built, prompts, previewed, device, embeddings)
 
 
 def build(
@@ -140,7 +140,7 @@ def build(
     console: Console,
     processes: ProcessGroup = SINGLE,
 ) -> Run:
-    """Load the model and put a run processes, at step 0; writes nothing."""
+    """Load the model and put a run together, at step 0; writes nothing."""
     kind = Logger if processes.first else SilentLogger
     log = kind(folder, recipe, console=console)
     wanted = recipe.model
@@ -162,11 +162,12 @@ def build(
     objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.effective_shift(recipe.grid.shift, *size)
-    previews, model = folder / PREVIEWS, digest_model(backbone.source)
+    watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
+    model, embeddings = digest_model(backbone.source), validated.embeddings
     preview = Preview(
         recipe,
         backbone,
-        previews,
+        folder / PREVIEWS,
         prompts=validated.preview_prompts,
         model=model,
         processes=processes,
@@ -182,27 +183,16 @@ def build(
         order=Order(validated.prompts.texts, recipe.train.seed),
         encoder=encoder,
         preview=preview,
-        health=_health(recipe, encoder, validated, shape, shift),
+        health=Health(recipe.health, watched, latent_shape=shape, shift=shift),
         log=log,
         identity={
             "prompts": validated.prompts.digest,
             "model": model,
-            "embeddings": _digest_of_embeddings(validated),
+            "embeddings": embeddings.digest(validated.encoded) if embeddings is not None else None,
         },
         saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes),
         processes=processes,
     )
-
-
-def _health(
-    recipe: Recipe,
-    encoder: Encoder | StoredEncoder,
-    validated: ValidatedRecipe,
-    shape: tuple[int, ...],
-    shift: Shift,
-) -> Health:
-    watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
-    return Health(recipe.health, watched, latent_shape=shape, shift=shift)
 
 
 def _encoder(
@@ -214,14 +204,8 @@ def _encoder(
     if recipe.data.encode_ahead:
         with encoders_alone(backbone):  # both at once need not fit the device
             backbone.to(validated.device)
-            encoder.encode_all([*validated.prompts.distinct, *validated.preview_prompts])
+            encoder.encode_all(validated.encoded)
     return encoder
-
-
-def _digest_of_embeddings(validated: ValidatedRecipe) -> str | None:
-    if validated.embeddings is None:
-        return None
-    return validated.embeddings.digest([*validated.prompts.distinct, *validated.preview_prompts])
 
 
 def _train_state(
