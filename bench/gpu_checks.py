@@ -191,7 +191,7 @@ def _repeated(size: Size) -> dict[str, Any]:
 
 COMMON = (
     "checkpoint.every=3", "checkpoint.keep_last=9", "preview.every=3", "preview.count=2",
-    "preview.rows=2", "preview.teacher.steps=2", "preview.score=drift", "health.every=3",
+    "preview.teacher.steps=2", "preview.score=drift", "health.every=3",
     "health.count=2", "train.cooldown=0",
 )  # fmt: skip
 KINDS = {

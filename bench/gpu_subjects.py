@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep import models
-from fewstep.config import Recipe, load_recipe
+from fewstep.config import Recipe
 from fewstep.core.types import Conditioning
 from fewstep.models import Backbone
 from fewstep.objectives import build_all
@@ -127,7 +127,7 @@ class Subject:
 def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     """What a shipped recipe trains, of a model's sizes; it is planned before it has values."""
     settings = [*size.overrides, "data.accumulate=1", *overrides]
-    recipe = load_recipe(f"package://fewstep.recipes/{name}.yaml", settings, files=False)
+    recipe = Recipe.named(name, settings)
     objectives, count = build_all(recipe), recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_configs(model, Path(folder), tiny=size.tiny)

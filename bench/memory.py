@@ -82,8 +82,7 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
     """Two iterations in this process; its memory in 1e6 bytes."""
     from rich.console import Console
 
-    from fewstep.config import Recipe, parse_recipe
-    from fewstep.config.strict import apply_override
+    from fewstep.config import Recipe
     from fewstep.planning.memory_tracker import MemoryTracker
     from fewstep.train.trainer import Trainer
 
@@ -99,9 +98,7 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
         "checkpoint": {"every": NEVER},
         "health": {"every": NEVER, "count": 1},
     }
-    for override in overrides:
-        apply_override(data, override, Recipe)
-    recipe, console = parse_recipe(data), Console(file=io.StringIO())
+    recipe, console = Recipe.from_values(data, overrides), Console(file=io.StringIO())
     with tempfile.TemporaryDirectory() as out, Trainer(recipe, out, console=console) as trainer:
         trainer.step()  # also draws a preview, which is not to be counted
         run = trainer.state

@@ -139,10 +139,10 @@ def work(recipe_file: Path, out: Path) -> None:
     """What each process does: iterate; the first one prints how long it took."""
     from rich.console import Console
 
-    from fewstep.config import load_recipe
+    from fewstep.config import Recipe
     from fewstep.train.trainer import Trainer
 
-    recipe = load_recipe(recipe_file)
+    recipe = Recipe.from_file(recipe_file)
     walls, cpus = [], []
     with Trainer(recipe, out, console=Console(quiet=True)) as trainer:
         for _ in range(recipe.train.steps):

@@ -154,7 +154,7 @@ def make_run(tmp_path_factory, pipeline_folder):
         }
 
     def make(mode="full", **sections):
-        from fewstep.config import dump_recipe, parse_recipe
+        from fewstep.config import Recipe
         from fewstep.train.checkpoint import store
 
         folder = tmp_path_factory.mktemp("runs") / "run"
@@ -169,10 +169,10 @@ def make_run(tmp_path_factory, pipeline_folder):
             "student": {"mode": mode, **({"lora": {"rank": 2}} if mode == "lora" else {})},
             "train": {"steps": 4},
         }
-        recipe = parse_recipe({**data, **sections})
+        recipe = Recipe.from_values({**data, **sections})
         for step, (groups, score) in students(recipe.student).items():
             store.save(folder / "checkpoints", step, groups, {"score": score})
-        (folder / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        (folder / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         return folder
 
     return make

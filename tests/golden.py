@@ -49,9 +49,8 @@ FULL: dict[str, Any] = {
     "checkpoint": {"every": 3, "keep_last": 1, "keep_best": 0},
     "preview": {
         "every": 3,
-        "path": "package://fewstep.toyworld/data/prompts/preview.txt",
+        "prompts": "package://fewstep.toyworld/data/prompts/preview.txt",
         "count": 2,
-        "rows": 2,
         "teacher": {"steps": 2, "guidance": 2.0},
     },
     "health": {"every": 3, "count": 2, "sigmas": [0.3, 0.7]},

@@ -30,7 +30,7 @@ resolution: {height: 64, width: 64}
 objectives: [{name: dm}]
 student: {every: 1}
 train: {steps: 1, warmup: 0}
-preview: {every: 1, count: 2, rows: 2, teacher: {steps: 2}}
+preview: {every: 1, count: 2, teacher: {steps: 2}}
 health: {every: 2, count: 2}
 evaluate:
   prompts: PROMPTS

@@ -12,8 +12,8 @@ import typer
 
 from fewstep.cli import app
 from fewstep.config import Recipe
-from fewstep.config.strict import apply_override
-from fewstep.recipes import find
+from fewstep.config.shipped import find
+from fewstep.config.strict import parse_override, set_value
 from fewstep.utils import yaml
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
@@ -63,5 +63,5 @@ def test_the_command_is_one(path: Path):
     find(given["recipe"])
     data: dict = {}
     for override in given["overrides"] or ():
-        apply_override(data, override, Recipe)
+        set_value(data, *parse_override(override), Recipe)
     Recipe.model_fields["parallel"].annotation.model_validate(data.get("parallel", {}))

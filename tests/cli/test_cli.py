@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from fewstep import cli, recipes
+from fewstep import cli
 from fewstep.cli import doctor
-from fewstep.config import load_recipe
+from fewstep.config import Recipe, shipped
 from fewstep.objectives import build
 from fewstep.utils.checks import check_folder
 from fewstep.utils.errors import FewstepError
@@ -28,7 +28,7 @@ objectives: [{name: ca}, {name: dm}, {name: cdm}]
 student: {every: 1}
 train: {steps: 2, warmup: 0}
 checkpoint: {every: 1}
-preview: {every: 2, count: 2, rows: 2, teacher: {steps: 2}}
+preview: {every: 2, count: 2, teacher: {steps: 2}}
 health: {every: 2, count: 2}
 evaluate:
   prompts: PROMPTS
@@ -315,21 +315,21 @@ def test_distill_resumes_and_refuses_to_overwrite(tiny, capsys, tmp_path):
 # ------------------------------------------------------------------------------ recipes
 
 
-@pytest.mark.parametrize("name", recipes.available())
+@pytest.mark.parametrize("name", shipped.available())
 def test_every_recipe_is_valid(name, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
     yours = [] if name.startswith("demo") else [f"data.prompts={prompts}"]
-    given = load_recipe(recipes.find(name), yours)
+    given = Recipe.named(name, yours)
     assert given.objectives
     for objective in given.objectives:
         assert build(objective.name, **objective.settings).name == objective.name
-    text = recipes.find(name).read_text(encoding="utf-8")
+    text = shipped.find(name).read_text(encoding="utf-8")
     assert text.startswith("#"), "a recipe begins with what it is for and its command"
 
 
 def test_recipes_nobody_ran_say_so():
-    for name in recipes.available():
+    for name in shipped.available():
         if not name.startswith("demo"):
-            text = recipes.find(name).read_text(encoding="utf-8")
+            text = shipped.find(name).read_text(encoding="utf-8")
             assert "untested at full size here" in text

@@ -10,8 +10,8 @@ import diffusers
 import pytest
 
 import published
-from fewstep import cli, models, recipes
-from fewstep.config import load_recipe
+from fewstep import cli, models
+from fewstep.config import Recipe, shipped
 from fewstep.objectives import build_all, refuse_unsupported
 from fewstep.planning import dry_run
 
@@ -34,7 +34,7 @@ EXPECTED = {
     "AuraFlow",
     "Wan 2.1 T2V 1.3B",
 }
-REAL = [name for name in recipes.available() if not name.startswith("demo")]
+REAL = [name for name in shipped.available() if not name.startswith("demo")]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_every_family_has_a_recipe(capsys):
 
 
 LISTED = {each.repo: each for family in models.available() for each in family.models}
-WALKED = {load_recipe(recipes.find(name), files=False).model.path for name in REAL}
+WALKED = {Recipe.named(name).model.path for name in REAL}
 
 
 @pytest.mark.parametrize("repo", sorted(set(published.MODELS) - WALKED))
@@ -114,8 +114,8 @@ def test_sizes_without_a_recipe_are_as_listed(repo, folders):
 
 @pytest.mark.parametrize("name", REAL)
 def test_every_recipe_can_be_walked_through(name, folders):
-    path = load_recipe(recipes.find(name), files=False).model.path
-    recipe = load_recipe(recipes.find(name), [f"model.path={folders(path)}"], files=False)
+    path = Recipe.named(name).model.path
+    recipe = Recipe.named(name, [f"model.path={folders(path)}"])
     found = dry_run(recipe, walk=False)
     refuse_unsupported(build_all(recipe), _guidance(found.family), found.family)
     few, anchors = found.few_step, found.anchors
@@ -124,16 +124,16 @@ def test_every_recipe_can_be_walked_through(name, folders):
     assert found.parameters.network / 1e9 == pytest.approx(LISTED[path].parameters, rel=0.02)
     assert 0 < found.parameters.trained <= found.parameters.network
     assert found.evaluations.total > found.evaluations.backward > 1
-    assert f"fewstep distill {name}" in recipes.find(name).read_text(encoding="utf-8")
+    assert f"fewstep distill {name}" in shipped.find(name).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_memory_is_as_the_recipe_says(name, folders):
-    path = load_recipe(recipes.find(name), files=False).model.path
-    recipe = load_recipe(recipes.find(name), [f"model.path={folders(path)}"], files=False)
+    path = Recipe.named(name).model.path
+    recipe = Recipe.named(name, [f"model.path={folders(path)}"])
     found = dry_run(recipe)
-    text = recipes.find(name).read_text(encoding="utf-8")
+    text = shipped.find(name).read_text(encoding="utf-8")
     if counted := re.search(r"Memory: about (\d+) GB", text):
         assert float(counted[1]) == pytest.approx(found.training_bytes / 1e9, rel=0.1, abs=1)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from fewstep import models
-from fewstep.config import dump_recipe, parse_recipe
+from fewstep.config import Recipe
 from fewstep.core.schedules import few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.inference.load import export_model, open_model
@@ -305,7 +305,7 @@ def recipe_for(tiny, backbone, folder, mode):
     )
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
-    return parse_recipe(
+    return Recipe.from_values(
         {
             "model": {"path": str(folder), "options": dict(tiny.options)},
             "data": {"prompts": str(prompts), "batch_size": 2},
@@ -340,7 +340,7 @@ def test_it_is_distilled_exported_and_drawn(tiny, backbone, folder, tmp_path, mo
     """Training moves student and fake teacher only; what is exported draws what is sampled."""
     recipe, place = recipe_for(tiny, backbone, folder, mode), tmp_path / "run"
     place.mkdir()
-    (place / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    (place / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     run = build(recipe, place, check(recipe), Console(file=io.StringIO()))
     roles = run.train_state.roles
     before = {role: copies(roles.parameters(role)) for role in ("student", "fake_teacher")}

@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-from fewstep.config import ConfigError, load_recipe
+from fewstep.config import ConfigError, Recipe
 from fewstep.config.criteria import CriterionRecipe
 from fewstep.evaluation import judge, summarize
 from fewstep.evaluation.criteria import all_met
-from fewstep.recipes import find
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_json
 
@@ -109,11 +108,11 @@ def test_a_name_stands_for_one_criterion(make_run):
 
 
 def test_the_demo_alone_among_recipes_is_judged(tmp_path):
-    figures = {criterion.figure for criterion in load_recipe(find("demo")).criteria}
+    figures = {criterion.figure for criterion in Recipe.named("demo").criteria}
     assert {"minutes", "memory_gb", "student@4.accuracy"} <= figures
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
-    assert not load_recipe(find("sd3-medium"), [f"data.prompts={prompts}"]).criteria
+    assert not Recipe.named("sd3-medium", [f"data.prompts={prompts}"]).criteria
 
 
 # --------------------------------------------------------------------------------- the summary

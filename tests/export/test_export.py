@@ -119,13 +119,13 @@ def _pretrained(run):
 
 def test_the_trainers_student_is_the_exported_adapter(make_run, pipeline_folder):
     from fewstep import models
-    from fewstep.config import load_recipe
+    from fewstep.config import Recipe
     from fewstep.train.checkpoint import store
     from fewstep.train.roles import Roles, load_parameters
 
     run = make_run("lora", student={"mode": "lora", "lora": {"rank": 2, "alpha": 5.0}})
     backbone = models.load(pipeline_folder, max_sequence_length=16)
-    roles = Roles.build(backbone, load_recipe(run / "config.yaml").student, seed=0)
+    roles = Roles.build(backbone, Recipe.from_file(run / "config.yaml").student, seed=0)
     weights = store.student_weights(store.find(run, "best"))
     load_parameters(roles.parameters("student"), weights)
     cond = backbone.encode([PROMPT])

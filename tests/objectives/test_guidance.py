@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from fewstep.config import Recipe, parse_recipe
+from fewstep.config import Recipe
 from fewstep.core.noise import Draws
 from fewstep.core.types import Conditioning
 from fewstep.objectives import AnchorBatch, build, evaluate, refuse_unsupported
@@ -195,7 +195,7 @@ def test_a_conditioning_without_guidance_says_so(cond):
 def recipe_of(folder, tmp_path, *objectives, **options) -> Recipe:
     """A run of a few steps on a pipeline of random weights."""
     (tmp_path / "prompts.txt").write_text("a ring\n", encoding="utf-8")
-    return parse_recipe(
+    return Recipe.from_values(
         {
             "model": {"path": str(folder), "options": options},
             "data": {"prompts": str(tmp_path / "prompts.txt"), "batch_size": 2},

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from fewstep.config import parse_recipe
+from fewstep.config import Recipe
 from toyworld_training.pipeline import Sizes, build
 
 SIZES = {
@@ -47,7 +47,7 @@ def recipe_of(prompts):
             "preview": {"every": 2, "count": 1, "steps": [1], "teacher": {"steps": 1}},
             "health": {"every": 2, "count": 1, "sigmas": [0.5]},
         }
-        return parse_recipe(data | sections)
+        return Recipe.from_values(data | sections)
 
     return make
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep import cli, models
-from fewstep.config import LoraRecipe, dump_recipe
+from fewstep.config import LoraRecipe
 from fewstep.planning import count_parameters, dry_run
 from fewstep.planning.files import checkpoints_kept
 from fewstep.train import distill
@@ -156,7 +156,7 @@ def test_a_distilled_teacher_needs_force(configs, recipe_of, tmp_path):
 
 
 def test_the_command_writes_nothing(configs, recipe_of, tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.yaml").write_text(dump_recipe(recipe_of(configs)))
+    (tmp_path / "mine.yaml").write_text(recipe_of(configs).to_yaml())
     monkeypatch.chdir(tmp_path)
     command = ["distill", "mine.yaml", "--dry-run", "--set", "data.prompts=nowhere.txt"]
     assert cli.run([*command, "--json"]) == 0

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from fewstep import cli
-from fewstep.config import dump_recipe
 from fewstep.planning import plan
 from fewstep.planning.gpus import GPUS, Gpu
 from fewstep.planning.memory import micro_batch
@@ -155,7 +154,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(
     configs, recipe_of, tmp_path, monkeypatch, capsys
 ):
     recipe = recipe_of(configs)
-    (tmp_path / "mine.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
     monkeypatch.chdir(tmp_path)
     command = ["plan", "mine.yaml", "--gpu", "h100-80", "--gpus", "2", "--json"]
     assert cli.run([*command, "--price", "2", "--utilisation", "0.5"]) == 0

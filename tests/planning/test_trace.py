@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import published
-from fewstep import models, recipes
-from fewstep.config import load_recipe
+from fewstep import models
+from fewstep.config import Recipe
 from fewstep.planning.op_cache import MetaTracker, OpCache
 from fewstep.planning.suggestions import changed
 from fewstep.planning.trace import MetaNetworks, trace
@@ -22,7 +22,7 @@ def with_and_without_cache(recipe, with_gradients):
 
 @pytest.mark.parametrize(("mode", "with_gradients"), [("full", False), ("lora", True)])
 def test_the_cache_changes_nothing(mode, with_gradients, pipeline_folder):
-    recipe = load_recipe(recipes.find("demo"), [f"model.path={pipeline_folder}"], files=False)
+    recipe = Recipe.named("demo", [f"model.path={pipeline_folder}"])
     settings = {"student.mode": mode, "student.gradient_checkpointing": with_gradients}
     recipe = changed(recipe, {"model.dtype": "bfloat16", **settings})
     plain, cached = with_and_without_cache(recipe, with_gradients)
@@ -32,9 +32,9 @@ def test_the_cache_changes_nothing(mode, with_gradients, pipeline_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd3-medium", "sdxl-lora", "z-image-lora"])
 def test_the_cache_changes_nothing_about_published_models(name, tmp_path):
-    path = load_recipe(recipes.find(name), files=False).model.path
+    path = Recipe.named(name).model.path
     folder = published.write(path, tmp_path)
-    recipe = load_recipe(recipes.find(name), [f"model.path={folder}"], files=False)
+    recipe = Recipe.named(name, [f"model.path={folder}"])
     plain, cached = with_and_without_cache(recipe, False)
     assert plain == cached
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fewstep.config import Recipe, parse_recipe
-from fewstep.config.strict import apply_override
+from fewstep.config import Recipe
 from fewstep.train.checkpoint.store import load
 from fewstep.train.state import Run, build, check
 
@@ -53,9 +52,7 @@ def make_recipe(model: Path) -> Callable[..., Recipe]:
 
     def make(*overrides: str) -> Recipe:
         data = json.loads(json.dumps(base))
-        for override in overrides:
-            apply_override(data, override, Recipe)
-        return parse_recipe(data)
+        return Recipe.from_values(data, overrides)
 
     return make
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.config import parse_recipe
+from fewstep.config import Recipe
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
 
@@ -44,7 +44,7 @@ def main() -> None:
         os.environ["MASTER_PORT"] = str(job["port"])
         if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
             trouble_writing(job["die"], job["dawdle"])
-        distill(parse_recipe(job["recipe"]), Path(job["folder"]), resume=job["resume"])
+        distill(Recipe.from_values(job["recipe"]), Path(job["folder"]), resume=job["resume"])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fewstep.config import Recipe, parse_recipe
+from fewstep.config import Recipe
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
 from fewstep.utils.resources import resolve
@@ -46,7 +46,7 @@ def recipe_of(theirs: dict[str, np.ndarray], step: str) -> Recipe:
     data["checkpoint"]["every"] = ITERATIONS
     data["preview"]["teacher"] = {"steps": 1}
     data["log"] = {"every": 1}
-    return parse_recipe(data)
+    return Recipe.from_values(data)
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

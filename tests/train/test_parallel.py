@@ -245,12 +245,11 @@ def test_four_processes_and_then_two(make_recipe, alone, tmp_path):
 @pytest.fixture
 def endless(make_recipe, tmp_path):
     """``endless("checkpoint.every=1", ...)``: torchrun with two, in step 2 or later; its folder."""
-    from fewstep.config import dump_recipe
 
     def start(*overrides: str) -> tuple[subprocess.Popen[str], Path]:
         long = recipe_of(make_recipe, overrides, 500)
         file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
-        file.write_text(dump_recipe(long), encoding="utf-8")
+        file.write_text(long.to_yaml(), encoding="utf-8")
         process = torchrun(2, "-m", "fewstep", "distill", str(file), "--out", str(folder))
         deadline = time.monotonic() + 600  # a busy machine is slow, not wrong
         while last_step(folder / METRICS) < 1:

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fewstep.config import parse_recipe
-from fewstep.config.migrate import migrated
+from fewstep.config import Recipe
 from fewstep.train import distill
 from fewstep.train.monitor.sinks import SINKS
 from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step, truncate
@@ -189,7 +188,7 @@ def test_tensorboard_has_scalars_and_pictures(make_recipe, tmp_path):
 def test_an_older_recipe_that_asked_for_tensorboard_has_its_sink(make_recipe):
     saved = make_recipe("log.sinks=[tensorboard]").model_dump(mode="json")
     older = saved | {"log": {"every": 1, "tensorboard": True}}
-    assert parse_recipe(migrated(older)).model_dump(mode="json") == saved
+    assert Recipe.from_saved(older).model_dump(mode="json") == saved
 
 
 def test_lines_of_a_lost_future_are_dropped(tmp_path):

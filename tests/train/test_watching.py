@@ -26,10 +26,10 @@ from plugin import make_plugin
 
 
 def test_the_teacher_is_drawn_once(make_run):
-    run = make_run("preview.steps=[4, 1]", "preview.rows=1", "preview.teacher.guidance=3")
+    run = make_run("preview.steps=[4, 1]", "preview.teacher.guidance=3")
     roles, folder = run.train_state.roles, run.folder / "previews"
     first = run.preview.draw(0, roles, run.encoder)
-    assert first.sheet.size == (3 * 66, 66)  # teacher and two columns of the student, one row
+    assert first.sheet.size == (3 * 66, 2 * 66)  # teacher and two columns of the student
     with_teacher = roles.evaluations
     assert with_teacher == 2 * (2 * 2 + 4 + 1)  # prompts x (guided steps + student's steps)
     again = run.preview.draw(3, roles, run.encoder)
@@ -41,7 +41,7 @@ def test_the_teacher_is_drawn_once(make_run):
         "teacher, 2 steps, guidance 3", "student, 4 steps", "student, 1 steps",
     ]  # fmt: skip
 
-    other = make_run("preview.steps=[4, 1]", "preview.rows=1", "preview.teacher.guidance=3")
+    other = make_run("preview.steps=[4, 1]", "preview.teacher.guidance=3")
     other.preview.draw(3, other.train_state.roles, other.encoder)
     assert other.train_state.roles.evaluations == 2 * (4 + 1), "a resumed run reads the file"
 

@@ -59,15 +59,15 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Distil the embedded tiny pipeline, export, evaluate and report: minutes on a laptop."""
-    from fewstep.recipes import find
+    from fewstep.config.shipped import find
 
     path = find(recipe)
     from fewstep.cli.demo import free_folder, run_all, show_criteria
-    from fewstep.config import load_recipe
+    from fewstep.config import Recipe
 
     folder = out or Path("runs") / path.stem
     folder = folder if resume or out else free_folder(folder)
-    summary = run_all(load_recipe(path, overrides or []), folder, resume=resume)
+    summary = run_all(Recipe.from_file(path, overrides or []), folder, resume=resume)
     if as_json:
         say_json(summary)
         return
@@ -90,13 +90,13 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a student by the recipe."""
-    from fewstep.recipes import find
+    from fewstep.config.shipped import find
 
     path = find(recipe)
-    from fewstep.config import load_recipe
+    from fewstep.config import Recipe
 
     overrides = [*(overrides or []), *(["model.force=true"] if force else [])]
-    settings = load_recipe(path, overrides, files=not dry)
+    settings = Recipe.from_file(path, overrides)
     if dry:
         _show_dry_run(settings, as_json)
         return

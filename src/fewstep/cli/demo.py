@@ -68,12 +68,11 @@ def measure_teacher(name: str, overrides: Sequence[str], out: Path | None) -> di
         FewstepError: No such recipe, or no folder to write to.
     """
     from fewstep import evaluation
-    from fewstep.config import load_recipe
-    from fewstep.recipes import find
+    from fewstep.config import Recipe
 
     if out is None:
         raise FewstepError("evaluate --teacher-only: give --out FOLDER", code="missing-input")
-    recipe = load_recipe(find(name), overrides)
+    recipe = Recipe.named(name, overrides)
     files = evaluation.measure_teacher(recipe, out, say=note)
     return {configuration: str(file) for configuration, file in files.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep import recipes
+from fewstep.config import shipped
 from fewstep.models import REFUSED, available
 from fewstep.utils import yaml
 
@@ -77,9 +77,9 @@ def refused() -> list[dict[str, str]]:
 def recipes_by_model() -> dict[str, list[str]]:
     """Names of the shipped recipes, by the repo id that each starts from."""
     found: dict[str, list[str]] = {}
-    for name in recipes.available():
+    for name in shipped.available():
         try:
-            content = yaml.load(recipes.find(name).read_text(encoding="utf-8"))
+            content = yaml.load(shipped.find(name).read_text(encoding="utf-8"))
         except yaml.YAMLError:
             continue
         found.setdefault(content["model"]["path"], []).append(name)

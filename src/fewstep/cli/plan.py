@@ -26,16 +26,14 @@ def plan(
 ) -> None:
     """Say what a run would take on given accelerators: memory, time and cost; writes nothing."""
     from fewstep.planning.gpus import find_gpu
-    from fewstep.recipes import find
 
     find_gpu(gpu)
-    path = find(recipe)
-    from fewstep.config import load_recipe
+    from fewstep.config import Recipe
     from fewstep.planning import plan as estimate
 
     note("walking through the network; nothing is loaded")
     result = estimate(
-        load_recipe(path, overrides or [], files=False),
+        Recipe.named(recipe, overrides or []),
         gpu,
         gpus=gpus,
         utilisation=utilisation,

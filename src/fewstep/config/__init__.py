@@ -1,28 +1,19 @@
-"""The recipe of a run: YAML to frozen records and back, strictly.
+"""The recipe of a run: YAML or Python values to frozen records and back, strictly.
 
-Every key is checked before anything happens: an unknown key, a wrong type, values that do not go
-together or a missing file raise a `ConfigError` of one line that says where.
+Every key is checked before anything happens: an unknown key, a wrong type or values that do not go
+together raise a `ConfigError` of one line that says where.
 """
 
 from fewstep.config.evaluate import EvaluateRecipe
+from fewstep.config.monitor import CheckpointRecipe, HealthRecipe, LogRecipe, PreviewRecipe
 from fewstep.config.optimizer import (
     FakeTeacherOptimizerRecipe,
     OptimizerRecipe,
     StudentOptimizerRecipe,
 )
-from fewstep.config.reading import dump_recipe, load_recipe, missing_files, parse_recipe
-from fewstep.config.recipe import (
-    CheckpointRecipe,
-    EmaRecipe,
-    FakeTeacherRecipe,
-    HealthRecipe,
-    LogRecipe,
-    LoraRecipe,
-    PreviewRecipe,
-    Recipe,
-    StudentRecipe,
-)
+from fewstep.config.recipe import Recipe, missing_files
 from fewstep.config.strict import ConfigError
+from fewstep.config.training import EmaRecipe, FakeTeacherRecipe, LoraRecipe, StudentRecipe
 
 __all__ = [
     "CheckpointRecipe",
@@ -39,8 +30,5 @@ __all__ = [
     "Recipe",
     "StudentOptimizerRecipe",
     "StudentRecipe",
-    "dump_recipe",
-    "load_recipe",
     "missing_files",
-    "parse_recipe",
 ]

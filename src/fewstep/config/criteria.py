@@ -10,34 +10,30 @@ from fewstep.config.strict import Section
 
 
 class BoundRecipe(Section):
-    """A bound that is another figure's value, ``times * figure + plus``.
-
-    Attributes:
-        figure: As in `CriterionRecipe`.
-    """
+    """A bound that is another figure's value, ``times * figure + plus``."""
 
     figure: str
+    """As in a criterion."""
     times: float = 1.0
+    """Factor to that figure."""
     plus: float = 0.0
+    """Added afterwards."""
 
 
 class CriterionRecipe(Section):
-    """One demand on a run: a figure, and a bound that is a number or made of another figure.
-
-    Attributes:
-        name: Short and stable, for summary.json.
-        label: The same for people; None is the name.
-        figure: ``CONFIGURATION.FIGURE``, such as ``student@4.frechet_teacher`` or
-            ``real.diversity``; or a figure of the whole run: ``minutes`` or ``memory_gb``.
-        at_least: Smallest value that meets it.
-        at_most: Largest value that meets it.
-    """
+    """One demand on a run: a figure, and a bound that is a number or made of another figure."""
 
     name: str
+    """Short and stable, for summary.json."""
     label: str | None = None
+    """The same for people; null is the name."""
     figure: str
+    """`CONFIGURATION.FIGURE`, such as `student@4.frechet_teacher` or `real.diversity`; or a figure
+    of the whole run: `minutes` or `memory_gb`."""
     at_least: float | BoundRecipe | None = None
+    """Smallest value that meets it."""
     at_most: float | BoundRecipe | None = None
+    """Largest value that meets it; give one of the two bounds."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:

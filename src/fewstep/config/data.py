@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -13,31 +13,34 @@ from fewstep.config.strict import Count, Section
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml")
 
+PromptSource: TypeAlias = str | Annotated[tuple[str, ...], Field(min_length=1)]
+"""A path or address, or the prompts themselves as a list."""
+
 
 class DataRecipe(Section):
-    """The prompts; no images are needed.
+    """The prompts; no images are needed."""
 
-    Attributes:
-        prompts: File (.txt: one a line, .jsonl, .csv, .parquet), folder of such tables, or the id
-            of a data set on the hub.
-        column: Which column or key holds the prompt; None takes prompt, caption or text.
-        split: Which part of a folder or data set; None takes ``train`` where it is there, else all.
-        batch_size: Samples of one iteration.
-        accumulate: Parts the batch of all processes is worked through in, to save memory; the
-            gradient is the same. Several processes share the parts, see `parts`.
-        cache_gb: Bound on the encoded prompts kept in memory.
-        encode_ahead: Encode all prompts first, without bound, and free the text encoders' memory.
-        cache: Folder that ``fewstep encode`` made: text encoders are not even loaded; None encodes.
-    """
-
-    prompts: str
+    prompts: PromptSource
+    """A file (.txt with one prompt a line, .jsonl, .csv, .parquet), a folder of such tables, the id
+    of a data set on the hub, or a list of prompts."""
     column: str | None = None
+    """Column or key that holds the prompt; null takes `prompt`, `caption` or `text`. For tables
+    that call it otherwise."""
     split: str | None = None
+    """Part of a folder or data set; null takes `train` if there is one, else everything."""
     batch_size: Count
+    """Samples of one iteration, over all processes together."""
     accumulate: Count = 1
+    """Number of parts that the batch of all processes is worked through in. Raise it until a part
+    fits the memory; the gradient stays the same."""
     cache_gb: Annotated[float, Field(ge=0)] = 2.0
+    """Bound on the encoded prompts kept in memory, GB (10^9 bytes), where `encode_ahead` is off."""
     encode_ahead: bool = False
+    """Encode all prompts before training, keep them in memory without bound, and free the text
+    encoders' memory. For up to some 10,000 prompts."""
     cache: str | None = None
+    """Folder that `fewstep encode` wrote; text encoders are not even loaded then. For many
+    prompts, or encoders that do not fit beside the networks."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

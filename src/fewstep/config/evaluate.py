@@ -6,21 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from fewstep.config.data import PromptSource
 from fewstep.config.strict import Amount, Count, Named, Positive, Section
 
 
 class ConfigurationRecipe(Section):
-    """Whose pictures are scored, drawn in how many steps (None: as many as the model's pipeline).
-
-    Attributes:
-        guidance: 1 is off; None is the model's own default, and off for the student.
-        shift: Static shift, Eq. 12a; None is the student's `grid.shift`, or the teacher's own.
-    """
+    """Whose pictures are scored, and how they are drawn."""
 
     model: Literal["teacher", "student"]
+    """Whose pictures."""
     steps: Count | None = None
+    """Euler steps; null is the pipeline's own default."""
     guidance: Annotated[float, Field(ge=1)] | None = None
+    """Guidance scale; 1 is off. Null is the pipeline's own default, and off for the student."""
     shift: Positive | None = None
+    """Static shift of the grid, Eq. 12a; null is `grid.shift` for the student and the model's own
+    for the teacher."""
 
 
 class MetricRecipe(Named):
@@ -33,37 +34,39 @@ def _as_metric(value: Any) -> Any:
 
 
 class EvaluateRecipe(Section):
-    """How the result is measured after training.
-
-    Attributes:
-        metrics: Names, or mappings of a name and the metric's settings, such as ``{name:
-            clip_score, model: FOLDER}``.
-        prompts: File with prompts that training did not see; `count` of them get one picture each.
-        repeats: Of how many of them there are several pictures, for diversity, and how many each.
-        configurations: What is scored; the teacher with the most evaluations is the reference.
-        features: The feature space, as ``NAME`` or ``NAME:SOURCE``, such as ``clip:FOLDER``.
-        references: Real pictures to compare with, such as ``folder:PATH``; None without.
-        cache: Folder with measurements of the teacher that came with the model, read only.
-        gallery: Prompts shown in the report. seed: Image i starts from noise of seed + i.
-    """
+    """How the result is measured after training."""
 
     metrics: tuple[Annotated[MetricRecipe, BeforeValidator(_as_metric)], ...] = (
         MetricRecipe(name="frechet"),
         MetricRecipe(name="coverage"),
         MetricRecipe(name="diversity"),
     )
-    prompts: str | None = None
+    """Metrics by name, or mappings of a name and the metric's own settings, such as
+    `{name: clip_score, model: FOLDER}`."""
+    prompts: PromptSource | None = None
+    """A file with prompts that training did not see, or a list of them. Needed to evaluate."""
     count: Count = 1000
+    """Number of these prompts; each gets one picture."""
     repeats: tuple[Count, Annotated[int, Field(ge=2)]] = (48, 8)
+    """Number of prompts with several pictures, for diversity, and number of pictures of each."""
     configurations: Annotated[tuple[ConfigurationRecipe, ...], Field(min_length=1)] = (
         ConfigurationRecipe(model="teacher", steps=50),
         ConfigurationRecipe(model="teacher", steps=4),
         ConfigurationRecipe(model="teacher", steps=4, guidance=1.0),
         *(ConfigurationRecipe(model="student", steps=steps) for steps in (1, 2, 4, 8)),
     )
+    """Networks and ways to draw that are measured; the teacher with the most evaluations is what
+    the others are compared with."""
     features: str = "pixels"
+    """Feature space of distances, as `NAME` or `NAME:SOURCE`, such as `clip:FOLDER`; `pixels` needs
+    no network and says little about real models."""
     references: str | None = None
+    """Real pictures to compare with, such as `folder:PATH`; null: none."""
     cache: str | None = None
+    """Folder with measurements of the teacher that came with the model, read only."""
     gallery: Count = 12
+    """Number of prompts shown in the report."""
     batch: Count = 64
+    """Pictures drawn at a time; lower it until it fits the memory."""
     seed: Amount = 0
+    """Picture i starts from the noise of seed + i."""

@@ -9,25 +9,22 @@ from fewstep.config.strict import Section
 
 
 class MemoryRecipe(Section):
-    """Ways to fit a smaller device; none is on by itself. docs/memory.md tells what each costs.
-
-    Attributes:
-        base: How torchao holds the frozen network of mode ``lora``: ``int8``, ``fp8`` or ``nf4``.
-            None leaves it in `model.dtype`.
-        teacher_dtype: Precision of the teacher in mode ``full``, if another than `model.dtype`.
-        trained_dtype: Precision of trained weights in mode ``full``: bfloat16 is rounded at random,
-            so that small updates are not lost. None is float32.
-        offload_optimizer: The optimizers' moments, float32, live in the computer's memory.
-        offload_ema: So does the running mean.
-        offload_vae: The VAE is on the device only while it decodes previews.
-    """
+    """Ways to fit a smaller device; none is on by itself. docs/memory.md tells what each costs."""
 
     base: Literal["int8", "fp8", "nf4"] | None = None
+    """How torchao holds the frozen network of mode `lora`; null leaves it in `model.dtype`. For
+    GPUs that the frozen network does not fit."""
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of the teacher in mode `full`; null is `model.dtype`."""
     trained_dtype: Literal["bfloat16"] | None = None
+    """Precision of trained weights in mode `full`; null is float32. bfloat16 uses stochastic
+    rounding, so that small updates are kept in expectation."""
     offload_optimizer: bool = False
+    """Keep the optimizers' moments, float32, in the computer's memory."""
     offload_ema: bool = False
+    """Keep the running mean of the weights in the computer's memory."""
     offload_vae: bool = False
+    """Have the autoencoder on the device only while it decodes previews."""
 
     def misfit(
         self, mode: str, dtype: str, recomputes: bool | int, optimizers: Iterable[str]

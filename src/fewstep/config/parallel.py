@@ -10,18 +10,16 @@ from fewstep.config.strict import Count, Positive, Section
 
 
 class ParallelRecipe(Section):
-    """How the processes that torchrun starts share the work; `data.batch_size` is that of all.
-
-    Attributes:
-        shard: ``none``: each holds the networks whole. ``full``: they are split over all.
-            ``hybrid``: split within groups, which are `replicate` copies of each other.
-        replicate: Copies, for ``hybrid``: as a rule the number of machines.
-        timeout: Seconds that processes wait for each other before the run is given up.
-    """
+    """How the processes that torchrun starts share the work."""
 
     shard: Literal["none", "full", "hybrid"] = "none"
+    """`none`: each process holds the networks whole. `full`: they are split over all processes.
+    `hybrid`: split within groups, of which there are `replicate`. For networks that do not fit one
+    GPU."""
     replicate: Count = 1
+    """Number of groups for `hybrid`: as a rule the number of machines."""
     timeout: Positive = 600.0
+    """Seconds that processes wait for each other before the run is given up."""
 
     @model_validator(mode="after")
     def _replicate_fits_shard(self) -> Self:

@@ -1,242 +1,38 @@
-"""The sections of a recipe, as frozen records.
-
-Defaults are the published settings of CDM wherever there are any (arXiv 2605.06376).
-"""
+"""The whole recipe of a run, read strictly from YAML or Python values and written back."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeAlias
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError, to_json
 
+from fewstep.config import shipped
 from fewstep.config.criteria import CriterionRecipe
-from fewstep.config.data import DataRecipe
+from fewstep.config.data import DataRecipe, is_repo_id
 from fewstep.config.evaluate import EvaluateRecipe
 from fewstep.config.memory import MemoryRecipe
-from fewstep.config.optimizer import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
+from fewstep.config.migrate import migrated, refuse_old
+from fewstep.config.model import ModelRecipe, ResolutionRecipe
+from fewstep.config.monitor import CheckpointRecipe, HealthRecipe, LogRecipe, PreviewRecipe
 from fewstep.config.parallel import ParallelRecipe
-from fewstep.config.strict import Amount, Beta, Count, Named, Positive, Section, Unit
-from fewstep.core.schedules import Grid, Law, RandomGrid, Uniform
+from fewstep.config.strict import ConfigError, Section, explain, one_line, parse_override, set_value
+from fewstep.config.training import (
+    EmaRecipe,
+    FakeTeacherRecipe,
+    ObjectiveRecipe,
+    StudentRecipe,
+    TrainRecipe,
+)
+from fewstep.core.schedules import Grid, RandomGrid
+from fewstep.utils import yaml
+from fewstep.utils.resources import resolve
 
-
-class ModelRecipe(Section):
-    """The pretrained model to distil.
-
-    Attributes:
-        path: Folder or hub id of a diffusers pipeline, or ``package://package/folder``.
-        options: What the backbone's loader takes, such as ``max_sequence_length``.
-        dtype: Precision of frozen weights and inside the networks; what is trained is float32.
-        force: Take a teacher that is distilled already.
-    """
-
-    path: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    force: bool = False
-
-
-class ResolutionRecipe(Section):
-    """Size of the images in pixels."""
-
-    height: Count
-    width: Count
-
-
-class ObjectiveRecipe(Named):
-    """One term of the student's loss, by name; further keys are that objective's own settings."""
-
-
-def _as_odds(value: Any) -> Any:
-    """A name alone is chosen always."""
-    if isinstance(value, str):
-        return {value: 1.0}
-    if not value or not isinstance(value, dict):
-        raise ValueError(f"must be a name, or odds such as {{x0: 1, final: 2}}, not {value!r}")
-    return value
-
-
-TargetName: TypeAlias = Literal["x0", "final"]
-Target: TypeAlias = Annotated[dict[TargetName, Positive], BeforeValidator(_as_odds)]
-"""In a recipe a name, or odds of both such as ``{x0: 1, final: 2}``."""
-
-
-class FakeTeacherRecipe(Section):
-    """How the fake teacher follows the student.
-
-    Attributes:
-        law: Noise levels it is trained at.
-        target: What it learns to denoise: the anchor's x0, or the simulation's end (``final``).
-            Odds such as ``{x0: 1, final: 2}`` give each on a share of the samples.
-        updates: Updates per iteration, each with fresh noise.
-        ida_rate: Share of the student mixed into its weights after each update; 0 is off.
-        optimizer: Its optimizer.
-    """
-
-    law: Law = Uniform()
-    target: Target = {"x0": 1.0}  # noqa: RUF012 - pydantic copies it
-    updates: Count = 1
-    ida_rate: Unit = 0.001
-    optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()
-
-
-class LoraRecipe(Section):
-    """Low-rank adapters.
-
-    Attributes:
-        rank: Rank of each adapter.
-        alpha: Scale times rank; None is the rank, so that the exported adapter is right at scale 1.
-        targets: Names of the linear layers to adapt, or their endings; None lets the model choose.
-    """
-
-    rank: Count = 32
-    alpha: Positive | None = None
-    targets: tuple[str, ...] | None = None
-
-
-class StudentRecipe(Section):
-    """What is trained, and how often.
-
-    Attributes:
-        mode: ``full``: three whole networks. ``lora``: one network with two adapters.
-        lora: The adapters, for mode ``lora``.
-        optimizer: The student's optimizer.
-        every: The student moves on every so many iterations; the fake teacher moves on each.
-        gradient_checkpointing: Recompute activations of both trained networks: slower, but small.
-            A number n recomputes those of every n-th block only.
-        compile: Compile the networks' repeated blocks: slow to start, then faster.
-    """
-
-    mode: Literal["full", "lora"] = "full"
-    lora: LoraRecipe | None = None
-    optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
-    every: Count = 2
-    gradient_checkpointing: bool | Count = False
-    compile: bool = False
-
-    @model_validator(mode="after")
-    def _lora_fits_mode(self) -> Self:
-        if self.mode == "full" and self.lora is not None:
-            raise ValueError("lora is given but mode is 'full': set mode to 'lora' or remove lora")
-        return self
-
-
-class EmaRecipe(Section):
-    """Running mean of the student's weights, decay min((1 + n) / (10 + n), max_decay)."""
-
-    max_decay: Beta = 0.999
-
-
-class TrainRecipe(Section):
-    """The run.
-
-    Attributes:
-        steps: Iterations; the student moves on every `student.every`-th of them.
-        warmup: Updates over which each learning rate rises from 0; constant afterwards.
-        cooldown: Share of the iterations, at the end, over which each falls to 0.
-        seed: All random values are functions of it.
-        device: Where to run; ``auto`` takes an accelerator if there is one.
-        deterministic: Only algorithms that repeat bit for bit; exact resume needs it on a GPU.
-        step: ``fused`` asks no network twice for the same; ``plain`` works literally as published.
-        batch_teachers: Each teacher answers a student update's questions in one batch; off, the
-            fused step needs less memory.
-    """
-
-    steps: Count
-    warmup: Amount = 100
-    cooldown: Unit = 0.0
-    seed: Amount = 0
-    device: str = "auto"
-    deterministic: bool = True
-    step: Literal["plain", "fused"] = "fused"
-    batch_teachers: bool = True
-
-
-class CheckpointRecipe(Section):
-    """When to save, and what to keep: the newest ones, and those with the best preview score.
-
-    Attributes:
-        asynchronous: Go on training while a checkpoint is written, for a copy of the state in
-            memory; None does so where there are several processes.
-    """
-
-    every: Count = 100
-    keep_last: Count = 2
-    keep_best: Amount = 1
-    asynchronous: bool | None = None
-
-
-class TeacherSamplingRecipe(Section):
-    """How the teacher is sampled for comparison; None is the model's own default."""
-
-    steps: Count | None = None
-    guidance: Annotated[float, Field(ge=0)] | None = None
-
-
-class PreviewRecipe(Section):
-    """Pictures of fixed prompts with fixed noise, beside the teacher's.
-
-    Attributes:
-        every: Iterations between previews; there is always one at the end.
-        prompts: The prompts, written out.
-        path: Or a file with them. Without either the first training prompts are taken.
-        count: How many prompts are sampled and scored.
-        rows: How many of them the picture shows.
-        steps: Evaluations the student is shown at; the first one is scored.
-        teacher: How the teacher's half is sampled.
-        seed: Image i starts from noise seeded with seed + i.
-        score: Name of what rates a preview, higher is better, such as ``drift``.
-    """
-
-    every: Count = 100
-    prompts: tuple[str, ...] | None = None
-    path: str | None = None
-    count: Count = 8
-    rows: Count = 8
-    steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (4,)
-    teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
-    seed: Amount = 0
-    score: str = "drift"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.prompts is not None and self.path is not None:
-            raise ValueError("prompts and path are both given: remove one")
-        return self
-
-
-class HealthRecipe(Section):
-    """Measurements of a few fixed samples that say whether training is sound.
-
-    Attributes:
-        every: Iterations between measurements.
-        count: Samples, made from the preview's prompts.
-        sigmas: Noise levels at which the fake teacher's and the teacher's loss are compared.
-    """
-
-    every: Count = 25
-    count: Count = 8
-    sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-def _as_sink(value: Any) -> Any:
-    """A name alone is a sink without settings."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-SinkRecipe: TypeAlias = Annotated[Named, BeforeValidator(_as_sink)]
-"""In a recipe a name such as ``tensorboard``, or ``{name: wandb, project: my-project}``."""
-
-
-class LogRecipe(Section):
-    """Where measurements go besides metrics.jsonl, which is always written.
-
-    Attributes:
-        every: Iterations between two lines of metrics.jsonl; the sinks get the same.
-        sinks: TensorBoard, experiment trackers such as wandb, or those of installed packages.
-    """
-
-    every: Count = 1
-    sinks: tuple[SinkRecipe, ...] = ()
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""Dotted keys with their values, or texts such as ``train.steps=500`` whose values are YAML."""
 
 
 class Recipe(Section):
@@ -246,7 +42,9 @@ class Recipe(Section):
     data: DataRecipe
     resolution: ResolutionRecipe
     grid: Grid = RandomGrid()
+    """Noise levels that the student is simulated at in training, Eq. 10."""
     objectives: Annotated[tuple[ObjectiveRecipe, ...], Field(min_length=1)]
+    """The terms of the student's loss, each once: a name and its settings."""
     fake_teacher: FakeTeacherRecipe = FakeTeacherRecipe()
     student: StudentRecipe = StudentRecipe()
     ema: EmaRecipe | None = EmaRecipe()
@@ -257,10 +55,67 @@ class Recipe(Section):
     health: HealthRecipe = HealthRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     criteria: tuple[CriterionRecipe, ...] = ()
-    # What the model card's header says, such as license and base_model.
+    """What the run has to reach, for recipes that are a benchmark; empty: figures, no verdict."""
     card: dict[str, str] = Field(default_factory=dict)
+    """Header of the exported model card, such as `license` and `base_model`."""
     log: LogRecipe = LogRecipe()
     memory: MemoryRecipe = MemoryRecipe()
+
+    @classmethod
+    def named(cls, name: str | Path, overrides: Overrides = ()) -> Self:
+        """A recipe that ships with fewstep, by name, or one in a YAML file, by path.
+
+        Args:
+            name: Such as ``sd3-medium-lora``, or a path.
+            overrides: Changes, by dotted key: ``{"train.steps": 500}`` or ``["train.steps=500"]``.
+
+        Raises:
+            FewstepError: There is no such recipe, or it is wrong; one line says what and where.
+        """
+        return cls.from_file(shipped.find(name), overrides)
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Overrides = ()) -> Self:
+        """The recipe in a YAML file.
+
+        Args:
+            path: The file, or ``package://...``.
+            overrides: Changes, as in `named`.
+
+        Raises:
+            ConfigError: One line that says what is wrong and where.
+        """
+        return cls.from_values(_read(path), overrides)
+
+    @classmethod
+    def from_values(cls, data: Mapping[str, Any], overrides: Overrides = ()) -> Self:
+        """The recipe that nested plain values make, as a YAML file would hold them.
+
+        Raises:
+            ConfigError: One line that says what is wrong and where.
+        """
+        plain = _plain(data)
+        for key, value in _pairs(overrides):
+            set_value(plain, key, _plain(value), cls)
+        refuse_old(plain)
+        try:
+            # JSON's strictness is the wanted one: lists become tuples, but "3" is not a number.
+            return cls.model_validate_json(json.dumps(plain))
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls)) from error
+
+    @classmethod
+    def from_saved(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe that a run folder or a checkpoint holds, perhaps of an older version.
+
+        Raises:
+            ConfigError: It says something that no setting says any more.
+        """
+        return cls.from_values(migrated(data))
+
+    def to_yaml(self) -> str:
+        """YAML text, defaults written out; `from_file` gives the same recipe back."""
+        return yaml.dump(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -273,9 +128,10 @@ class Recipe(Section):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{section} lists {name!r} twice")
-        optimizers = [each.optimizer.name for each in (self.student, self.fake_teacher)]
-        again = self.student.gradient_checkpointing
-        if misfit := self.memory.misfit(self.student.mode, self.model.dtype, again, optimizers):
+        optimizers = [section.optimizer.name for section in (self.student, self.fake_teacher)]
+        checkpointing = self.student.gradient_checkpointing
+        misfit = self.memory.misfit(self.student.mode, self.model.dtype, checkpointing, optimizers)
+        if misfit:
             raise ValueError(misfit)
         if self.train.steps < self.student.every:
             raise ValueError(
@@ -283,3 +139,49 @@ class Recipe(Section):
                 "the student would never move"
             )
         return self
+
+
+def missing_files(recipe: Recipe) -> dict[str, str]:
+    """Prompt files that a recipe names and that are not there, by key."""
+    sources = {
+        "data.prompts": recipe.data.prompts,
+        "preview.prompts": recipe.preview.prompts,
+        "evaluate.prompts": recipe.evaluate.prompts,
+    }
+    missing = {
+        key: source
+        for key, source in sources.items()
+        if isinstance(source, str) and not resolve(source).is_file()
+    }
+    source = missing.get("data.prompts")  # may also be a folder of tables, or a data set's id
+    if source is not None and (resolve(source).exists() or is_repo_id(source)):
+        del missing["data.prompts"]
+    return missing
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """Nested plain values of a YAML file."""
+    try:
+        data = yaml.load(resolve(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot read the recipe: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, such as model and data")
+    return data
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it: records, tuples and paths become mappings, lists and texts."""
+    try:
+        return json.loads(to_json(value, inf_nan_mode="constants"))
+    except PydanticSerializationError as error:
+        raise ConfigError(f"recipe: {one_line(error)}") from error
+
+
+def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    return [parse_override(text) for text in overrides]

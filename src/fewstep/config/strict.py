@@ -21,14 +21,28 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Part of a recipe: frozen, typed strictly, no other keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Named(BaseModel):
     """A plug-in by name; further keys are its own settings, which it checks itself."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
     name: str
+    """Its name."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -43,35 +57,49 @@ class ConfigError(FewstepError):
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line about the first thing wrong: unknown keys come first, as they cause the others."""
-    details = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    """One line about the first thing wrong.
+
+    Unknown keys come first, as they cause the others; then the innermost, as a value that fits no
+    member of a union has an error for each.
+    """
+    details = sorted(error.errors(), key=lambda d: (d["type"] != "extra_forbidden", -len(d["loc"])))
     line = _describe(details[0], root)
     return line if len(details) == 1 else f"{line} (and {len(details) - 1} more)"
 
 
-def apply_override(data: dict[str, Any], override: str, root: type[BaseModel]) -> None:
-    """Set one value of nested plain data in place; ``override`` is ``a.b.0.c=value``.
+def parse_override(text: str) -> tuple[str, Any]:
+    """Dotted key and value of ``a.b.0.c=value``; the value is YAML.
+
+    Raises:
+        ConfigError: No ``=``, or a value that is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"override {text!r}: write it as section.key=value")
+    try:
+        return path, yaml.load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: not valid YAML: {one_line(error)}") from error
+
+
+def set_value(data: dict[str, Any], path: str, value: Any, root: type[BaseModel]) -> None:
+    """Set one value of nested plain data in place, by dotted key.
 
     What the data leave out on the way starts from its default in `root`, so that overriding one
     setting of a grid keeps the grid's name.
 
     Raises:
-        ConfigError: No ``=``, a value that is not YAML, or a path that leads nowhere.
+        ConfigError: A path that leads nowhere.
     """
-    path, equals, text = override.partition("=")
     keys = path.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override {override!r}: write it as section.key=value")
-    try:
-        value = yaml.load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: not valid YAML: {one_line(error)}") from error
+    if not all(keys):
+        raise ConfigError(f"override {path!r}: write it as section.key=value")
     node: Any = data
     for depth, key in enumerate(keys[:-1]):
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = _default(root, keys[: depth + 1])
-        node = node[_place(node, key, override)]
-    node[_place(node, keys[-1], override)] = value
+        node = node[_place(node, key, path)]
+    node[_place(node, keys[-1], path)] = value
 
 
 def one_line(error: Exception) -> str:
@@ -124,8 +152,7 @@ def _locate(loc: tuple[int | str, ...], root: type) -> tuple[list[str], Any]:
     for part in loc:
         if part == "[key]":  # a mapping's key that is wrong itself: it stands before this already
             continue
-        named = [member for member in node if _name_of(member) == part]
-        if len(node) > 1 and named:
+        if len(node) > 1 and (named := [one for one in node if _label(one) == part]):
             node = named
             continue
         path.append(str(part))
@@ -151,9 +178,12 @@ def _fields(record: Any) -> dict[str, Any]:
     return getattr(record, "__pydantic_fields__", {})
 
 
-def _name_of(record: Any) -> Any:
-    field = _fields(record).get("name")
-    return field.default if field is not None else None
+def _label(member: Any) -> Any:
+    """What pydantic calls a union's member in a path: a record's own name, or its type."""
+    field = _fields(member).get("name")
+    if field is not None:
+        return field.default
+    return member.__name__ if isinstance(member, type) else str(member)
 
 
 def _default(root: type, keys: list[str]) -> Any:

@@ -231,11 +231,12 @@ def stored(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> 
 def command(recipe: Recipe, folder: Path) -> str:
     """The command line that encodes everything that a recipe's training asks for."""
     data, preview, model = recipe.data, recipe.preview, recipe.model
-    words: list[str] = ["fewstep", "encode", data.prompts]
-    if preview.prompts is not None:
-        words += [word for text in preview.prompts for word in ("--prompt", text)]
-    elif preview.path is not None:
-        words.append(preview.path)
+    words = ["fewstep", "encode"]
+    for source in (data.prompts, preview.prompts):
+        if isinstance(source, str):
+            words.append(source)
+        else:
+            words += [word for text in source or () for word in ("--prompt", text)]
     if data.column:
         words += ["--column", data.column]
     if data.split:

@@ -64,25 +64,29 @@ class Prompts:
 
 
 def read_prompts(
-    path: str | Path, *, column: str | None = None, split: str | None = None
+    source: str | Path | Sequence[str], *, column: str | None = None, split: str | None = None
 ) -> Prompts:
-    """Prompts of a file, a folder or a data set, see `sources.cells`.
+    """Prompts of a list, or of a file, a folder or a data set, see `sources.cells`.
 
     Args:
-        path: Where they are.
+        source: Where they are, or the prompts themselves.
         column: Which column or key holds them; None takes the first one of `sources.COLUMNS`.
         split: Which part of a folder or data set; None takes ``train`` where it is there, else all.
 
     Raises:
         FewstepError: No such file, an unknown kind, a broken line, or no prompt at all.
     """
-    found = list(cells(path, column=column, split=split))
-    tidy = [" ".join(text.split()) for text in found if text is not None]
-    texts = tuple(text for text in tidy if text)
+    if isinstance(source, str | Path):
+        where, found = str(source), list(cells(source, column=column, split=split))
+        tidy = [" ".join(text.split()) for text in found if text is not None]
+        undecodable = len(found) - len(tidy)
+    else:
+        where, tidy, undecodable = "the list of prompts", list(source), 0
+    texts = tuple(text for text in tidy if text.strip())
     if not texts:
-        raise FewstepError(f"{path}: there is no prompt in it", code="missing-input")
+        raise FewstepError(f"{where}: there is no prompt in it", code="missing-input")
     repeats = sum(count - 1 for count in Counter(texts).values())
-    return Prompts(texts, repeats, len(tidy) - len(texts), len(found) - len(tidy))
+    return Prompts(texts, repeats, len(tidy) - len(texts), undecodable)
 
 
 class Order:

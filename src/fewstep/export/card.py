@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import fewstep
-from fewstep.config import dump_recipe
 from fewstep.export.base import STEPS, Format, Student
 from fewstep.export.snippet import TEMPLATES
 from fewstep.utils import yaml
@@ -45,7 +44,7 @@ def write_card(folder: Path, student: Student, export_format: Format, address: s
         scores=_scores(student),
         preview=_copy_preview(student, folder),
         columns=_columns(student.folder),
-        recipe=_as_code(dump_recipe(recipe).strip()) if recipe else None,
+        recipe=_as_code(recipe.to_yaml().strip()) if recipe else None,
         version=fewstep.__version__,
         paper=_PAPER,
     )

@@ -81,16 +81,13 @@ def snippet(student: Student, address: str, *, adapter: bool) -> str:
 
 def example_prompt(recipe: Recipe | None) -> str:
     """A prompt for the snippet: the first one that was previewed, or evaluated, or trained on."""
-    if recipe is not None:
-        if recipe.preview.prompts:
-            return recipe.preview.prompts[0]
-        data = recipe.data
-        sources = (recipe.preview.path, None), (recipe.evaluate.prompts, None)
-        for file, column in (*sources, (data.prompts, data.column)):
-            if file and resolve(file).is_file():
-                from fewstep.data.prompts import read_prompts
+    from fewstep.data.prompts import read_prompts
 
-                return read_prompts(file, column=column).texts[0]
+    if recipe is not None:
+        sources = (recipe.preview.prompts, None), (recipe.evaluate.prompts, None)
+        for source, column in (*sources, (recipe.data.prompts, recipe.data.column)):
+            if source and (not isinstance(source, str) or resolve(source).is_file()):
+                return read_prompts(source, column=column).texts[0]
     return "a photograph of a lighthouse at dusk"
 
 

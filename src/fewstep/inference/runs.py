@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep import models
-from fewstep.config import Recipe, StudentRecipe, parse_recipe
-from fewstep.config.migrate import migrated
+from fewstep.config import Recipe, StudentRecipe
 from fewstep.export.base import LORA_WEIGHTS, NOTE, Student
 from fewstep.inference.sample import default_size
 from fewstep.models.base import Backbone
@@ -48,9 +47,8 @@ class RunFolder:
             raise FewstepError(
                 f"{folder}: not a run folder (no config.yaml in it)", code="missing-file"
             )
-        # Not `load_recipe`: the training prompts may be gone by now, and nothing here needs them.
         text = (path / "config.yaml").read_text(encoding="utf-8")
-        return RunFolder(path, parse_recipe(migrated(yaml.load(text))))
+        return RunFolder(path, Recipe.from_saved(yaml.load(text)))
 
     @property
     def size(self) -> tuple[int, int]:

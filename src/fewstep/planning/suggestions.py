@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.config import ConfigError, Recipe, parse_recipe
+from fewstep.config import ConfigError, Recipe
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.planning.evaluations import (
@@ -223,7 +223,7 @@ def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
         for part in sections:
             section = section[part]
         section[name] = value
-    return parse_recipe(data)
+    return Recipe.from_values(data)
 
 
 def _text(value: Any) -> str:

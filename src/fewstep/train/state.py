@@ -12,8 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fewstep import __version__, models, objectives
-from fewstep.config import ConfigError, OptimizerRecipe, Recipe, parse_recipe
-from fewstep.config.migrate import migrated
+from fewstep.config import ConfigError, OptimizerRecipe, Recipe, missing_files
 from fewstep.data.embeddings import Embeddings, StoredEncoder
 from fewstep.data.precompute import stored
 from fewstep.data.prompts import Encoder, Order, Prompts, read_prompts
@@ -123,6 +122,8 @@ def check(recipe: Recipe) -> ValidatedRecipe:
     Raises:
         FewstepError: Something is not there; one line says what.
     """
+    for key, file in missing_files(recipe).items():
+        raise ConfigError(f"{key}: there is no file {file}", code="missing-file")
     preview_score(recipe.preview.score)
     built = objectives.build_all(recipe)
     data = recipe.data
@@ -253,11 +254,7 @@ def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
     """Written out in the recipe, of the file it names, or the first ones of training."""
     source = training.distinct
     if recipe.preview.prompts is not None:
-        source = list(recipe.preview.prompts)
-    elif recipe.preview.path is not None:
-        source = read_prompts(recipe.preview.path).distinct
-    if not source:
-        raise ConfigError("preview.prompts: the list is empty")
+        source = read_prompts(recipe.preview.prompts).distinct
     return source[: recipe.preview.count]
 
 
@@ -344,7 +341,8 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
                 f"the {what} are not those the run was started with; resume with those",
                 code="mismatch",
             )
-    new, old = _flat(run.recipe.model_dump(mode="json")), _flat(_respelled(content["recipe"]))
+    began_with = Recipe.from_saved(content["recipe"])
+    new, old = (_flat(each.model_dump(mode="json")) for each in (run.recipe, began_with))
     for key in sorted(new.keys() | old.keys()):
         free = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
         if not free and new.get(key) != old.get(key):
@@ -353,14 +351,6 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
                 "start another run folder or set it back",
                 code="mismatch",
             )
-
-
-def _respelled(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved recipe with every value as it is written now: versions may spell one otherwise."""
-    try:
-        return parse_recipe(migrated(saved)).model_dump(mode="json")
-    except ConfigError:  # a key that is gone differs, and is named by who compares
-        return saved
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from rich.console import Console
 
-from fewstep.config import Recipe, dump_recipe
+from fewstep.config import Recipe
 from fewstep.core.noise import Draws
 from fewstep.train.checkpoint import store
 from fewstep.train.checkpoint.manager import starting_point
@@ -244,7 +244,7 @@ def _begin(
         told = validated.prompts.describe(run.encoder.overlong(validated.prompts.distinct))
     if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, dump_recipe(recipe))
+        write_text(folder / CONFIG, recipe.to_yaml())
     run.log.note(f"{told}; {_where(run)}")
     return run
 

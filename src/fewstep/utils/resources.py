@@ -16,7 +16,7 @@ def resolve(path: str | Path) -> Path:
     """Path on disk of a file or folder, which need not exist.
 
     ``package://fewstep.toyworld/data/pipeline`` is ``data/pipeline`` inside the installed package
-    ``fewstep.world``; everything else is an ordinary path, ``~`` included.
+    ``fewstep.toyworld``; everything else is an ordinary path, ``~`` included.
 
     Args:
         path: What the user wrote.
@@ -27,11 +27,18 @@ def resolve(path: str | Path) -> Path:
     text = str(path)
     if not text.startswith(SCHEME):
         return Path(path).expanduser()
-    package, _, inside = text.removeprefix(SCHEME).partition("/")
-    package = _MOVED.get(package, package)
+    package, _, inside = current_address(text).removeprefix(SCHEME).partition("/")
     try:
         return Path(str(resources.files(package))) / inside
     except (ImportError, TypeError, ValueError) as error:
         raise FewstepError(
             f"{text}: package {package!r} is not installed", code="missing-dependency"
         ) from error
+
+
+def current_address(text: str) -> str:
+    """A ``package://`` address under the package's present name; other texts as they are."""
+    package, slash, inside = text.removeprefix(SCHEME).partition("/")
+    if not text.startswith(SCHEME) or package not in _MOVED:
+        return text
+    return f"{SCHEME}{_MOVED[package]}{slash}{inside}"

@@ -25,6 +25,7 @@ from fewstep.train.roles import Roles
 from fewstep.utils.files import digest_text, replacing, write_json
 
 _GAP = 2  # pixels between pictures
+_ROWS = 8  # prompts that the picture shows; more are scored only
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class Preview:
         self._teacher_shift = backbone.shift(*size)
         self._student_shift = backbone.effective_shift(recipe.grid.shift, *size)
         self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
-        seeds = range(recipe.preview.seed, recipe.preview.seed + len(prompts))
-        self._noise = backbone.draw_noise(seeds, *size)
+        self._noise = backbone.draw_noise(range(len(prompts)), *size)
         self._teacher_steps = self._recipe.teacher.steps or backbone.default_steps
         scale = self._recipe.teacher.guidance
         self._guidance = backbone.default_guidance if scale is None else scale
@@ -102,7 +102,7 @@ class Preview:
         if self._processes.first:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
-            sheet = _picture(torch.cat(rows[: self._recipe.rows], dim=1))
+            sheet = _picture(torch.cat(rows[:_ROWS], dim=1))
             with replacing(self._folder / f"step-{step:08d}.png") as temporary:
                 sheet.save(temporary, format="PNG")
         score = self._processes.broadcast_from_first(
@@ -152,7 +152,6 @@ class Preview:
 
     def _key(self) -> str:
         settings = (
-            self._recipe.seed,
             self._teacher_steps,
             self._guidance,
             tuple(self._noise.shape),
@@ -162,8 +161,8 @@ class Preview:
     def _describe(self) -> None:
         columns = [f"teacher, {self._teacher_steps} steps, guidance {self._guidance:g}"]
         columns += [f"student, {steps} steps" for steps in self._recipe.steps]
-        content = {"columns": columns, "rows": self.prompts[: self._recipe.rows]}
-        write_json(self._folder / "previews.json", content | {"seed": self._recipe.seed})
+        content = {"columns": columns, "rows": self.prompts[:_ROWS]}
+        write_json(self._folder / "previews.json", content)
 
 
 def _framed(images: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""The sections of a recipe about what a run saves, shows and measures of itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from fewstep.config.data import PromptSource
+from fewstep.config.strict import Amount, Count, Named, Section
+
+
+class CheckpointRecipe(Section):
+    """When to save, and what to keep."""
+
+    every: Count = 100
+    """Iterations between checkpoints; there is always one at the end."""
+    keep_last: Count = 2
+    """Number of the newest checkpoints to keep."""
+    keep_best: Amount = 1
+    """Number of checkpoints to keep for their preview score."""
+    asynchronous: bool | None = None
+    """Go on training while a checkpoint is written, at the price of a copy of the state in the
+    computer's memory; null does so if there are several processes."""
+
+
+class TeacherSamplingRecipe(Section):
+    """How the teacher is sampled for comparison."""
+
+    steps: Count | None = None
+    """Euler steps; null is the pipeline's own default."""
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Guidance scale; null is the pipeline's own default."""
+
+
+class PreviewRecipe(Section):
+    """Pictures of fixed prompts with fixed noise, beside the teacher's."""
+
+    every: Count = 100
+    """Iterations between previews; there is always one at the end."""
+    prompts: PromptSource | None = None
+    """A file with prompts, or a list of them; null takes the first training prompts."""
+    count: Count = 8
+    """Number of prompts that are sampled and scored; the picture shows the first 8."""
+    steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (4,)
+    """Numbers of evaluations that the student is shown at; the pictures of the first are scored."""
+    teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
+    score: str = "drift"
+    """Name of the score of a preview, higher is better, which decides the `best` checkpoint.
+    `drift` compares colour statistics with the teacher's; installed packages can add others."""
+
+
+class HealthRecipe(Section):
+    """Measurements of a few fixed samples that say whether training is sound."""
+
+    every: Count = 25
+    """Iterations between measurements."""
+    count: Count = 8
+    """Number of samples, made from the first prompts of the preview."""
+    sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Noise levels at which the fake teacher's and the teacher's denoising loss are compared."""
+
+
+def _as_sink(value: Any) -> Any:
+    """A name alone is a sink without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+SinkRecipe: TypeAlias = Annotated[Named, BeforeValidator(_as_sink)]
+"""In a recipe a name such as ``tensorboard``, or ``{name: wandb, project: my-project}``."""
+
+
+class LogRecipe(Section):
+    """Where measurements go besides metrics.jsonl, which is always written."""
+
+    every: Count = 1
+    """Iterations between two lines of metrics.jsonl; the sinks get the same."""
+    sinks: tuple[SinkRecipe, ...] = ()
+    """Where else they go: `tensorboard`, experiment trackers such as `wandb`, or sinks of installed
+    packages; a name, or a mapping of a name and the sink's settings."""

@@ -1,0 +1,32 @@
+"""Recipes that ship with the package, as YAML files in ``recipes/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.utils.errors import FewstepError, did_you_mean
+from fewstep.utils.resources import resolve
+
+FOLDER = "package://fewstep/recipes"
+
+
+def available() -> list[str]:
+    """Names of the recipes that ship with the package, sorted."""
+    return sorted(path.stem for path in resolve(FOLDER).glob("*.yaml"))
+
+
+def find(name: str | Path) -> Path:
+    """The recipe file of a path, or of the name of a recipe that ships with the package.
+
+    Raises:
+        FewstepError: There is neither; names the nearest recipe.
+    """
+    path = resolve(name)
+    if path.is_file():
+        return path
+    if str(name) in available():
+        return resolve(FOLDER) / f"{name}.yaml"
+    raise FewstepError(
+        f"{name}: no such recipe file, nor a shipped one; {did_you_mean(path.stem, available())}",
+        code="missing-file",
+    )

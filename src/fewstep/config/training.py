@@ -1,0 +1,119 @@
+"""The sections of a recipe about what is trained, by what rule and for how long.
+
+Defaults are the published settings of CDM wherever there are any (arXiv 2605.06376).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, model_validator
+
+from fewstep.config.optimizer import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
+from fewstep.config.strict import Amount, Beta, Count, Named, Positive, Section, Unit
+from fewstep.core.schedules import Law, Uniform
+
+
+class ObjectiveRecipe(Named):
+    """One term of the student's loss, by name; further keys are that objective's own settings."""
+
+
+def _as_odds(value: Any) -> Any:
+    """A name alone is chosen always."""
+    if isinstance(value, str):
+        return {value: 1.0}
+    if not value or not isinstance(value, dict):
+        raise ValueError(f"must be a name, or odds such as {{x0: 1, final: 2}}, not {value!r}")
+    return value
+
+
+TargetName: TypeAlias = Literal["x0", "final"]
+Target: TypeAlias = Annotated[dict[TargetName, Positive], BeforeValidator(_as_odds)]
+"""In a recipe a name, or odds of both such as ``{x0: 1, final: 2}``."""
+
+
+class FakeTeacherRecipe(Section):
+    """How the fake teacher follows the student."""
+
+    law: Law = Uniform()
+    """Law of the noise levels that it is trained at, Eq. 9."""
+    target: Target = {"x0": 1.0}  # noqa: RUF012 - pydantic copies it
+    """What it learns to denoise: `x0`, the clean latent that the student predicts at the anchor, or
+    `final`, the end of the simulation. Odds such as `{x0: 1, final: 2}` give each on a share of
+    the samples, which improved distances and diversity on the embedded model."""
+    updates: Count = 1
+    """Updates per iteration, each with fresh noise. More follow a fast student better and cost
+    one forward and backward pass each."""
+    ida_rate: Unit = 0.001
+    """Share of the student's weights mixed into its own after each update, Eq. 17; 0 is off.
+    Large guidance-distilled models need 0.02 to 0.03."""
+    optimizer: FakeTeacherOptimizerRecipe = FakeTeacherOptimizerRecipe()
+
+
+class LoraRecipe(Section):
+    """Low-rank adapters, for mode `lora`."""
+
+    rank: Count = 32
+    """Rank of each adapter."""
+    alpha: Positive | None = None
+    """The adapter is multiplied by alpha / rank in training; null is the rank. Exported adapters
+    are right at scale 1 in any case. For settings taken from other trainers."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers to adapt, or their endings such as `attn.to_q`; null adapts all
+    linear layers of the blocks but those of modulation and norms."""
+
+
+class StudentRecipe(Section):
+    """What is trained, and how often."""
+
+    mode: Literal["full", "lora"] = "full"
+    """`full` holds three whole networks; `lora` one frozen network with two adapters, in a fraction
+    of the memory."""
+    lora: LoraRecipe | None = None
+    optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
+    every: Count = 2
+    """The student is updated on every so many iterations; the fake teacher on each."""
+    gradient_checkpointing: bool | Count = False
+    """Recompute activations in the backward pass: less memory, about a third more time. A number n
+    does so in every n-th block only. Needed by nearly all large models."""
+    compile: bool = False
+    """Compile the networks' repeated blocks: minutes to start, then faster on a GPU."""
+
+    @model_validator(mode="after")
+    def _lora_fits_mode(self) -> Self:
+        if self.mode == "full" and self.lora is not None:
+            raise ValueError("lora is given but mode is 'full': set mode to 'lora' or remove lora")
+        return self
+
+
+class EmaRecipe(Section):
+    """Running mean of the student's weights, which is what is exported; null: none is kept."""
+
+    max_decay: Beta = 0.999
+    """Upper bound of the decay min((1 + n) / (10 + n), max_decay) after n updates; lower it for
+    runs of a few hundred updates."""
+
+
+class TrainRecipe(Section):
+    """The run."""
+
+    steps: Count
+    """Iterations; the student is updated on every `student.every`-th of them."""
+    warmup: Amount = 100
+    """Updates over which each learning rate rises linearly from 0; constant afterwards."""
+    cooldown: Unit = 0.0
+    """Share of the iterations, at the end, over which each learning rate falls to 0. For short runs
+    at high rates."""
+    seed: Amount = 0
+    """All random values are functions of it."""
+    device: str = "auto"
+    """Where to run, such as `cuda:1` or `cpu`; `auto` takes an accelerator if there is one."""
+    deterministic: bool = True
+    """Use only algorithms that repeat bit for bit; exact resuming on a GPU needs it. Off, some GPU
+    kernels are faster."""
+    step: Literal["plain", "fused"] = "fused"
+    """`fused` shares predictions between the terms of the loss; `plain` does every evaluation that
+    Algorithm 1 names, for comparison."""
+    batch_teachers: bool = True
+    """Each teacher answers all queries of a student's update in one batch. Off, they are answered
+    one after the other, in less memory."""
