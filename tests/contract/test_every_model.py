@@ -154,7 +154,7 @@ def test_noise_is_what_the_stock_pipeline_draws(tiny, backbone, pipe):
 
 def test_decoding_equals_the_stock_pipeline(tiny, backbone, pipe):
     if tiny.family == "wan":
-        pytest.skip("a video; see tests/backbones/test_wan.py")
+        pytest.skip("a video; see tests/models/test_wan.py")
     start = backbone.draw_noise(range(2), *tiny.size)
     found = ours(backbone, velocity_of(backbone), backbone.encode(PROMPTS), start, tiny.size)
     with torch.no_grad():

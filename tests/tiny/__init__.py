@@ -35,7 +35,7 @@ class Tiny:
         oracle: A network that knows x0: ``oracle(target)`` answers the family's call such that the
             velocity is (xt - target) / sigma, in the family's own sign and clock.
         published: The network at its published size, to be called under the meta device.
-        options: For `backbones.load`.
+        options: For `models.load`.
         size: Height and width in pixels.
         wide: Another size, not square.
         latents: The pipeline's `latents=` for our latents of that size.
