@@ -36,7 +36,7 @@ from transformers import T5Config, T5EncoderModel
 
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid
-from fewstep.data.prompts import AHEAD
+from fewstep.data.prompts import ENCODE_BATCH
 from fewstep.train.determinism import deterministic
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER
 from fewstep.train.step import iteration
@@ -339,7 +339,7 @@ def encoders(size: Size) -> dict[str, Any]:
     with default_dtype(torch.bfloat16), size.device:
         t5 = T5EncoderModel(T5Config(**settings)).eval()
         vae = diffusers.AutoencoderKL(**KL16[1]).eval()
-    results, prompts, side = {}, 2 if size.tiny else AHEAD, 16 if size.tiny else 128
+    results, prompts, side = {}, 2 if size.tiny else ENCODE_BATCH, 16 if size.tiny else 128
     for tokens in (256, 512):
         ids = torch.zeros(prompts, tokens, dtype=torch.long, device=size.device)
         results[f"T5, {prompts} x {tokens} tokens"] = _cost(size, t5, ids)

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from fewstep import models
-from fewstep.train.memory.offload import encoders_alone
+from fewstep.train.memory.offload import without_network
 from tiny import discover
 
 SHORT, LONG = "small red circle", " ".join(["small red circle left and blue square right"] * 3)
@@ -46,7 +46,7 @@ def test_prompts_are_encoded_where_the_network_is_not(folder):
     backbone = models.load(folder, t5=False)
     expected = backbone.encode([SHORT]).tensors["prompt_embeds"]
     net = backbone.net
-    with encoders_alone(backbone):
+    with without_network(backbone):
         assert torch.equal(backbone.encode([SHORT]).tensors["prompt_embeds"], expected)
     assert backbone.net is net
     alone = models.load(folder, t5=False, network=False)

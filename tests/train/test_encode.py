@@ -17,7 +17,7 @@ from rich.console import Console
 from fewstep import cli, models
 from fewstep.data.embeddings import Embeddings, StoredEncoder
 from fewstep.data.precompute import Encoding, encode_ahead
-from fewstep.data.prompts import AHEAD
+from fewstep.data.prompts import ENCODE_BATCH
 from fewstep.inference.runs import RunFolder
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
@@ -211,12 +211,13 @@ def test_other_folders_are_left_alone(encoding, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch", "baseline"), [(1, "data.encode_ahead=false"), (AHEAD, "data.encode_ahead=true")]
+    ("batch", "baseline"),
+    [(1, "data.encode_ahead=false"), (ENCODE_BATCH, "data.encode_ahead=true")],
 )
 def test_training_from_disk_equals_training_that_encodes(
     batch, baseline, model, make_recipe, tmp_path
 ):
-    """One prompt at a time equals encoding on the way; `AHEAD` of them equal encoding ahead."""
+    """With batches of 1 equal to encoding on the way, with `ENCODE_BATCH` to encoding ahead."""
     encode_ahead(PROMPTS, Encoding(str(model), OPTIONS, batch=batch), tmp_path / "cache")
     few = ["train.steps=3", "checkpoint.every=3"]
     ends = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.core.noise import Draws
-from fewstep.train.memory.offload import vae_here
+from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.roles import STUDENT, TEACHER, TRAINED
 from fewstep.train.trainer import advance as step
 
@@ -91,10 +91,10 @@ def test_the_vae_visits(make_run):
     vae = run.backbone.pipe.vae
     moves = []
     vae.to = lambda device: moves.append(torch.device(device).type)
-    with vae_here(run.backbone):
+    with vae_on_device(run.backbone):
         assert not moves, "it is there already"
     run.backbone.net.to("meta")  # stands for an accelerator
-    with vae_here(run.backbone):
+    with vae_on_device(run.backbone):
         assert moves == ["meta"]
     assert moves == ["meta", "cpu"]
 

@@ -381,7 +381,7 @@ def test_hybrid_says_how_many_copies():
 def test_one_request_may_come_twice():
     """Of Slurm and of torchrun, which Slurm told too: stopping at once would lose the step."""
     said: list[str] = []
-    with Interrupts(said.append, echo=60.0) as interrupts:
+    with Interrupts(said.append, repeat_window=60.0) as interrupts:
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
     assert interrupts.requested and len(said) == 1

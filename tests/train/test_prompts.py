@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.core.types import Conditioning
-from fewstep.data.prompts import Encoder, Order, read_prompts
+from fewstep.data.prompts import CachingEncoder, Order, read_prompts
 from fewstep.utils.errors import FewstepError
 
 
@@ -90,7 +90,7 @@ class CountingBackbone:
 
 def test_prompts_are_encoded_once_while_they_fit():
     backbone = CountingBackbone()
-    encoder = Encoder(backbone, cache_bytes=1e6)
+    encoder = CachingEncoder(backbone, cache_bytes=1e6)
     first = encoder.encode(["a", "b", "a"])
     assert torch.equal(encoder.encode(["a", "b", "a"]).tensors["text"], first.tensors["text"])
     assert backbone.asked == {"a": 1, "b": 1}
@@ -98,7 +98,7 @@ def test_prompts_are_encoded_once_while_they_fit():
 
 def test_the_cache_is_bounded_and_forgets_the_oldest():
     backbone = CountingBackbone()
-    encoder = Encoder(backbone, cache_bytes=2 * 400)
+    encoder = CachingEncoder(backbone, cache_bytes=2 * 400)
     for prompt in ("a", "b", "a", "c", "a", "b"):
         encoder.encode([prompt])
         assert encoder._size <= 2 * 400
@@ -107,7 +107,7 @@ def test_the_cache_is_bounded_and_forgets_the_oldest():
 
 def test_encoding_ahead_frees_the_encoders():
     backbone = CountingBackbone()
-    encoder = Encoder(backbone, cache_bytes=0)
+    encoder = CachingEncoder(backbone, cache_bytes=0)
     encoder.encode_all(["a", "b", "c"])
     assert encoder.encode(["c", "a"]).batch == 2
     assert backbone.free

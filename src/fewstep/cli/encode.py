@@ -35,19 +35,20 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode prompts ahead, for data.cache; run it again to go on or to add more."""
-    from fewstep.data.precompute import encode_ahead, encoding_of, gather
+    from fewstep.data.precompute import Encoding, encode_ahead, gather_prompts
 
-    found = gather(prompts or [], prompt or [], column=column, split=split)
+    gathered = gather_prompts(prompts or [], prompt or [], column=column, split=split)
     if not model:
         raise FewstepError(
             "encode: no model; give --model FOLDER (or a hub id)", code="missing-input"
         )
-    done = encode_ahead(found.texts, encoding_of(model, _settings(settings)), out, note=note)
+    encoding = Encoding.from_settings(model, _settings(settings))
+    done = encode_ahead(gathered.texts, encoding, out, note=note)
     if as_json:
-        odd = {name: getattr(found, name) for name in ("duplicates", "empty", "undecodable")}
+        odd = {name: getattr(gathered, name) for name in ("duplicates", "empty", "undecodable")}
         say_json(done | odd)
         return
-    say(f"{found.describe(done['overlong'])}: {done['encoded']} encoded, {done['kept']} kept")
+    say(f"{gathered.describe(done['overlong'])}: {done['encoded']} encoded, {done['kept']} kept")
     say(f"embeddings: {done['folder']} ({done['bytes'] / 1e9:.2f} GB)")
     say(f"next: fewstep distill RECIPE --set data.cache={done['folder']}")
 

@@ -1,8 +1,8 @@
-"""Embeddings on disk: a folder of safetensors that is read by memory mapping.
+"""Prompt embeddings on disk: a folder of safetensors shards that are memory-mapped.
 
-``index.json`` names the model and the settings that made them, and every other file with its
-sha256. A shard is there whole or not at all, and carries its prompts in its header. Shards are only
-ever added, so a folder that was being written to when the process was killed is a sound one.
+``index.json`` holds the model and the settings that made the embeddings, and the SHA-256 of every
+shard. A shard carries its prompts in its header, is written whole or not at all, and never changes,
+so that a folder stays usable when the process that writes to it is killed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ INDEX = "index.json"
 _NULL = "null"
 
 Key = Mapping[str, Any]
-"""What embeddings depend on besides their prompts: model, family, dtype, options."""
+"""What embeddings depend on besides the prompt: model, family, dtype, options."""
 
 
 def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
-    """The key of a model and its settings; the model must be a folder or in reach.
+    """The key of a model and its settings.
 
     Args:
         model: Folder or hub id.
-        dtype: That its weights are held in.
-        options: Of the family; what is left out has the family's default.
+        dtype: Name of the dtype of its weights.
+        options: Options of the model family; defaults are filled in.
 
     Raises:
         FewstepError: There is no such model, or it is not supported.
@@ -57,35 +57,35 @@ def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
         for name, parameter in inspect.signature(family).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    told = json.loads(json.dumps({**settings, **options}, default=str))
+    all_options = json.loads(json.dumps({**settings, **options}, default=str))
     digest = digest_model(hub.download(model, family.pipeline_class))
-    return {"model": digest, "family": family.name, "dtype": dtype, "options": told}
+    return {"model": digest, "family": family.name, "dtype": dtype, "options": all_options}
 
 
 class Embeddings:
-    """A folder of embeddings.
+    """A folder of embeddings; use `open` or `create`.
 
     Attributes:
-        folder: Where they are.
-        key: What made them.
-        damaged: Files that are missing, truncated or changed, as far as was looked.
+        folder: The folder.
+        key: The model and settings that made them.
+        damaged: Files known to be missing, truncated or changed; they are left out everywhere.
     """
 
     def __init__(self, folder: Path, key: Key, files: Mapping[str, str]) -> None:
-        """Takes note of what is there; `open` and `create` are for use."""
+        """Reads the header of every shard; `files` is file name -> SHA-256."""
         self.folder = folder
         self.key = key
         self.damaged: list[str] = []
         self._files = dict(files)
         self._open: dict[str, Any] = {}
-        self._place: dict[str, tuple[str, int]] = {}
+        self._location: dict[str, tuple[str, int]] = {}
         self._overlong: set[str] = set()
         for file in list(files):
-            self._look_into(file)
+            self._read_header(file)
 
     @staticmethod
     def open(folder: Path) -> Embeddings:
-        """The embeddings in a folder.
+        """Opens the embeddings in a folder.
 
         Raises:
             FewstepError: There are none, or of another format.
@@ -102,28 +102,28 @@ class Embeddings:
 
     @staticmethod
     def create(folder: Path, key: Key) -> Embeddings:
-        """A folder with no embeddings yet.
+        """Makes a folder without embeddings yet.
 
         Raises:
-            FewstepError: There is something else in the folder.
+            FewstepError: The folder holds something else.
         """
         if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
             raise FewstepError(
                 f"{folder}: not empty, and no embeddings in it; give another --out", code="exists"
             )
-        made = Embeddings(folder, key, {})
-        made._write_index()
-        return made
+        embeddings = Embeddings(folder, key, {})
+        embeddings._write_index()
+        return embeddings
 
-    # ------------------------------------------------------------------------------- looking
+    # ----------------------------------------------------------------------------- what is there
 
     def __contains__(self, prompt: str) -> bool:
         """Whether a prompt is there."""
-        return prompt in self._place
+        return prompt in self._location
 
     def __len__(self) -> int:
         """Number of prompts."""
-        return len(self._place)
+        return len(self._location)
 
     @property
     def has_null(self) -> bool:
@@ -132,22 +132,22 @@ class Embeddings:
 
     @property
     def nbytes(self) -> int:
-        """Size of the files."""
+        """Size of the shards in bytes."""
         return sum((self.folder / file).stat().st_size for file in self._open)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """Which prompts are not there, each once, in order."""
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._place]
+        """The prompts without an embedding, each once, in order."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._location]
 
     def overlong(self, prompts: Iterable[str]) -> int:
-        """How many prompts were longer than the model reads."""
+        """How many of some prompts were longer than the model reads."""
         return sum(prompt in self._overlong for prompt in prompts)
 
     def refuse_other(self, key: Key) -> None:
-        """Raises unless the embeddings were made by that model with these settings.
+        """Refuses embeddings of another model or of other settings.
 
         Raises:
-            FewstepError: One line that says what differs.
+            FewstepError: The keys differ; the message says in what.
         """
         theirs, mine = _flat(self.key), _flat(key)
         for name in sorted(theirs.keys() | mine.keys()):
@@ -160,10 +160,10 @@ class Embeddings:
                 )
 
     def verify(self, prompts: Iterable[str] | None = None) -> list[str]:
-        """Reads every file that holds one of the prompts (None: every file) against its sha256.
+        """Checks the shards of some prompts (None: all shards) against their SHA-256.
 
         Returns:
-            What is damaged; it counts as missing from now on.
+            Names of the damaged files, whose prompts are missing from now on.
         """
         files = list(self._open) if prompts is None else self._holding(prompts)
         for file in damaged_files(self.folder, {file: self._files[file] for file in files}):
@@ -171,27 +171,27 @@ class Embeddings:
         return self.damaged
 
     def digest(self, prompts: Iterable[str]) -> str:
-        """Fingerprint of the files that hold some prompts."""
+        """Fingerprint of the embeddings of some prompts."""
         return digest_text(*(self._files[file] for file in self._holding(prompts)))
 
     def _holding(self, prompts: Iterable[str]) -> list[str]:
-        """The files that hold some prompts, and the empty prompt's."""
-        held = {self._place[prompt][0] for prompt in prompts if prompt in self._place}
+        """The shards that hold some prompts, and that of the empty prompt."""
+        held = {self._location[prompt][0] for prompt in prompts if prompt in self._location}
         return sorted(held | ({_file(_NULL)} & self._open.keys()))
 
     # ------------------------------------------------------------------------------- reading
 
     def read(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of some prompts, on the CPU; only their own bytes are read.
+        """Conditioning of N prompts, batch N, on the CPU; only their own bytes are read.
 
         Raises:
-            FewstepError: One of them is not there.
+            FewstepError: There is no embedding of one of them.
         """
         if missing := self.missing(prompts):
             raise FewstepError(
                 f"{self.folder}: lacks the prompt {missing[0]!r}", code="missing-input"
             )
-        return Conditioning.cat([self._row(*self._place[prompt]) for prompt in prompts])
+        return Conditioning.cat([self._row(*self._location[prompt]) for prompt in prompts])
 
     def null(self) -> Conditioning:
         """The encoded empty prompt, batch 1."""
@@ -205,12 +205,12 @@ class Embeddings:
     # ------------------------------------------------------------------------------- writing
 
     def add(self, prompts: Sequence[str], cond: Conditioning, overlong: Sequence[bool]) -> None:
-        """Writes a shard; it counts as soon as the index names it.
+        """Writes a shard, then the index that lists it.
 
         Args:
-            prompts: N prompts that are not there yet.
+            prompts: N prompts without an embedding yet.
             cond: Their embeddings, batch N.
-            overlong: Whether each is longer than the model reads.
+            overlong: Whether each prompt is longer than the model reads.
         """
         rows = [row for row, flag in enumerate(overlong) if flag]
         about = {"prompts": list(prompts), "overlong": rows}
@@ -221,19 +221,19 @@ class Embeddings:
         self._add(_NULL, cond, {"prompts": [], "overlong": []})
 
     def _add(self, name: str, cond: Conditioning, about: dict[str, Any]) -> None:
-        # One key: safetensors writes several in any order, and the same must give the same bytes.
+        # One metadata key: safetensors writes several in any order, and bytes must be reproducible.
         tensors = {name: tensor.contiguous() for name, tensor in cond.to("cpu").tensors.items()}
         content, file = save(tensors, metadata={"about": json.dumps(about)}), _file(name)
         write_bytes(self.folder / file, content, sync=True)
         self._files[file] = hashlib.sha256(content).hexdigest()
         self._write_index()
-        self._look_into(file)
+        self._read_header(file)
 
     def _write_index(self) -> None:
         content = {"format": FORMAT, "key": self.key, "files": self._files}
         write_text(self.folder / INDEX, json.dumps(content, indent=1) + "\n", sync=True)
 
-    def _look_into(self, file: str) -> None:
+    def _read_header(self, file: str) -> None:
         try:
             tensors: Any = safetensors.safe_open(self.folder / file, framework="pt")
             about = json.loads(tensors.metadata()["about"])
@@ -243,27 +243,27 @@ class Embeddings:
             self._forget(file)
             return
         self._open[file] = tensors
-        self._place |= {prompt: (file, row) for row, prompt in enumerate(prompts)}
+        self._location |= {prompt: (file, row) for row, prompt in enumerate(prompts)}
 
     def _forget(self, file: str) -> None:
-        """Leaves a damaged file out of everything, and out of the index that is written next."""
+        """Leaves a damaged file out of everything, the index that is written next included."""
         self.damaged.append(file)
         self._files.pop(file)
         self._open.pop(file, None)
-        self._place = {prompt: at for prompt, at in self._place.items() if at[0] != file}
+        self._location = {prompt: at for prompt, at in self._location.items() if at[0] != file}
 
 
 class StoredEncoder:
-    """What `prompts.Encoder` is, without encoders: every prompt comes from a folder."""
+    """A `prompts.Encoder` that reads embeddings from a folder and needs no text encoders."""
 
     def __init__(self, embeddings: Embeddings, backbone: Backbone) -> None:
-        """The backbone learns the empty prompt, which it cannot encode."""
+        """Hands the encoded empty prompt to the backbone, which cannot encode it."""
         self._embeddings = embeddings
         self._backbone = backbone
         backbone.keep_null(embeddings.null())
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of some prompts, on the backbone's device."""
+        """Conditioning of N prompts, batch N, on the model's device."""
         return self._embeddings.read(prompts).to(self._backbone.device)
 
     def null(self, batch: int) -> Conditioning:

@@ -1,4 +1,4 @@
-"""Encoding ahead: prompts in, a folder of embeddings out, which can be stopped at any moment."""
+"""Precomputed embeddings: ``fewstep encode`` writes them, ``data.cache`` of a recipe reads them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from typing import Any
 from fewstep import models
 from fewstep.config import Recipe
 from fewstep.core.types import Conditioning
-from fewstep.data.embeddings import Embeddings, Key, key_of
-from fewstep.data.prompts import Prompts, read_prompts
+from fewstep.data.embeddings import INDEX, Embeddings, Key, key_of
+from fewstep.data.prompts import Prompts, normalized, read_prompts
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_text
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.resources import resolve
-
-SHARD = 128
-"""Prompts of one file: what is lost when the process is killed."""
-_OWN = ("dtype", "device", "batch", "shard")
 
 
 @dataclass(frozen=True)
@@ -32,13 +28,13 @@ class Encoding:
     """How prompts are encoded.
 
     Attributes:
-        model: Folder or hub id of the pipeline whose text encoders are asked.
-        options: Of its family, such as ``max_sequence_length``.
-        dtype: That its weights are held in.
-        device: Where; ``auto`` takes an accelerator if there is one.
-        batch: Prompts at a time. One gives, bit for bit, what training encodes on the way; as many
-            as `prompts.AHEAD` what it encodes ahead; more are quicker.
-        shard: Prompts of one file, rounded up to whole batches.
+        model: Folder or hub id of the pipeline with the text encoders.
+        options: Options of the model family, such as ``max_sequence_length``.
+        dtype: Name of the dtype of the weights.
+        device: Such as ``cuda``; ``auto`` takes an accelerator if there is one.
+        batch: Prompts per batch. 1 gives bitwise the embeddings of training without
+            ``data.encode_ahead``, `prompts.ENCODE_BATCH` those of training with it.
+        shard: Prompts per file, rounded up to whole batches; a kill loses no more than these.
     """
 
     model: str
@@ -46,12 +42,38 @@ class Encoding:
     dtype: str = "float32"
     device: str = "auto"
     batch: int = 1
-    shard: int = SHARD
+    shard: int = 128
+
+    @classmethod
+    def from_settings(cls, model: str, settings: Mapping[str, Any]) -> Encoding:
+        """Encoding from one set of settings: dtype, device, batch, shard; the rest are options.
+
+        Raises:
+            FewstepError: A batch or shard that is not a whole number above 0.
+        """
+        options = dict(settings)
+        own = {name: options.pop(name) for name in _OWN if name in options}
+        for name in ("batch", "shard"):
+            value = own.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise FewstepError(
+                    f"{name}: must be a whole number above 0, not {value!r}", code="out-of-range"
+                )
+        return cls(model, options, **own)
 
     def default_folder(self, key: Key) -> Path:
-        """Where embeddings go when nothing is said: a folder for each model and settings."""
+        """Folder for the embeddings of a model and its settings, where none is given."""
         name = Path(str(resolve(self.model))).name
         return Path("embeddings") / f"{name}-{digest_text(repr(sorted(key.items())))[:8]}"
+
+    def load_encoders(self) -> Backbone:
+        """The model without its network, on its device; it may be a distilled one."""
+        device = pick_device(self.device)
+        options = {"teacher": False, "network": False, **self.options}
+        return models.load(self.model, dtype=self.dtype, **options).to(device)
+
+
+_OWN = ("dtype", "device", "batch", "shard")
 
 
 def encode_ahead(
@@ -61,18 +83,18 @@ def encode_ahead(
     *,
     note: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """Encodes what a folder of embeddings lacks, the empty prompt included.
+    """Encodes the prompts that a folder of embeddings lacks, and the empty prompt.
 
-    What is there is checked and kept, whatever wrote it and however that ended.
+    Embeddings that are there are checked and kept; damaged files are written again.
 
     Args:
-        prompts: The prompts; doubles are encoded once.
-        encoding: How.
-        folder: Where to; None takes a folder of the model's and settings' own.
-        note: Is told how far it has got.
+        prompts: The prompts; duplicates are encoded once.
+        encoding: How to encode them.
+        folder: Where to write; None: ``embeddings/MODEL-KEY``.
+        note: Called with messages about progress.
 
     Returns:
-        What was done: folder, prompts, encoded, kept, damaged, overlong, bytes, seconds.
+        folder, prompts, encoded, kept, damaged, overlong, bytes, seconds.
 
     Raises:
         FewstepError: The folder holds something else, or embeddings of another model or settings.
@@ -80,17 +102,18 @@ def encode_ahead(
     began = time.perf_counter()
     key = key_of(encoding.model, dtype=encoding.dtype, options=encoding.options)
     folder = folder or encoding.default_folder(key)
-    there = (folder / "index.json").exists()
-    backbone = None if there else _load(encoding)  # what cannot be loaded leaves nothing behind
-    found = Embeddings.open(folder) if there else Embeddings.create(folder, key)
-    found.refuse_other(key)
-    with _alone(folder):
-        damaged = found.verify()
+    exists = (folder / INDEX).exists()
+    backbone = None if exists else encoding.load_encoders()  # an error here leaves no folder
+    embeddings = Embeddings.open(folder) if exists else Embeddings.create(folder, key)
+    embeddings.refuse_other(key)
+    with _locked(folder):
+        damaged = embeddings.verify()
         if damaged:
             note(f"{len(damaged)} damaged file(s) are made again: {', '.join(damaged[:3])}")
-        missing = found.missing(prompts)
-        if missing or not found.has_null:
-            _encode(found, backbone or _load(encoding), missing, encoding, note)
+        missing = embeddings.missing(prompts)
+        if missing or not embeddings.has_null:
+            backbone = backbone or encoding.load_encoders()
+            _encode(embeddings, backbone, missing, encoding, note)
     distinct = set(prompts)
     return {
         "folder": str(folder),
@@ -98,44 +121,41 @@ def encode_ahead(
         "encoded": len(missing),
         "kept": len(distinct) - len(missing),
         "damaged": damaged,
-        "overlong": found.overlong(distinct),
-        "bytes": found.nbytes,
+        "overlong": embeddings.overlong(distinct),
+        "bytes": embeddings.nbytes,
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def _load(encoding: Encoding) -> Backbone:
-    """The text encoders alone; whether the model may be a teacher is training's to ask."""
-    device = pick_device(encoding.device)
-    model, settings = encoding.model, {"teacher": False, "network": False, **encoding.options}
-    return models.load(model, dtype=encoding.dtype, **settings).to(device)
-
-
 def _encode(
-    found: Embeddings,
+    embeddings: Embeddings,
     backbone: Backbone,
     missing: Sequence[str],
     encoding: Encoding,
     note: Callable[[str], None],
 ) -> None:
-    """Shard by shard; each one counts as soon as it is written."""
-    if not found.has_null:
-        found.add_null(backbone.null(1))
+    """Encodes and writes shard by shard."""
+    if not embeddings.has_null:
+        embeddings.add_null(backbone.null(1))
     size = -(-encoding.shard // encoding.batch) * encoding.batch
     began = time.perf_counter()
     for start in range(0, len(missing), size):
-        part = missing[start : start + size]
-        batches = (part[i : i + encoding.batch] for i in range(0, len(part), encoding.batch))
-        embedded = [backbone.encode(batch).to("cpu") for batch in batches]
-        found.add(part, Conditioning.cat(embedded), backbone.overlong(part))
-        done = start + len(part)
+        shard = missing[start : start + size]
+        batches = (shard[i : i + encoding.batch] for i in range(0, len(shard), encoding.batch))
+        encoded = [backbone.encode(batch).to("cpu") for batch in batches]
+        embeddings.add(shard, Conditioning.cat(encoded), backbone.overlong(shard))
+        done = start + len(shard)
         rate = done / (time.perf_counter() - began)
         note(f"{done} of {len(missing)} prompts, {rate:.1f} a second")
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Context in which no other process writes to the folder; ends with the process, too."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Context in which no other process writes to the folder; a killed process frees the lock.
+
+    Raises:
+        FewstepError: Another process holds it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -148,10 +168,12 @@ def _alone(folder: Path) -> Iterator[None]:
             raise FewstepError(
                 f"{folder}: another process is writing to it; wait for it", code="no-access"
             ) from error
+        for leftover in folder.glob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
         yield
 
 
-def gather(
+def gather_prompts(
     sources: Sequence[str],
     written: Sequence[str] = (),
     *,
@@ -163,16 +185,16 @@ def gather(
     Args:
         sources: What `prompts.read_prompts` reads; `column` and `split` are of the first one.
         written: More prompts.
-        column: Which column or key holds the prompt.
-        split: Which part of a folder or data set.
+        column: Column or key with the prompts.
+        split: Part of a folder or data set.
 
     Raises:
         FewstepError: A source cannot be read, or there is no prompt at all.
     """
-    found = [read_prompts(source, column=column, split=split) for source in sources[:1]]
-    found += [read_prompts(source) for source in sources[1:]]
-    more = [tidy for text in written if (tidy := " ".join(text.split()))]
-    texts = tuple(text for each in [*(one.texts for one in found), more] for text in each)
+    parts = [read_prompts(source, column=column, split=split) for source in sources[:1]]
+    parts += [read_prompts(source) for source in sources[1:]]
+    parts.append(Prompts(tuple(filter(None, map(normalized, written)))))
+    texts = tuple(text for part in parts for text in part.texts)
     if not texts:
         raise FewstepError(
             "encode: no prompts; give PROMPTS (a file) or --prompt TEXT", code="missing-input"
@@ -180,56 +202,48 @@ def gather(
     return Prompts(
         texts,
         duplicates=len(texts) - len(set(texts)),
-        empty=sum(each.empty for each in found),
-        undecodable=sum(each.undecodable for each in found),
+        empty=sum(part.empty for part in parts),
+        undecodable=sum(part.undecodable for part in parts),
     )
-
-
-def encoding_of(model: str, settings: Mapping[str, Any]) -> Encoding:
-    """How to encode, from what was written: dtype, device, batch, shard; all else is the family's.
-
-    Raises:
-        FewstepError: A batch or shard that is no number above 0.
-    """
-    own = {name: value for name, value in settings.items() if name in _OWN}
-    for name in ("batch", "shard"):
-        value = own.get(name, 1)
-        if not isinstance(value, int) or value < 1:
-            raise FewstepError(
-                f"{name}: must be a whole number above 0, not {value!r}", code="out-of-range"
-            )
-    options = {name: value for name, value in settings.items() if name not in _OWN}
-    return Encoding(model, options, **own)
 
 
 # ------------------------------------------------------------------------------------- for a run
 
 
-def stored(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> Embeddings:
-    """The embeddings that a recipe names, found to be the model's own, sound and complete.
+def open_cache(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> Embeddings:
+    """Opens the embeddings that a recipe names, checked to be sound, complete and of its model.
+
+    Args:
+        recipe: A recipe with ``data.cache``.
+        prompts: The training prompts.
+        previewed: The preview's prompts.
 
     Raises:
-        FewstepError: They are not; one line says why and gives the command that mends it.
+        FewstepError: They are not; the message has the command that encodes what is missing.
     """
     folder = resolve(recipe.data.cache or "")
-    mend = f"run: {command(recipe, folder)}"
+    remedy = f"run: {encode_command(recipe, folder)}"
     if not folder.is_dir():
-        raise FewstepError(f"data.cache: there is no folder {folder}; {mend}", code="missing-file")
+        raise FewstepError(
+            f"data.cache: there is no folder {folder}; {remedy}", code="missing-file"
+        )
     model = recipe.model
-    found = Embeddings.open(folder)
-    found.refuse_other(key_of(model.path, dtype=model.dtype, options=model.options))
+    embeddings = Embeddings.open(folder)
+    embeddings.refuse_other(key_of(model.path, dtype=model.dtype, options=model.options))
     wanted = [*prompts, *previewed]
-    if damaged := found.verify(wanted):
-        raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {mend}", code="damaged")
-    missing = found.missing(wanted)
-    if missing or not found.has_null:
-        what = f"{len(missing)} of the prompts" if missing else "the empty prompt"
-        raise FewstepError(f"data.cache: {folder} lacks {what}; {mend}", code="missing-input")
-    return found
+    if damaged := embeddings.verify(wanted):
+        raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {remedy}", code="damaged")
+    missing = embeddings.missing(wanted)
+    if missing or not embeddings.has_null:
+        missing_part = f"{len(missing)} of the prompts" if missing else "the empty prompt"
+        raise FewstepError(
+            f"data.cache: {folder} lacks {missing_part}; {remedy}", code="missing-input"
+        )
+    return embeddings
 
 
-def command(recipe: Recipe, folder: Path) -> str:
-    """The command line that encodes everything that a recipe's training asks for."""
+def encode_command(recipe: Recipe, folder: Path) -> str:
+    """The command line that encodes all prompts of a recipe's training and previews."""
     data, preview, model = recipe.data, recipe.preview, recipe.model
     words = ["fewstep", "encode"]
     for source in (data.prompts, preview.prompts):

@@ -1,8 +1,7 @@
-"""Where prompts come from: text files, tables, folders of tables, data sets on the hub.
+"""Sources of prompts: text files, tables, folders of tables, data sets on the hub.
 
-Folders and data sets are read as they lie on the disk, through pyarrow: the files that the hub
-keeps (.parquet, .jsonl, .csv) and what `datasets` writes with ``save_to_disk`` (.arrow). No code of
-a data set is run.
+The files of a data set are read as they are, by pyarrow: those on the hub (.parquet, .jsonl, .csv)
+and those that `datasets` writes with ``save_to_disk`` (.arrow). No code of a data set is run.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from fewstep.utils.errors import FewstepError, did_you_mean
 from fewstep.utils.resources import resolve
 
 COLUMNS = ("prompt", "caption", "text")
-"""Columns that hold the prompt when none is named; the first one there counts."""
+"""Columns to look for when none is named; the first one that exists is read."""
 TABLES = (".parquet", ".arrow", ".jsonl", ".csv")
-"""Files of a data set; in a folder with several kinds the first kind there counts."""
+"""Files of a data set; in a folder with several kinds only the first of these is read."""
 _DEFAULT_SPLIT = "train"
 
 
-def cells(
+def read_texts(
     path: str | Path, *, column: str | None = None, split: str | None = None
 ) -> Iterator[str | None]:
-    """Every prompt as it stands: a text, empty where there is none, None where it is not UTF-8.
+    """Every prompt as it is written: a text, "" for an empty line, None if it is not UTF-8.
 
     Args:
         path: A .txt file (one prompt a line), a .jsonl, .csv, .parquet or .arrow file, a folder of
@@ -79,8 +78,8 @@ def _jsonl(file: Path, column: str | None, label: str) -> Iterator[str | None]:
         except json.JSONDecodeError as error:
             raise FewstepError(f"{label}, line {number}: not JSON: {error.msg}") from error
         text = isinstance(record, str) and column is None
-        found = record if text else _field(record, column, f"{label}, line {number}")
-        yield _decoded(found.encode("utf-8", "surrogatepass"))  # JSON can spell half a character
+        prompt = record if text else _field(record, column, f"{label}, line {number}")
+        yield _decoded(prompt.encode("utf-8", "surrogatepass"))  # JSON can spell half a character
 
 
 def _csv(file: Path, column: str | None, label: str) -> Iterator[str | None]:
@@ -167,7 +166,7 @@ def _column(names: list[str], column: str | None, label: str) -> str:
 
 
 def _texts(arrow: Any, array: Any, label: str) -> Iterator[str | None]:
-    """The cells of a column; as bytes first, since pyarrow does not check that they are UTF-8."""
+    """The texts of a column; read as bytes, since pyarrow does not check that they are UTF-8."""
     if arrow.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
@@ -201,7 +200,7 @@ def _fetched(repo: str, split: str | None) -> Path:
 
     part = f"{split}*" if split else ""
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             repo, repo_type="dataset", allow_patterns=[f"*{part}{kind}" for kind in TABLES]
         )
     except (OSError, ValueError) as error:
@@ -210,7 +209,7 @@ def _fetched(repo: str, split: str | None) -> Path:
             f"{repo}: cannot read the prompts: no such file or folder; the hub refused: {first}",
             code="missing-file",
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def _tables_of(folder: Path, label: str, split: str | None) -> list[Path]:

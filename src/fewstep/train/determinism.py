@@ -1,4 +1,4 @@
-"""Arithmetic that repeats bit for bit, where the hardware would otherwise choose at whim."""
+"""Deterministic algorithms: the same run gives the same bits again, on a GPU too."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Context with deterministic algorithms, if wanted; where there is none, torch warns.
+    """Context in which PyTorch uses deterministic algorithms, if wanted.
 
-    It changes torch's global settings and puts them back at the end.
+    An operation that has none runs anyway, with a warning of PyTorch's. The global settings that
+    are changed are restored at the end.
     """
     if not wanted:
         yield

@@ -1,9 +1,9 @@
-"""Several processes as one run: each takes its part of every batch, and all end up with one state.
+"""Training with several processes: each takes its part of every batch; their state is the same.
 
-The only file that imports torch.distributed, and all of it is PyTorch's own: torchrun starts the
-processes, FSDP2's `fully_shard` splits networks, gradients and optimizers, `all_reduce` averages
-what is not split, and torch.distributed.checkpoint writes the pieces as safetensors. Random values
-are functions of the sample's place in the global batch, so the processes have nothing else to say.
+This is the only file that imports torch.distributed. torchrun starts the processes, FSDP2's
+`fully_shard` shards networks, gradients and optimizers, `all_reduce` averages what is not sharded,
+and torch.distributed.checkpoint writes the shards as safetensors. Random values are functions of a
+sample's index in the global batch, so that nothing else has to be communicated.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _LOST = ("gloo", "NCCL", "nccl", "Connection closed", "Connection reset", "Broke
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroup:
-    """The processes of a run, as one of them sees them; the default is a run of one.
+    """The processes of a run, as one of them sees them; the default is a single process.
 
     Attributes:
-        rank: Number of this process.
-        size: How many there are.
-        mesh: Devices that the networks are sharded over; None where each holds them whole.
-        control_group: Group for what they tell each other between two network calls.
-        io_group: Group for what happens beside the training: saving. Messages of one group must
-            come in one order everywhere, and nothing orders a thread's among the training's.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        mesh: Devices that the networks are sharded over; None: every process holds them whole.
+        control_group: Group for small messages between two network calls.
+        io_group: Group for the thread that saves. Every process must send the messages of a group
+            in the same order, which the threads of training and saving do not keep together.
     """
 
     rank: int = 0
@@ -58,27 +58,27 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     @property
     def sharded(self) -> bool:
-        """Whether every network call is a joint one, so that all must make equally many."""
+        """Whether networks are sharded: all processes must make the same network calls."""
         return self.mesh is not None
 
     def device(self, device: torch.device) -> torch.device:
-        """This process's own accelerator, where a kind of device was asked for."""
+        """This process's own accelerator, given a device without a number such as ``cuda``."""
         if self.size == 1 or device.type == "cpu" or device.index is not None:
             return device
         return torch.device(device.type, ranks.local_rank())
 
     def part(self, total: int) -> slice:
-        """The samples of a global batch that are this process's."""
-        each = total // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
+        """Indices of this process's samples in a global batch of `total`."""
+        count = total // self.size
+        return slice(self.rank * count, (self.rank + 1) * count)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the processes, element by element; a run of one gets the values back."""
+        """Elementwise mean over the processes; a single process gets the values back."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -86,32 +86,32 @@ class ProcessGroup:
         return total / self.size
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace whole tensors by their means, in place; sharded ones are means already."""
-        whole = [each for each in tensors if not isinstance(each, DTensor)]
+        """Replaces tensors by their means over the processes, in place; skips sharded ones."""
+        whole = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
         for bucket in _buckets(whole) if self.size > 1 else ():
-            flat = self.mean(torch.cat([each.flatten() for each in bucket]))
-            pieces = flat.split([each.numel() for each in bucket])
-            for each, piece in zip(bucket, pieces, strict=True):
-                each.copy_(piece.view_as(each))
+            flat = self.mean(torch.cat([tensor.flatten() for tensor in bucket]))
+            means = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, mean in zip(bucket, means, strict=True):
+                tensor.copy_(mean.view_as(tensor))
 
-    def broadcast_from_first(self, decide: Callable[[], T]) -> T:
-        """What the first process decides; the others do not look."""
+    def broadcast_from_first(self, compute: Callable[[], T]) -> T:
+        """Result of a function that only the first process calls, for all of them."""
         if self.size == 1:
-            return decide()
-        box = [decide() if self.first else None]
-        dist.broadcast_object_list(box, src=0, group=self.control_group)
-        return box[0]  # type: ignore[return-value]
+            return compute()
+        result = [compute() if self.first else None]
+        dist.broadcast_object_list(result, src=0, group=self.control_group)
+        return result[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until every process has called this."""
         if self.size > 1:
             dist.barrier(group=self.control_group)
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, in order; for the thread that saves."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.io_group)
-        return found
+        """The values of all processes, in order; for the thread that saves."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.io_group)
+        return values
 
 
 SINGLE = ProcessGroup()
@@ -121,12 +121,15 @@ SINGLE = ProcessGroup()
 def init_distributed(
     recipe: ParallelRecipe, data: DataRecipe, device: str
 ) -> Iterator[ProcessGroup]:
-    """Context in which this process belongs to its job; alone where nothing launched several.
+    """Context in which this process belongs to its job, as torchrun's environment describes it.
 
     Args:
-        recipe: How networks are shared out.
-        data: The batch that is shared out.
+        recipe: Whether networks are sharded, and how.
+        data: The batch that is divided among the processes.
         device: The recipe's device.
+
+    Yields:
+        The processes; `SINGLE` where nothing launched several.
 
     Raises:
         ConfigError: The recipe does not fit the number of processes.
@@ -151,7 +154,7 @@ def init_distributed(
     except SystemExit:  # all were asked to stop, and have saved
         _leave(processes)
         raise
-    _leave(processes)  # not after an error: others may be gone, and torchrun ends what is left
+    _leave(processes)  # not after an error: others may be gone, and torchrun ends the rest
 
 
 def _leave(processes: ProcessGroup) -> None:
@@ -186,18 +189,18 @@ def _mesh(recipe: ParallelRecipe, size: int, device: str) -> Any:
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Consecutive tensors of one dtype, up to a bucket's size."""
     bucket: list[Tensor] = []
-    for each in tensors:
-        full = sum(held.numel() for held in bucket) + each.numel() > _BUCKET
-        if bucket and (full or each.dtype != bucket[0].dtype):
+    for tensor in tensors:
+        full = sum(held.numel() for held in bucket) + tensor.numel() > _BUCKET
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
-        bucket.append(each)
+        bucket.append(tensor)
     if bucket:
         yield bucket
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone, not that something is wrong here."""
+    """Whether an error means that another process has ended, rather than a fault of this one."""
     text = str(error)
     return isinstance(error, dist.DistError) or any(sign in text for sign in _LOST)
 
@@ -206,7 +209,7 @@ def is_connection_lost(error: BaseException) -> bool:
 
 
 class SharedUpdater(Updater):
-    """An optimizer that all processes step processes: with the mean gradient, or not at all."""
+    """An optimizer whose update all processes make, with the mean gradient, or none of them."""
 
     processes: ProcessGroup = SINGLE
 
@@ -219,12 +222,12 @@ class SharedUpdater(Updater):
 
 
 def shard(roles: Roles, backbone: Backbone, processes: ProcessGroup, device: torch.device) -> None:
-    """Split every network over the processes, in place: its blocks, then the rest.
+    """Shards every network over the processes, in place: its blocks, then the rest.
 
-    Gradient checkpointing is on already. Everything is gathered for one call only (also the root,
-    which FSDP2 would keep): between simulation and update the weights move, and what was kept would
-    be stale. Where three roles share one network, adapters stay whole in each process: they are
-    small, and which of them takes gradients changes from call to call.
+    Gradient checkpointing must be on already. Weights are gathered for one call only (those of the
+    root too, which FSDP2 would keep), since they change between simulation and update. In LoRA
+    mode every process holds the adapters whole: they are small, and which of them takes gradients
+    changes from call to call.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -246,18 +249,18 @@ def shard(roles: Roles, backbone: Backbone, processes: ProcessGroup, device: tor
 # ----------------------------------------------------------------------------------- checkpoints
 
 Like = Callable[[str], Tensor | None]
-"""``like(key)``: a tensor that is split as the tensor of that key is wanted; None: whole."""
+"""``like(key)``: a tensor sharded as the one of that key is to be; None: it is read whole."""
 
 
 def write_shards(
     folder: Path, tensors: Mapping[str, Tensor], processes: ProcessGroup
 ) -> Future[Any]:
-    """Start to write tensors, each process its own pieces, as safetensors.
+    """Starts to write tensors as safetensors, each process its own shards.
 
-    What is written is as it was at the call; the writing itself goes on in a thread.
+    The values are those at the time of the call; the writing itself goes on in a thread.
 
     Returns:
-        What is done when this process's pieces are on the disk.
+        A future that is done when this process's shards are written.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -269,34 +272,34 @@ def write_shards(
 
 
 def shards_of(folder: Path, rank: int) -> list[Path]:
-    """The files of a folder that a process wrote."""
+    """The files of a folder that the process of a rank wrote."""
     return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
 def read_shards(folder: Path, like: Like | None = None, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors that any number of processes wrote, whole or split as they are wanted here.
+    """Tensors that any number of processes wrote, whole or sharded anew.
 
-    Nothing is communicated: each process reads its own pieces.
+    Nothing is communicated: each process reads its own shards.
 
     Args:
         folder: Where they are.
-        like: How each is split; without it, all are whole.
-        prefix: Only keys that begin with it.
+        like: How each tensor is to be sharded; None reads all of them whole.
+        prefix: Only keys that begin with it are read.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    found: Mapping[str, Any] = (
+    metadata: Mapping[str, Any] = (
         HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     )
     tensors: dict[str, Tensor] = {}
-    for key, about in found.items():
+    for key, stored in metadata.items():
         if key.startswith(prefix):
             model = like(key) if like else None
             if isinstance(model, DTensor):
-                tensors[key] = torch.zeros_like(model, dtype=about.properties.dtype)
+                tensors[key] = torch.zeros_like(model, dtype=stored.properties.dtype)
             else:
-                tensors[key] = torch.zeros(about.size, dtype=about.properties.dtype)
+                tensors[key] = torch.zeros(stored.size, dtype=stored.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
@@ -304,7 +307,7 @@ def read_shards(folder: Path, like: Like | None = None, prefix: str = "") -> dic
 
 
 def split_like(tensor: Tensor, model: Tensor | None) -> Tensor:
-    """A whole tensor, split as another is; nothing is communicated."""
+    """A whole tensor, sharded like another; nothing is communicated."""
     if not isinstance(model, DTensor):
         return tensor
     moved = tensor.to(model.device)
@@ -312,7 +315,7 @@ def split_like(tensor: Tensor, model: Tensor | None) -> Tensor:
 
 
 def connection_lost(error: BaseException, last: str) -> FewstepError:
-    """What to say when another process is gone."""
+    """The error for users when another process has ended."""
     first = str(error).strip().splitlines()[0]
     return FewstepError(
         f"another process of the job is gone ({first}); {last}; use --resume", code="process-lost"

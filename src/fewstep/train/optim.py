@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.config import OptimizerRecipe
 from fewstep.train.memory.low_memory_adamw import HostAdamW, LowMemoryAdamW, low_memory_adamw
-from fewstep.train.memory.offload import at_home, settle
+from fewstep.train.memory.offload import synchronize, to_host
 from fewstep.utils.errors import FewstepError
 
 
@@ -63,7 +63,7 @@ class Ema:
         self._parameters = dict(parameters)
         self._max_decay = max_decay
         self._on_host = on_host
-        copy = at_home if on_host else torch.clone
+        copy = to_host if on_host else torch.clone
         self.weights = {name: copy(p.detach().float()) for name, p in self._parameters.items()}
         self.updates = 0
 
@@ -84,7 +84,7 @@ class Ema:
                 mean = self.weights[name].to(parameter.device, non_blocking=True)
                 self.weights[name].copy_(mean.lerp_(parameter.float(), share), non_blocking=True)
                 if self._on_host:
-                    settle(parameter.device)
+                    synchronize(parameter.device)
         self.updates += 1
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: finish the step, save, exit with code 0; the second one stops at once.
+"""SIGTERM and SIGINT: finish the step, save, exit with code 0; a second signal stops at once.
 
-A process of a job may hear one request twice: Slurm signals every process of a job, torchrun among
-them, and torchrun passes on what it hears.
+With several processes one request may arrive twice: Slurm signals every process of a job, torchrun
+among them, and torchrun forwards the signal.
 """
 
 from __future__ import annotations
@@ -18,37 +18,41 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """A run that was asked to stop and has saved; left alone, the process ends with exit code 0."""
+    """A run was asked to stop and has saved; unless caught, the process exits with code 0.
+
+    Attributes:
+        step: The step that was saved.
+    """
 
     def __init__(self, step: int) -> None:
-        """Keeps the step that was saved."""
+        """Takes the step that was saved."""
         super().__init__(0)
         self.step = step
 
 
 class Interrupts:
-    """Context in which the first signal is only noted; outside the main thread it does nothing.
+    """Context in which the first signal only sets a flag; outside the main thread it does nothing.
 
     Attributes:
-        requested: Whether a signal has come.
+        requested: Whether a signal has arrived.
     """
 
-    def __init__(self, say: Callable[[str], None], *, echo: float = 0.0) -> None:
-        """Nothing was heard yet.
+    def __init__(self, note: Callable[[str], None], *, repeat_window: float = 0.0) -> None:
+        """Installs nothing yet.
 
         Args:
-            say: Tells the person that the signal was heard.
-            echo: Seconds in which another signal is the same request.
+            note: Prints that the signal has arrived.
+            repeat_window: Seconds after the first signal in which others are the same request.
         """
         self.requested = False
-        self._say = say
-        self._echo = echo
-        self._heard_at = 0.0
+        self._note = note
+        self._repeat_window = repeat_window
+        self._requested_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -60,13 +64,13 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and time.monotonic() - self._heard_at < self._echo:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and time.monotonic() - self._requested_at < self._repeat_window:
             return
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.requested, self._heard_at = True, time.monotonic()
+        self.requested, self._requested_at = True, time.monotonic()
         name = signal.Signals(number).name
-        self._say(f"{name}: finishing this step, then saving; send it again to stop at once")
+        self._note(f"{name}: finishing this step, then saving; send it again to stop at once")

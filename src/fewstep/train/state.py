@@ -14,14 +14,14 @@ from torch import Tensor
 from fewstep import __version__, models, objectives
 from fewstep.config import ConfigError, OptimizerRecipe, Recipe, missing_files
 from fewstep.data.embeddings import Embeddings, StoredEncoder
-from fewstep.data.precompute import stored
-from fewstep.data.prompts import Encoder, Order, Prompts, read_prompts
+from fewstep.data.precompute import open_cache
+from fewstep.data.prompts import CachingEncoder, Encoder, Order, Prompts, read_prompts
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.checkpoint.manager import CHECKPOINTS, CheckpointManager
 from fewstep.train.checkpoint.store import Checkpoint, read
 from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
-from fewstep.train.memory.offload import encoders_alone, leave_vae, refuse_sharded
+from fewstep.train.memory.offload import offload_vae, refuse_sharded, without_network
 from fewstep.train.memory.quantization import quantize
 from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Logger, SilentLogger
@@ -100,7 +100,7 @@ class Run:
     train_state: TrainState
     algorithm: Algorithm
     order: Order
-    encoder: Encoder | StoredEncoder
+    encoder: Encoder
     preview: Preview
     health: Health
     log: Logger
@@ -130,7 +130,7 @@ def check(recipe: Recipe) -> ValidatedRecipe:
     prompts = read_prompts(data.prompts, column=data.column, split=data.split)
     device = pick_device(recipe.train.device, "train.device")
     previewed = _preview_prompts(recipe, prompts)
-    embeddings = stored(recipe, prompts.distinct, previewed) if data.cache is not None else None
+    embeddings = open_cache(recipe, prompts.distinct, previewed) if data.cache is not None else None
     return ValidatedRecipe(built, prompts, previewed, device, embeddings)
 
 
@@ -157,7 +157,7 @@ def build(
     encoder = _encoder(recipe, backbone, validated)
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
-        leave_vae(backbone)
+        offload_vae(backbone)
     # FLUX.1-schnell is of FLUX.1-dev's family, and takes no guidance.
     guidance = "embedded" if "guidance" in backbone.null(1).tensors else "cfg"
     objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
@@ -196,14 +196,12 @@ def build(
     )
 
 
-def _encoder(
-    recipe: Recipe, backbone: Backbone, validated: ValidatedRecipe
-) -> Encoder | StoredEncoder:
+def _encoder(recipe: Recipe, backbone: Backbone, validated: ValidatedRecipe) -> Encoder:
     if validated.embeddings is not None:
         return StoredEncoder(validated.embeddings, backbone)
-    encoder = Encoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
+    encoder = CachingEncoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
     if recipe.data.encode_ahead:
-        with encoders_alone(backbone):  # both at once need not fit the device
+        with without_network(backbone):  # both at once need not fit the device
             backbone.to(validated.device)
             encoder.encode_all(validated.encoded)
     return encoder

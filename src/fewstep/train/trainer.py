@@ -104,7 +104,7 @@ class Trainer:
             stack.enter_context(deterministic(recipe.train.deterministic))
             stack.enter_context(run.log.opened(run.step))
             echo = _ECHO if processes.size > 1 else 0.0
-            self._interrupts = stack.enter_context(Interrupts(run.log.note, echo=echo))
+            self._interrupts = stack.enter_context(Interrupts(run.log.note, repeat_window=echo))
             self._run = run
             self.completed = self._started_at = run.step
             self._context = stack.pop_all()

@@ -1,8 +1,9 @@
-"""Checkpoints: folders of safetensors and JSON that are there whole or not at all.
+"""Checkpoints: folders of safetensors and JSON that are written whole or not at all.
 
 A checkpoint is written under a hidden name, synced to the disk, and renamed. state.json holds the
-sha256 of every other file and of itself, so that damage is found before anything is loaded. One
-process writes one file a group; several write their pieces of all of them, see `parallel`.
+SHA-256 of every other file and of itself, so that damage is found before anything is loaded. A
+single process writes one file per group of tensors; several write their shards, see
+`train.distributed`.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 class BrokenCheckpointError(FewstepError):
-    """A checkpoint that is incomplete or damaged."""
+    """A checkpoint is incomplete or damaged."""
 
     default_code = "damaged"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back.
+    """A checkpoint that was read.
 
     Attributes:
         path: Its folder.
@@ -55,12 +56,12 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) -> Path:
-    """Save a checkpoint of a step; one of the same step is replaced.
+    """Saves a checkpoint of a step, in the place of one of the same step.
 
     Args:
         folder: The run's ``checkpoints``.
         step: Finished iterations.
-        groups: Tensors, one file per group.
+        groups: Group -> name -> tensor; one file per group.
         state: Anything JSON can hold; ``step`` is added.
 
     Returns:
@@ -75,7 +76,7 @@ def save(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) -> P
 
 
 def begin(folder: Path, step: int) -> Path:
-    """A fresh folder for a step's checkpoint, under the name of an unfinished one."""
+    """Makes an empty folder to write a step's checkpoint to, under its hidden name."""
     temporary = unfinished(folder, step)
     clear_unfinished(folder)
     temporary.mkdir(parents=True)
@@ -83,12 +84,12 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def unfinished(folder: Path, step: int) -> Path:
-    """Where a step's checkpoint is while it is being written."""
+    """Path of a step's checkpoint while it is being written."""
     return folder / f"{_HIDDEN}{_PREFIX}{step:08d}"
 
 
 def sums_of(files: Iterable[Path]) -> dict[str, str]:
-    """Name -> sha256 of files, which are on the disk for good from now on."""
+    """Syncs files to the disk; returns file name -> SHA-256."""
     sums = {}
     for file in sorted(files):
         sums[file.name] = sha256_of(file)
@@ -97,7 +98,7 @@ def sums_of(files: Iterable[Path]) -> dict[str, str]:
 
 
 def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
-    """Finish a checkpoint whose tensors are written: from now on it is there."""
+    """Finishes a checkpoint whose tensors are written: adds state.json and gives it its name."""
     text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
     write_text(temporary / _STATE, text, sync=True)
     fsync(temporary)
@@ -110,7 +111,7 @@ def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
 
 
 def check(path: Path) -> Checkpoint:
-    """A checkpoint whose every byte was validated; its tensors are not read.
+    """A checkpoint with every file checked against its SHA-256; its tensors are not read yet.
 
     Raises:
         BrokenCheckpointError: A file is missing, truncated or changed.
@@ -121,7 +122,7 @@ def check(path: Path) -> Checkpoint:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, checking every byte first.
+    """Reads a checkpoint, with every file checked against its SHA-256 first.
 
     Raises:
         BrokenCheckpointError: A file is missing, truncated or changed.
@@ -130,14 +131,15 @@ def load(path: Path) -> Checkpoint:
 
 
 def read(validated: Checkpoint, like: Like | None = None) -> Checkpoint:
-    """A checkpoint with its tensors, whole or split as they are wanted.
+    """Reads the tensors of a checkpoint, whole or sharded.
 
     Args:
-        validated: A validated one.
-        like: ``like("group/name")`` is split as that tensor is wanted; None or without it: whole.
+        validated: What `check` returned.
+        like: ``like("group/name")`` is a tensor sharded as that one is to be, None for a whole one;
+            without `like` all are whole.
 
     Raises:
-        BrokenCheckpointError: A file is not what it should be.
+        BrokenCheckpointError: A file cannot be read.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     path, state = validated.path, validated.state
@@ -159,7 +161,7 @@ def read(validated: Checkpoint, like: Like | None = None) -> Checkpoint:
 
 
 def student_weights(path: Path) -> dict[str, Tensor]:
-    """The student in a checkpoint, by name: its running mean if the run kept one, float32.
+    """The student's weights in a checkpoint: their EMA if the run kept one, float32.
 
     Raises:
         BrokenCheckpointError: The file is missing, truncated or changed.
@@ -167,9 +169,9 @@ def student_weights(path: Path) -> dict[str, Tensor]:
     state = read_state(path)
     if state["format"] == SHARDED:
         check(path)
-        mean = distributed.read_shards(path, prefix="ema/")
-        found = mean or distributed.read_shards(path, prefix=f"{STUDENT}/")
-        return {key.partition("/")[2]: tensor for key, tensor in found.items()}
+        ema = distributed.read_shards(path, prefix="ema/")
+        weights = ema or distributed.read_shards(path, prefix=f"{STUDENT}/")
+        return {key.partition("/")[2]: tensor for key, tensor in weights.items()}
     sums = state["files"]
     file = path / ("ema.safetensors" if "ema.safetensors" in sums else "student.safetensors")
     _refuse_damaged(path, {file.name: sums[file.name]})
@@ -202,22 +204,25 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first; damaged ones too."""
+    """Finished checkpoints, oldest first, whether sound or damaged."""
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
 def newest(
-    folder: Path, look: Callable[[Path], Checkpoint] = load
+    folder: Path, read_one: Callable[[Path], Checkpoint] = load
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Newest checkpoint that is sound, and one line about each newer one that is not.
+    """The newest sound checkpoint, and one line about each newer one that is damaged.
 
-    It is read, or only looked at with `check`. Damaged ones are renamed to ``broken-...``, so that
-    nothing takes them for checkpoints later.
+    Damaged ones are renamed to ``broken-...``, so that nothing takes them for checkpoints later.
+
+    Args:
+        folder: The run's ``checkpoints``.
+        read_one: `load`, or `check` to leave the tensors for later.
     """
     notes: list[str] = []
     for path in reversed(listed(folder)):
         try:
-            return look(path), notes
+            return read_one(path), notes
         except BrokenCheckpointError as error:
             aside = path.with_name(f"{_BROKEN}{path.name}")
             if aside.exists():
@@ -251,7 +256,7 @@ def find(run_folder: Path, which: str | int = "best") -> Path:
 
 
 def prune(folder: Path, *, keep_last: int, keep_best: int) -> None:
-    """Remove checkpoints but the newest ones and those with the highest scores."""
+    """Removes all checkpoints but the newest ones and those with the highest scores."""
     paths = listed(folder)
     scored = [path for path in paths if _score(path) > float("-inf")]
     best = sorted(scored, key=lambda path: (_score(path), path.name), reverse=True)[:keep_best]
@@ -261,7 +266,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: int) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed run was in the middle of writing or removing."""
+    """Removes what a killed run was in the middle of writing or removing."""
     for path in folder.glob(f"{_HIDDEN}*"):
         shutil.rmtree(path)
 
@@ -275,13 +280,13 @@ def _score(path: Path) -> float:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder so that it is gone at once: a half-removed one must not look finished."""
+    """Removes a folder; its name goes first, so that a half-removed one never looks finished."""
     hidden = path.with_name(f"{_HIDDEN}gone-{path.name}")
     path.rename(hidden)
     shutil.rmtree(hidden)
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    # As it will be read: numbers that are keys become text, which sorts otherwise.
-    read = json.loads(json.dumps(content))
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    # As it will be read back: keys that are numbers become text, which sorts in another order.
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

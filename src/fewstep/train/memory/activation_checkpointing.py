@@ -20,14 +20,14 @@ def checkpoint_activations(
     *,
     recompute_in: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Let the backward pass recompute the activations of every so many-th block, in place.
+    """Turns activation checkpointing on for every n-th block of a network, in place.
 
-    The first block is one of them; of the others activations are kept. Gradients are the same.
+    Gradients stay the same.
 
     Args:
-        backbone: Whose network it is.
+        backbone: The model that knows the network's blocks.
         net: The network.
-        every: 1 recomputes all blocks.
+        every: n; 1 recomputes all blocks, 2 the first, third, fifth and so on.
         recompute_in: Called in the forward pass; gives the context that the recomputation needs,
             such as the adapter that was active.
 

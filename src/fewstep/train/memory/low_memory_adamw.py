@@ -1,4 +1,4 @@
-"""AdamW that needs less memory: torchao's with moments in few bits, torch's with moments away."""
+"""AdamW in less memory: moments of 8 bits by torchao, or float32 moments in the host's memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from fewstep.core.noise import Draws
-from fewstep.train.memory.offload import at_home, settle
+from fewstep.train.memory.offload import synchronize, to_host
 from fewstep.utils.errors import FewstepError
 
 KINDS: Mapping[str, str] = {
@@ -19,41 +19,44 @@ KINDS: Mapping[str, str] = {
     "adamw8bit": "AdamW8bit",
     "adamwfp8": "AdamWFp8",
 }
-"""torchao's optimizers by name; its plain one is for bfloat16 weights."""
-_MOMENTS = {"exp_avg": True, "exp_avg_sq": False}  # name -> whether it has a sign
+"""Name in a recipe -> torchao's class; its plain one is used for bfloat16 weights only."""
+_MOMENTS = {"exp_avg": True, "exp_avg_sq": False}  # name -> whether values may be negative
 
 
 class LowMemoryAdamW(torch.optim.Optimizer):
-    """What an optimizer of torchao needs here: deterministic draws, moments that can be saved.
+    """Mixin for torchao's optimizers: deterministic random values, moments that can be saved.
 
-    Weights in bfloat16 are rounded at random, where an update below half a step would otherwise be
-    lost. The random values are functions of (seed, name, update).
+    bfloat16 weights are rounded stochastically, so that updates below half a step are kept in
+    expectation. The random values are functions of (seed, name, update).
+
+    Attributes:
+        draws: Seed and name of the random values.
     """
 
     draws: tuple[int, str]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter with a gradient; number `update` of the first group."""
+        """Updates every parameter with a gradient; the first group holds the `update`'s number."""
         seed, name = self.draws
         source = Draws(seed, self.param_groups[0].get("update", 0)).shared(name)
         devices = {p.device for group in self.param_groups for p in group["params"]}
         cards = [device for device in devices if device.type == "cuda"]
-        # torchao compiles its update, which a processor without a compiler for C++ cannot.
+        # torchao compiles its update, which on a CPU needs a C++ compiler: run it uncompiled.
         eager = torch.compiler.set_stance("force_eager") if not cards else nullcontext()
         with torch.random.fork_rng(cards), eager:
             torch.manual_seed(source.initial_seed())
             super().step()
 
     def stored(self, parameter: Tensor) -> dict[str, Tensor]:
-        """A parameter's moments in plain tensors: ``exp_avg``, or its ``.codes`` and ``.scale``."""
-        found: dict[str, Tensor] = {}
+        """A parameter's moments as plain tensors: ``exp_avg``, or its ``.codes`` and ``.scale``."""
+        tensors: dict[str, Tensor] = {}
         for key, value in self.state.get(parameter, {}).items():
-            found |= _parts(key, value)
-        return found
+            tensors |= _parts(key, value)
+        return tensors
 
     def restore(self, parameter: Tensor, stored: Mapping[str, Tensor]) -> None:
-        """Take over what `stored` gave."""
+        """Sets a parameter's moments to what `stored` returned."""
         state = {"step": stored["step"].to("cpu", copy=True)}
         for key, signed in _MOMENTS.items():
             state[key] = self._new_buffer(parameter, signed)
@@ -62,7 +65,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         self.state[parameter] = state
 
     def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
-        """An empty moment; of low weights, too, float32 where it is not coded."""
+        """A moment of zeros: quantized, or float32 whatever the dtype of the weights."""
         return super()._new_buffer(p.float(), signed)  # type: ignore[misc]
 
 
@@ -75,7 +78,7 @@ def _parts(key: str, value: Any) -> dict[str, Tensor]:
 def low_memory_adamw(
     name: str, parameters: Iterable[Tensor], draws: tuple[int, str], settings: Mapping[str, Any]
 ) -> LowMemoryAdamW:
-    """An optimizer of torchao.
+    """AdamW of torchao.
 
     Args:
         name: Key of `KINDS`.
@@ -84,7 +87,7 @@ def low_memory_adamw(
         settings: lr, betas, eps, weight_decay, as torch's AdamW takes them.
 
     Raises:
-        FewstepError: There is no torchao.
+        FewstepError: torchao is not installed.
     """
     try:
         from torchao import optim
@@ -99,40 +102,40 @@ def low_memory_adamw(
 
 
 class HostAdamW(torch.optim.Optimizer):
-    """AdamW whose float32 moments live in the computer's memory, and visit one by one.
+    """AdamW with float32 moments in the computer's memory, moved to the device one by one.
 
-    The update is torch's own, on the parameters' device: bit for bit that without the visits.
-    torchao's offloading updates on the processor instead, and has weights there, too.
+    The update is torch's own on the parameters' device, and bitwise that of moments which stay
+    there. (torchao's offloading updates on the CPU instead, and keeps the weights there, too.)
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter with a gradient."""
+        """Updates every parameter with a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter in parameters:
-                self._move(parameter, group)
+                self._update(parameter, group)
             for device in {p.device for p in parameters}:
-                settle(device)
+                synchronize(device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over moments as they are, on the host."""
+        """Sets the moments; they stay float32 in the computer's memory."""
         order = [p for group in self.param_groups for p in group["params"]]
         self.state.clear()
         for number, stored in state_dict["state"].items():
             like = order[number].device
-            self.state[order[number]] = {k: at_home(v.to(like)) for k, v in stored.items()}
+            self.state[order[number]] = {k: to_host(v.to(like)) for k, v in stored.items()}
 
-    def _move(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+    def _update(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
         assert parameter.grad is not None
         stored, device = self.state[parameter], parameter.device
         if not stored:
-            stored["step"] = at_home(torch.zeros((), device=device))
+            stored["step"] = to_host(torch.zeros((), device=device))
             for key in _MOMENTS:
-                stored[key] = at_home(torch.zeros_like(parameter))
-        here = {key: value.to(device, non_blocking=True) for key, value in stored.items()}
-        _adamw(parameter, parameter.grad, here, group)
-        for key, value in here.items():
+                stored[key] = to_host(torch.zeros_like(parameter))
+        moved = {key: value.to(device, non_blocking=True) for key, value in stored.items()}
+        _adamw(parameter, parameter.grad, moved, group)
+        for key, value in moved.items():
             if value is not stored[key]:
                 stored[key].copy_(value, non_blocking=True)
 
@@ -140,7 +143,7 @@ class HostAdamW(torch.optim.Optimizer):
 def _adamw(
     weight: Tensor, grad: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
 ) -> None:
-    """Torch's own update of one float32 tensor, in place, in one pass where that exists."""
+    """PyTorch's own update of one float32 tensor, in place, fused where it can."""
     fused = weight.device.type in ("cpu", "cuda")
     adamw(
         [weight],

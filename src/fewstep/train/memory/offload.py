@@ -1,4 +1,4 @@
-"""What lives in the computer's memory and visits the device only when it is needed."""
+"""Offloading: what stays in the computer's memory and is moved to the device when needed."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from fewstep.utils.errors import FewstepError
 HOST = torch.device("cpu")
 
 
-def at_home(tensor: Tensor) -> Tensor:
-    """A copy on the host; page-locked where that makes the way to the tensor's device quick."""
-    home = torch.empty_like(tensor, device=HOST, pin_memory=tensor.is_cuda)
-    return home.copy_(tensor)
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy in the computer's memory; page-locked if the tensor is on a GPU, to move it fast."""
+    copy = torch.empty_like(tensor, device=HOST, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor)
 
 
-def settle(device: torch.device) -> None:
-    """Wait until nothing is under way from or to the device."""
+def synchronize(device: torch.device) -> None:
+    """Waits until all transfers from and to a GPU have ended."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def refuse_sharded(recipe: Recipe) -> None:
-    """Refuse what cannot be done with weights that are split over processes.
+    """Refuses the memory settings that do not work with sharded weights.
 
     Raises:
-        FewstepError: The recipe wants it.
+        FewstepError: The recipe uses one of them.
     """
     memory = recipe.memory
     keys = ("base", "trained_dtype", "offload_optimizer", "offload_ema")
-    found = [f"memory.{key}" for key in keys if getattr(memory, key)]
+    refused = [f"memory.{key}" for key in keys if getattr(memory, key)]
     for key in ("student", "fake_teacher"):
         if getattr(recipe, key).optimizer.name != "adamw":
-            found.append(f"{key}.optimizer.name")
-    if found:
+            refused.append(f"{key}.optimizer.name")
+    if refused:
         raise FewstepError(
-            f"{found[0]}: not with weights split over processes; remove it or set "
+            f"{refused[0]}: not with weights split over processes; remove it or set "
             "parallel.shard=none",
             code="unsupported",
         )
 
 
-def leave_vae(backbone: Backbone) -> None:
-    """Put a backbone's VAE on the host."""
+def offload_vae(backbone: Backbone) -> None:
+    """Moves a backbone's VAE to the computer's memory."""
     if isinstance(vae := getattr(backbone.pipe, "vae", None), nn.Module):
         vae.to(HOST)
 
 
 @contextmanager
-def encoders_alone(backbone: Backbone) -> Iterator[None]:
-    """Context in which a backbone has no network: what is moved then leaves it where it is.
+def without_network(backbone: Backbone) -> Iterator[None]:
+    """Context in which moving a backbone moves everything but its network.
 
-    Its configuration stays: an SD3 without T5 asks it how wide texts are.
+    The network's configuration stays readable: SD3 without T5 takes the width of texts from it.
     """
-    parts = vars(backbone.pipe)  # an assignment would be noted in the pipeline's configuration
+    parts = vars(backbone.pipe)  # an assignment would change the pipeline's configuration
     net = parts[backbone.net_name]
     parts[backbone.net_name] = ConfigStub(net)
     try:
@@ -71,14 +71,14 @@ def encoders_alone(backbone: Backbone) -> Iterator[None]:
 
 
 @contextmanager
-def vae_here(backbone: Backbone) -> Iterator[None]:
-    """Context in which the VAE is where the network is; one that was left goes back."""
+def vae_on_device(backbone: Backbone) -> Iterator[None]:
+    """Context in which the VAE is on the network's device; an offloaded one is moved back after."""
     vae: Any = getattr(backbone.pipe, "vae", None)
-    away = isinstance(vae, nn.Module) and next(vae.parameters()).device != backbone.device
-    if away:
+    offloaded = isinstance(vae, nn.Module) and next(vae.parameters()).device != backbone.device
+    if offloaded:
         vae.to(backbone.device)
     try:
         yield
     finally:
-        if away:
+        if offloaded:
             vae.to(HOST)

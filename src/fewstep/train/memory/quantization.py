@@ -1,6 +1,6 @@
-"""A frozen network in fewer bits: what three roles share when only adapters are trained.
+"""Weight-only quantization of the frozen network that the three roles share in LoRA mode.
 
-torchao holds the weights of linear layers as codes with scales, and decodes one layer's at a time.
+torchao stores the weights of linear layers as codes with scales and decodes them layer by layer.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ from torch import Tensor, nn
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 
-_GROUP = 64  # weights of one scale in NF4, QLoRA's choice (arXiv 2305.14314)
-_SCALES = 256  # scales that are themselves encoded processes, its choice too
+_GROUP = 64  # weights that share a scale in NF4, as in QLoRA (arXiv 2305.14314)
+_SCALES = 256  # scales that are quantized together, as in QLoRA
 
 
 @torch.no_grad()
 def quantize(backbone: Backbone, base: str) -> None:
-    """Replace the weights of the linear layers in a backbone's blocks, in place.
+    """Quantizes the linear layers of a backbone's blocks, in place, and freezes the network.
 
-    A layer at a time: there is never a second network. Best before the network is moved to its
-    device, and needed before adapters are added. In int8 and fp8 a backward pass keeps every
-    decoded weight of what it goes through, so it should be one block at a time.
+    Layers are converted one by one, so that there are never two networks in memory. Call it before
+    adapters are added, and best before the network is moved to its device. In int8 and fp8 autograd
+    keeps the decoded weight of every layer for the backward pass; activation checkpointing limits
+    that to one block at a time.
 
     Args:
-        backbone: The model; all of its network is frozen.
-        base: Key of the format, as in `config.memory`.
+        backbone: The model.
+        base: ``int8``, ``fp8`` or ``nf4``, as in `config.memory`.
 
     Raises:
-        FewstepError: There is no torchao.
+        FewstepError: torchao is not installed.
     """
-    encode = _encoder(base)
+    encode = _quantizer(base)
     backbone.net.requires_grad_(False)
     for block in backbone.blocks(backbone.net):
-        for layer in [each for each in block.modules() if type(each) is nn.Linear]:
+        for layer in [module for module in block.modules() if type(module) is nn.Linear]:
             encode(layer)
             if is_quantized(layer):
                 layer.register_forward_pre_hook(_as_autocast)
                 layer.register_forward_hook(_as_input)
 
 
-def _encoder(base: str) -> Callable[[nn.Linear], None]:
-    """What encodes a layer's weight in place."""
+def _quantizer(base: str) -> Callable[[nn.Linear], None]:
+    """The function that quantizes a layer's weight in place."""
     try:
         from torchao import quantization
     except ImportError as error:
@@ -54,32 +55,32 @@ def _encoder(base: str) -> Callable[[nn.Linear], None]:
             code="missing-dependency",
         ) from error
     int8, fp8 = quantization.Int8WeightOnlyConfig(), quantization.Float8WeightOnlyConfig()
-    encoders: dict[str, Callable[[nn.Linear], None]] = {
+    quantizers: dict[str, Callable[[nn.Linear], None]] = {
         "int8": lambda layer: quantization.quantize_(layer, int8),
         "fp8": lambda layer: quantization.quantize_(layer, fp8, filter_fn=_no_row_is_zero),
         "nf4": _nf4,
     }
-    return encoders[base]
+    return quantizers[base]
 
 
 def _no_row_is_zero(layer: nn.Module, name: str) -> bool:
-    """Whether fp8 can hold a layer: torchao divides rows by their scales, and zeros become NaN."""
+    """Whether fp8 works for a layer: torchao divides rows by their maximum, 0 / 0 is NaN."""
     return isinstance(layer, nn.Linear) and bool(layer.weight.any(1).all())
 
 
 def _nf4(layer: nn.Linear) -> None:
-    """Encode in NormalFloat4, unless the size is no multiple of a group's: then leave as it is."""
+    """Quantizes to NormalFloat4; a weight whose size is no multiple of 64 stays as it is."""
     from torchao.quantization import to_nf4
 
     weight = layer.weight.detach()
     groups, rest = divmod(weight.numel(), _GROUP)
     if not rest:
-        found = to_nf4(weight.contiguous(), _GROUP, math.gcd(groups, _SCALES))
-        layer.weight = nn.Parameter(found, requires_grad=False)
+        quantized = to_nf4(weight.contiguous(), _GROUP, math.gcd(groups, _SCALES))
+        layer.weight = nn.Parameter(quantized, requires_grad=False)
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether it is a linear layer whose weight is codes."""
+    """Whether a module is a linear layer with a quantized weight."""
     from torchao.quantization import NF4Tensor
     from torchao.utils import TorchAOBaseTensor
 
@@ -87,13 +88,13 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def _as_autocast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """Inputs in the precision that autocast gives to other layers, and torchao's miss."""
+    """Casts inputs as autocast does for other layers; it does not know torchao's."""
     kind = inputs[0].device.type
     if not torch.is_autocast_enabled(kind):
         return None
-    return tuple(each.to(torch.get_autocast_dtype(kind)) for each in inputs)
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in inputs)
 
 
 def _as_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The output in its input's precision, which a bias of another may have changed."""
+    """Casts the output to the input's dtype, which adding a bias of another dtype changes."""
     return output.to(inputs[0].dtype)

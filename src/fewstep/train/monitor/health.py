@@ -1,8 +1,8 @@
-"""Measurements that say whether training is sound, where losses say nothing.
+"""Measurements that show whether training is healthy, which the losses of few-step models do not.
 
-Few-step losses wander by nature. What should stay near zero is the drift of the student's latents
-from where they began, and what should stay small is the gap between the fake teacher's and the
-teacher's losses on the student's samples: that gap is what distribution matching closes.
+The statistics of the student's latents should stay near the teacher's, and the gap between the fake
+teacher's and the teacher's denoising losses on the student's samples should stay small: that gap is
+what distribution matching closes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS = 4
 
 
 class Health:
-    """A fixed set of prompts and noises, looked at every so often."""
+    """Measures the networks on fixed prompts and fixed noise, every so many iterations."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class Health:
         latent_shape: tuple[int, ...],
         shift: Shift,
     ) -> None:
-        """Draws the noises; nothing is evaluated yet.
+        """Draws the noise; nothing is evaluated yet.
 
         Args:
             recipe: How many samples, at which noise levels.
-            cond: The prompts.
+            cond: The encoded prompts, batch N.
             latent_shape: Shape of one sample.
             shift: What is done to base sigmas on the student's grid.
         """
@@ -53,15 +53,18 @@ class Health:
         self._baseline: tuple[Tensor, Tensor] | None = None
 
     def due(self, step: int) -> bool:
-        """Whether a step is one to measure at; the start is."""
+        """Whether to measure after a step; step 0, before training, is one of them."""
         return step % self._recipe.every == 0
 
     @torch.no_grad()
     def measure(self, roles: Roles) -> Metrics:
-        """Drift of the student's few-step samples, and both teachers' losses on them.
+        """Compares the student's four-step latents with the teacher's on the same grid.
 
-        ``health/mean_drift`` is in units of the standard deviation at the start, where the student
-        is the teacher; ``health/std_ratio`` is 1 there.
+        Returns:
+            ``health/mean_drift``: difference of the means, in standard deviations of the teacher's
+            latents; 0 before training. ``health/std_ratio``: ratio of the standard deviations; 1
+            before training. ``health/fake_teacher_loss@SIGMA`` and ``health/teacher_loss@SIGMA``:
+            denoising losses on the student's latents.
         """
         if self._baseline is None:
             self._baseline = _moments(sample(roles.teacher, self._start, self._sigmas, self._cond))
@@ -71,8 +74,9 @@ class Health:
         for sigma in self._recipe.sigmas:
             sigmas = torch.full((len(x0),), sigma, device=x0.device)
             xt = add_noise(x0, self._eps, sigmas)
-            for name, ask in (("fake_teacher", roles.fake_teacher), ("teacher", roles.teacher)):
-                loss = denoising_loss(ask(xt, sigmas, self._cond), x0, self._eps)
+            for name in ("fake_teacher", "teacher"):
+                velocity = getattr(roles, name)
+                loss = denoising_loss(velocity(xt, sigmas, self._cond), x0, self._eps)
                 metrics[f"health/{name}_loss@{sigma:g}"] = loss
         return metrics
 

@@ -1,4 +1,4 @@
-"""Pictures of fixed prompts from fixed noise: the teacher's, drawn once, beside the student's."""
+"""Previews: pictures of fixed prompts from fixed noise, the student's beside the teacher's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from fewstep.config import PreviewRecipe, Recipe
 from fewstep.core.schedules import Shift, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
-from fewstep.data.embeddings import StoredEncoder
 from fewstep.data.prompts import Encoder
 from fewstep.models.base import Backbone
 from fewstep.train.distributed import SINGLE, ProcessGroup
-from fewstep.train.memory.offload import vae_here
+from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.monitor.preview_scores import preview_score
 from fewstep.train.roles import Roles
 from fewstep.utils.files import digest_text, replacing, write_json
@@ -42,7 +41,7 @@ class PreviewResult:
 
 
 class Preview:
-    """What a run shows of itself.
+    """Draws and scores a run's previews; the teacher's half is drawn once.
 
     Attributes:
         prompts: The prompts that are drawn and scored.
@@ -58,7 +57,7 @@ class Preview:
         model: str | None = None,
         processes: ProcessGroup = SINGLE,
     ) -> None:
-        """Checks the score and draws the noise; no network is asked yet.
+        """Checks the score and draws the noise; no network is called yet.
 
         Args:
             recipe: The run's recipe.
@@ -66,7 +65,7 @@ class Preview:
             folder: The run's ``previews``.
             prompts: What to draw.
             model: Fingerprint of the model, so that another one's pictures are not taken for its.
-            processes: The processes that draw: all do, as their networks may be split; one writes.
+            processes: All of them draw, since networks may be sharded; the first one writes.
         """
         self._processes = processes
         self.prompts = list(prompts)
@@ -86,11 +85,11 @@ class Preview:
         self._teacher_images: Tensor | None = None
 
     def due(self, step: int) -> bool:
-        """Whether a step is one to draw at; the start is."""
+        """Whether to draw after a step; step 0, before training, is one of them."""
         return step % self._recipe.every == 0
 
     @torch.no_grad()
-    def draw(self, step: int, roles: Roles, encoder: Encoder | StoredEncoder) -> PreviewResult:
+    def draw(self, step: int, roles: Roles, encoder: Encoder) -> PreviewResult:
         """Draws and scores the student, and writes ``step-00000100.png``.
 
         The picture has a row per prompt: the teacher's, then the student's at each number of steps.
@@ -110,8 +109,8 @@ class Preview:
         )
         return PreviewResult(score, sheet)
 
-    def _teacher(self, roles: Roles, encoder: Encoder | StoredEncoder) -> Tensor:
-        """The teacher's pictures: from memory, from a file of this run, or drawn now."""
+    def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
+        """The teacher's pictures [P, 3, H, W]: from memory, from this run's file, or drawn now."""
         if self._teacher_images is None:
             file = self._folder / f"teacher-{self._key()}.safetensors"
             if self._processes.broadcast_from_first(file.is_file):
@@ -137,16 +136,16 @@ class Preview:
         self,
         velocity_for: Callable[[Conditioning], VelocityFn],
         sigmas: Tensor,
-        encoder: Encoder | StoredEncoder,
+        encoder: Encoder,
     ) -> Tensor:
-        """Pictures [P, 3, H, W] on the CPU, a micro-batch at a time."""
+        """Pictures [P, 3, H, W] in [0, 1] on the CPU, drawn in micro-batches."""
         device = self._backbone.device
         images = []
         for start in range(0, len(self.prompts), self._chunk):
             part = slice(start, start + self._chunk)
             cond = encoder.encode(self.prompts[part])
             latents = sample(velocity_for(cond), self._noise[part].to(device), sigmas, cond)
-            with vae_here(self._backbone):
+            with vae_on_device(self._backbone):
                 images.append(self._backbone.decode(latents).float().cpu())
         return torch.cat(images).contiguous()
 
