@@ -1,7 +1,8 @@
 """What torchrun starts in the tests of several processes: runs, one after the other, in one go.
 
-``parallel_worker.py JOBS``: a JSON list of {recipe, folder, resume, port, die, dawdle}; the last
-process is killed while it writes the checkpoint of step `die`, and slow to write that of `dawdle`.
+``parallel_worker.py JOBS``: a JSON list of {recipe, folder, resume, port, die, delay}; the last
+process is killed while it writes the checkpoint of step `die`, and writes that of step `delay` only
+when the step after it is in metrics.jsonl, or some seconds later if it is the last one.
 """
 
 from __future__ import annotations
@@ -18,21 +19,26 @@ import torch
 from fewstep.config import Recipe
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
+from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
+
+REAL_SUMS_OF = store.sums_of
+LAST = 3.0  # seconds that the checkpoint of the last step is late
 
 
-def trouble_writing(die: int, dawdle: int) -> None:
-    """What goes wrong with this process when its pieces of a step's checkpoint are half done."""
-    real = store.sums_of
+def trouble_writing(die: int, delay: int, last: int, metrics: Path) -> None:
+    """What goes wrong with this process when its shards of a checkpoint are half done."""
 
     def sums_of(files):
-        found = sorted(files)
-        place = found[0].parent
-        if place == store.unfinished(place.parent, die):
-            os.truncate(found[0], found[0].stat().st_size // 2)
+        shards = sorted(files)
+        folder = shards[0].parent
+        if folder == store.unfinished(folder.parent, die):
+            os.truncate(shards[0], shards[0].stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        if place == store.unfinished(place.parent, dawdle):
-            time.sleep(20)
-        return real(found)
+        if folder == store.unfinished(folder.parent, delay):
+            deadline = time.monotonic() + (LAST if delay == last else 120)
+            while last_step(metrics) <= delay and time.monotonic() < deadline:
+                time.sleep(0.05)
+        return REAL_SUMS_OF(shards)
 
     store.sums_of = sums_of
 
@@ -42,9 +48,10 @@ def main() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # one store a run
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         os.environ["MASTER_PORT"] = str(job["port"])
+        recipe, folder = Recipe.from_values(job["recipe"]), Path(job["folder"])
         if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
-            trouble_writing(job["die"], job["dawdle"])
-        distill(Recipe.from_values(job["recipe"]), Path(job["folder"]), resume=job["resume"])
+            trouble_writing(job["die"], job["delay"], recipe.train.steps, folder / METRICS)
+        distill(recipe, folder, resume=job["resume"])
 
 
 if __name__ == "__main__":

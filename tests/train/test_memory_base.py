@@ -165,27 +165,25 @@ def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    "overrides",
     [
-        (["memory.base=int8"], "memory.base: mode full trains every network whole"),
-        ([*LORA, "memory.base=int3"], "memory.base: must be"),
-        ([*LORA, "memory.base=int8"], "set student.gradient_checkpointing=true"),
-        ([*LORA, "student.gradient_checkpointing=2", "memory.base=fp8"], "keep all weights"),
-        (
-            ["memory.offload_optimizer=true", "student.optimizer.name=adamw8bit"],
-            "memory.offload_optimizer: moves float32 moments only",
-        ),
-        ([*LORA, "memory.bases=int8"], "memory.bases: unknown key; did you mean 'base'"),
-        ([*LORA, "memory.teacher_dtype=bfloat16"], "memory.teacher_dtype: in mode lora"),
-        ([*LORA, "memory.trained_dtype=bfloat16"], "memory.trained_dtype: in mode lora"),
-        (["memory.trained_dtype=bfloat16"], "needs the same model.dtype"),
-        (["student.optimizer.name=adam8bit"], "student.optimizer.name: must be"),
-        (["student.gradient_checkpointing=0"], "student.gradient_checkpointing"),
+        ["memory.base=int8"],
+        [*LORA, "memory.base=int3"],
+        [*LORA, "memory.base=int8"],
+        [*LORA, "student.gradient_checkpointing=2", "memory.base=fp8"],
+        ["memory.offload_optimizer=true", "student.optimizer.name=adamw8bit"],
+        [*LORA, "memory.bases=int8"],
+        [*LORA, "memory.teacher_dtype=bfloat16"],
+        [*LORA, "memory.trained_dtype=bfloat16"],
+        ["memory.trained_dtype=bfloat16"],
+        ["student.optimizer.name=adam8bit"],
+        ["student.gradient_checkpointing=0"],
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(make_recipe, overrides, told):
-    with pytest.raises(FewstepError, match=told) as caught:
+def test_what_cannot_be_is_refused_in_one_line(make_recipe, overrides):
+    with pytest.raises(FewstepError) as caught:
         make_recipe(*overrides)
+    assert caught.value.code == "config"
     assert "\n" not in str(caught.value)
 
 
@@ -194,8 +192,9 @@ def test_what_cannot_be_is_refused_in_one_line(make_recipe, overrides, told):
 )
 def test_a_missing_torchao_is_named_with_its_extra(make_run, monkeypatch, overrides):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(FewstepError, match=r"needs torchao.*fewstep\[quant\]") as caught:
+    with pytest.raises(FewstepError) as caught:
         make_run(*overrides)
+    assert caught.value.code == "missing-dependency"
     assert "\n" not in str(caught.value)
 
 

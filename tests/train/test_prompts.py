@@ -1,4 +1,4 @@
-"""Prompts: read with their oddities told, shuffled by (seed, epoch), encoded once."""
+"""Prompts: read with oddities counted, shuffled by (seed, epoch), encoded once."""
 
 from __future__ import annotations
 
@@ -34,21 +34,23 @@ def test_every_format_counts_what_is_odd(tmp_path, name, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "code"),
     [
-        ("p.txt", "\n\n", "there is no prompt in it"),
-        ("p.json", "[]", "must be .txt, .jsonl, .csv, .parquet or a folder"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', r"p\.jsonl, line 2: not JSON"),
-        ("p.jsonl", '{"promt": "a"}\n', r"line 1: no text under prompt, caption, text"),
-        ("p.csv", "name,size\na,b\n", r"line 2: no text under prompt, caption, text"),
+        ("p.txt", "\n\n", "missing-input"),
+        ("p.json", "[]", "unsupported"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "invalid"),
+        ("p.jsonl", '{"promt": "a"}\n', "unknown-name"),
+        ("p.csv", "name,size\na,b\n", "unknown-name"),
     ],
 )
-def test_files_without_prompts(tmp_path, name, content, message):
+def test_files_without_prompts(tmp_path, name, content, code):
     (tmp_path / name).write_text(content)
-    with pytest.raises(FewstepError, match=message):
+    with pytest.raises(FewstepError) as refused:
         read_prompts(tmp_path / name)
-    with pytest.raises(FewstepError, match="cannot read the prompts"):
+    assert refused.value.code == code
+    with pytest.raises(FewstepError) as refused:
         read_prompts(tmp_path / "missing.txt")
+    assert refused.value.code == "missing-file"
 
 
 def test_each_epoch_is_a_new_shuffle_of_everything():
@@ -69,17 +71,17 @@ def test_the_order_depends_on_the_cursor_alone():
 
 
 class CountingBackbone:
-    """Encodes a prompt as 100 floats; remembers what it was asked."""
+    """Encodes a prompt as 100 floats; counts what it encoded."""
 
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
+        self.encoded: Counter[str] = Counter()
         self.free = False
 
     def encode(self, prompts):
         assert not self.free
-        self.asked.update(prompts)
+        self.encoded.update(prompts)
         return Conditioning(
             {"text": torch.stack([torch.full((100,), hash(p) % 97.0) for p in prompts])}
         )
@@ -93,16 +95,15 @@ def test_prompts_are_encoded_once_while_they_fit():
     encoder = CachingEncoder(backbone, cache_bytes=1e6)
     first = encoder.encode(["a", "b", "a"])
     assert torch.equal(encoder.encode(["a", "b", "a"]).tensors["text"], first.tensors["text"])
-    assert backbone.asked == {"a": 1, "b": 1}
+    assert backbone.encoded == {"a": 1, "b": 1}
 
 
 def test_the_cache_is_bounded_and_forgets_the_oldest():
     backbone = CountingBackbone()
-    encoder = CachingEncoder(backbone, cache_bytes=2 * 400)
+    encoder = CachingEncoder(backbone, cache_bytes=2 * 400)  # two embeddings
     for prompt in ("a", "b", "a", "c", "a", "b"):
         encoder.encode([prompt])
-        assert encoder._size <= 2 * 400
-    assert backbone.asked == {"a": 1, "b": 2, "c": 1}
+    assert backbone.encoded == {"a": 1, "b": 2, "c": 1}
 
 
 def test_encoding_ahead_frees_the_encoders():
@@ -185,8 +186,9 @@ def test_a_folder_as_the_hub_keeps_it(tmp_path):
     (tmp_path / "train.csv").write_text("text\nanother kind\n")
     assert read_prompts(tmp_path).texts == ("a", "b", "c")
     assert read_prompts(tmp_path, split="test").texts == ("d",)
-    with pytest.raises(FewstepError, match=r"no file of the split 'tes'; there are data/test-000"):
+    with pytest.raises(FewstepError) as refused:
         read_prompts(tmp_path, split="tes")
+    assert refused.value.code == "missing-file"
 
 
 def test_a_folder_as_datasets_saves_it(tmp_path):
@@ -208,41 +210,43 @@ def test_a_data_set_of_the_hub_comes_from_the_local_cache(tmp_path, monkeypatch)
     (place / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert read_prompts("someone/captions", column="en").texts == ("a cat",)
-    with pytest.raises(FewstepError) as caught:
+    with pytest.raises(FewstepError) as refused:
         read_prompts("someone/nothing")
-    assert caught.value.code == "missing-file"
+    assert refused.value.code == "missing-file"
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
+    ("name", "settings", "code"),
     [
-        ("p.parquet", {"column": "captoin"}, "no column captoin; did you mean 'caption'"),
-        ("p.parquet", {"column": "id"}, "column id: holds int64, not text"),
-        ("p.parquet", {"split": "train"}, "one file has no splits"),
-        ("broken.parquet", {}, "not a sound parquet file"),
-        ("broken.arrow", {}, "not a sound arrow file"),
-        ("p.txt", {"column": "caption"}, "has no column 'caption'"),
-        ("p.jsonl", {"column": "captoin"}, "line 1: no text under captoin; did you mean 'caption'"),
-        ("nothing", {}, "there is no .parquet, .arrow, .jsonl, .csv file in it"),
+        ("p.parquet", {"column": "captoin"}, "unknown-name"),
+        ("p.parquet", {"column": "id"}, "invalid"),
+        ("p.parquet", {"split": "train"}, "invalid"),
+        ("broken.parquet", {}, "damaged"),
+        ("broken.arrow", {}, "damaged"),
+        ("p.txt", {"column": "caption"}, "invalid"),
+        ("p.jsonl", {"column": "captoin"}, "unknown-name"),
+        ("nothing", {}, "missing-file"),
     ],
 )
-def test_mistakes_about_tables(tmp_path, name, settings, message):
+def test_mistakes_about_tables(tmp_path, name, settings, code):
     write_parquet(tmp_path / "p.parquet", id=[1], caption=["a cat"])
     for broken in ("broken.parquet", "broken.arrow"):
         (tmp_path / broken).write_bytes(b"nothing of the kind")
     (tmp_path / "p.txt").write_text("a cat\n")
     (tmp_path / "p.jsonl").write_text('{"caption": "a cat"}\n')
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(FewstepError, match=message) as told:
+    with pytest.raises(FewstepError) as refused:
         read_prompts(tmp_path / name, **settings)
-    assert len(str(told.value).splitlines()) == 1
+    assert refused.value.code == code
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
     write_parquet(tmp_path / "p.parquet", text=["a"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(FewstepError, match=r"needs pyarrow; pip install 'fewstep\[data\]'"):
+    with pytest.raises(FewstepError) as refused:
         read_prompts(tmp_path / "p.parquet")
+    assert refused.value.code == "missing-dependency"
 
 
 def test_a_recipe_names_column_and_split(make_run, tmp_path):
