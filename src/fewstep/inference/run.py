@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep.inference.load import Model
-from fewstep.train.memory.offload import vae_here
+from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.state import Run as RunState
 from fewstep.train.trainer import Trainer, averaged_student
 
@@ -48,5 +48,5 @@ class _StudentInTraining(Model):
 
     def sample(self, prompts: str | Sequence[str], **settings: Any) -> list[Image.Image]:
         """Draws one picture for each prompt, see `Model.sample`."""
-        with averaged_student(self.run), vae_here(self.backbone):
+        with averaged_student(self.run), vae_on_device(self.backbone):
             return super().sample(prompts, **settings)
