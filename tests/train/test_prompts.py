@@ -37,10 +37,10 @@ def test_every_format_counts_what_is_odd(tmp_path, name, content):
     ("name", "content", "code"),
     [
         ("p.txt", "\n\n", "missing-input"),
-        ("p.json", "[]", "unsupported"),
+        ("p.json", "[]", "invalid"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "invalid"),
-        ("p.jsonl", '{"promt": "a"}\n', "unknown-name"),
-        ("p.csv", "name,size\na,b\n", "unknown-name"),
+        ("p.jsonl", '{"promt": "a"}\n', "invalid"),
+        ("p.csv", "name,size\na,b\n", "invalid"),
     ],
 )
 def test_files_without_prompts(tmp_path, name, content, code):
@@ -224,7 +224,7 @@ def test_a_data_set_of_the_hub_comes_from_the_local_cache(tmp_path, monkeypatch)
         ("broken.parquet", {}, "damaged"),
         ("broken.arrow", {}, "damaged"),
         ("p.txt", {"column": "caption"}, "invalid"),
-        ("p.jsonl", {"column": "captoin"}, "unknown-name"),
+        ("p.jsonl", {"column": "captoin"}, "invalid"),
         ("nothing", {}, "missing-file"),
     ],
 )
