@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Lines of documents above 120 characters that are left. May only fall, in the end to nothing.
-LONG_LINES = 35
+LONG_LINES = 34
 PROGRAMS = {"git", "pip", "python", "cd", "pre-commit"}
 
 
