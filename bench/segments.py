@@ -25,7 +25,7 @@ from fewstep.evaluation.runner import make_extractor
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import guided_velocity
 from fewstep.models import Backbone
-from fewstep.toyworld.metric import Accuracy, shares
+from fewstep.toyworld.plugin import Accuracy, shares
 
 STEPS = 4
 PLANS = ("SSSS", "SSST", "SSTT", "STTT", "TTTT", "TSSS", "TTSS", "TTTS", "SSS2", "SSS4")
@@ -53,11 +53,10 @@ def main() -> None:
         if len(plan) != STEPS or set(plan) - set("ST123456789"):
             parser.error(f"{plan!r} is no plan: {STEPS} signs, each S, T or a digit from 1")
     run = RunFolder.open(args.run)
-    settings = run.recipe.evaluate
-    extractor, backbone = make_extractor(settings), run.load_backbone()
+    extractor, backbone = make_extractor(run.recipe.evaluate), run.load_backbone()
     metric = Accuracy()
     metric.prepare(extractor.prompts)
-    teachers = [c for c in resolve_configurations(settings, run, backbone) if c.model == "teacher"]
+    teachers = [c for c in resolve_configurations(run, backbone) if c.model == "teacher"]
     guidances = [configuration.sampler.guidance for configuration in teachers]
     guidance = max(guidances, default=backbone.default_guidance)
     teacher = copy.deepcopy(backbone.net)  # the student's weights take its place

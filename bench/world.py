@@ -23,11 +23,12 @@ from fewstep.core.flow import velocity_from_x0
 from fewstep.core.schedules import StaticShift, few_step_sigmas, with_shift
 from fewstep.core.solver import euler
 from fewstep.toyworld.oracle import judge, read
-from fewstep.toyworld.scenes import Prompt, distinct_prompts, draw_scene, render
+from fewstep.toyworld.scenes import Prompt, draw_scene, render
 from fewstep.utils.resources import resolve
 from toyworld_training.autoencoder import LATENT_STD, encode
 from toyworld_training.pipeline import MAX_TOKENS, SHIFT
 from toyworld_training.posterior import posterior_mean
+from toyworld_training.prompts import distinct_prompts
 
 STDS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 5))
 
@@ -78,7 +79,8 @@ def main() -> None:
                 latents = walk(noise, bank, with_shift(base, shift))
                 with torch.no_grad():
                     images = backbone.decode(latents * LATENT_STD).numpy()
-                flags = [judge(prompt, read(image)).right for image in images]
+                verdicts = (judge(prompt, read(image)) for image in images)
+                flags = [all(flag for _, flag in verdict) for verdict in verdicts]
                 right.setdefault((std, steps), []).extend(flags)
     for (std, steps), flags in right.items():
         print(f"standard deviation {std!s:>3}, {steps:>2} steps: {np.mean(flags):.1%} right")

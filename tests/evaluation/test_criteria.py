@@ -9,7 +9,7 @@ import pytest
 from fewstep.config import ConfigError, Recipe
 from fewstep.config.criteria import CriterionRecipe
 from fewstep.evaluation import judge, summarize
-from fewstep.evaluation.criteria import all_met
+from fewstep.evaluation.summary import all_met
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_json
 

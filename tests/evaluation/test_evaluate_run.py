@@ -13,8 +13,8 @@ from fewstep.evaluation import evaluate_run, measure_teacher, summarize
 from fewstep.evaluation.runner import make_extractor
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import Sampler
-from fewstep.toyworld.scenes import distinct_prompts
 from fewstep.utils.errors import FewstepError
+from toyworld_training.prompts import distinct_prompts
 
 CONFIGURATIONS = [
     {"model": "teacher", "steps": 6, "guidance": 3.0},

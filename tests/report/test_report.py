@@ -15,9 +15,9 @@ from PIL import Image
 
 from fewstep.evaluation import evaluate_run, summarize
 from fewstep.report import write_report
-from fewstep.toyworld.scenes import distinct_prompts
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_json
+from toyworld_training.prompts import distinct_prompts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 NASTY = '<script>document.title = "owned"</script> & "quoted" <b>bold</b> \u202e {{ 7 * 7 }}'

@@ -32,8 +32,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from fewstep.toyworld.scenes import distinct_prompts
 from toyworld_training.pipeline import clip_tokenizer, t5_tokenizer
+from toyworld_training.prompts import distinct_prompts
 
 __all__ = [
     "CHATML",

@@ -6,9 +6,9 @@ import json
 
 import torch
 
-from fewstep.toyworld.scenes import distinct_prompts
 from toyworld_training import denoiser, pipeline, text
 from toyworld_training.fit import FitSettings, fit
+from toyworld_training.prompts import distinct_prompts
 
 
 def test_every_caption_fits_and_every_word_is_known():

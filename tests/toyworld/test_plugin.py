@@ -13,11 +13,10 @@ from fewstep.evaluation import evaluate_run, features, references
 from fewstep.evaluation.metrics.base import FEATURES, Measurements, References, Values
 from fewstep.evaluation.metrics.diversity import pairwise_distance
 from fewstep.toyworld.checks import checks
-from fewstep.toyworld.metric import ATTRIBUTES, Accuracy
-from fewstep.toyworld.preview_scores import energy_distance
-from fewstep.toyworld.scenes import distinct_prompts
+from fewstep.toyworld.plugin import ATTRIBUTES, Accuracy, energy_distance
 from fewstep.train.monitor.preview_scores import preview_score
 from fewstep.utils.errors import FewstepError
+from toyworld_training.prompts import distinct_prompts
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 CAPTIONS = [str(prompt) for prompt in distinct_prompts(48, 1, held_out=True)]

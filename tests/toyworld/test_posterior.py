@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fewstep.core.flow import add_noise
-from fewstep.toyworld.scenes import draw_scene, parse, prompts
+from fewstep.toyworld.scenes import draw_scene, parse
 from toyworld_training.posterior import FACTS, SceneBank, describe, posterior_mean
+from toyworld_training.prompts import prompts
 
 
 @pytest.fixture(scope="module")

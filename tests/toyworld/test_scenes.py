@@ -13,13 +13,12 @@ from fewstep.toyworld.scenes import (
     SIDE,
     Prompt,
     ThingSpec,
-    distinct_prompts,
     draw_scene,
     parse,
-    prompts,
     render,
 )
 from fewstep.utils.resources import resolve
+from toyworld_training.prompts import distinct_prompts, is_held_out, prompts
 
 
 def test_the_grammar_has_thousands_of_prompts_and_reads_itself_back():
@@ -100,4 +99,4 @@ def test_the_shipped_lists_are_large_and_share_no_prompt():
     assert len(lists["train"]) >= 2000 and len(lists["heldout"]) >= 1000
     everything = [caption for captions in lists.values() for caption in captions]
     assert len(set(everything)) == len(everything)
-    assert all(parse(c).held_out == (name != "train") for name in lists for c in lists[name])
+    assert all(is_held_out(parse(c)) == (name != "train") for name in lists for c in lists[name])

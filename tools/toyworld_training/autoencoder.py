@@ -9,8 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from fewstep.toyworld.scenes import draw_scene, prompts, render
+from fewstep.toyworld.scenes import draw_scene, render
 from toyworld_training.fit import FitSettings, fit
+from toyworld_training.prompts import prompts
 
 SETTINGS = FitSettings(steps=3200, lr=2e-3, decay_from=0.5)
 _BATCH = 16

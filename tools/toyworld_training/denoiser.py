@@ -16,11 +16,12 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor
 
 from fewstep.core.flow import add_noise, velocity_from_x0
-from fewstep.toyworld.scenes import Prompt, draw_scene, parse, prompts, render
+from fewstep.toyworld.scenes import Prompt, draw_scene, parse, render
 from toyworld_training import pipeline
 from toyworld_training.autoencoder import encode
 from toyworld_training.fit import FitSettings, fit
 from toyworld_training.posterior import FACTS, SceneBank, describe, posterior_mean
+from toyworld_training.prompts import prompts
 
 SETTINGS = FitSettings(steps=30_000, lr=1e-3, warmup=200, decay_from=0.6)
 BATCH = 128

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.toyworld.features import CELLS, KINDS, FeatureNet
-from fewstep.toyworld.scenes import BACKGROUNDS, SIDE, Scene, draw_scene, prompts, render
+from fewstep.toyworld.scenes import BACKGROUNDS, SIDE, Scene, draw_scene, render
 from toyworld_training.fit import FitSettings, fit
+from toyworld_training.prompts import prompts
 
 SETTINGS = FitSettings(steps=2500, lr=2e-3, decay_from=0.4)
 _BATCH = 64

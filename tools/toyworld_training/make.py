@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
-from fewstep.toyworld.scenes import distinct_prompts
 from toyworld_training import autoencoder, denoiser, feature_net, pipeline, text
 from toyworld_training.fit import FitSettings
+from toyworld_training.prompts import distinct_prompts
 
 _TRAIN, _HELD_OUT, _PREVIEW = 4096, 1200, 64  # captions a list
 Say = Callable[[str], None]

@@ -28,8 +28,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from fewstep.toyworld.scenes import distinct_prompts
 from toyworld_training import autoencoder
+from toyworld_training.prompts import distinct_prompts
 
 MAX_TOKENS = 14  # the longest caption has 11 words, CLIP adds two marks
 SHIFT = 3.0  # SD3's timestep shift

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fewstep.toyworld.scenes import SIDE, distinct_prompts, draw_scene, render
+from fewstep.toyworld.scenes import SIDE, draw_scene, render
+from toyworld_training.prompts import distinct_prompts
 
 COLUMNS, ZOOM, LINE, GAP = 8, 2, 18, 4  # scenes a row; pixels per pixel; caption height; space
 

@@ -14,17 +14,10 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from fewstep.toyworld.scenes import (
-    BACKGROUNDS,
-    COLORS,
-    POSITIONS,
-    RADII,
-    SHAPES,
-    Prompt,
-    distinct_prompts,
-)
+from fewstep.toyworld.scenes import BACKGROUNDS, COLORS, POSITIONS, RADII, SHAPES, Prompt
 from toyworld_training import pipeline
 from toyworld_training.fit import FitSettings, fit
+from toyworld_training.prompts import distinct_prompts
 
 SETTINGS = FitSettings(steps=3000, lr=2e-3)
 BATCH = 128

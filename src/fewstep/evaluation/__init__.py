@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.evaluation.criteria import Criterion, judge
 from fewstep.evaluation.runner import evaluate_run, measure_teacher
-from fewstep.evaluation.summary import summarize
+from fewstep.evaluation.summary import Criterion, judge, summarize
 
 __all__ = ["Criterion", "evaluate_run", "judge", "measure_teacher", "summarize"]

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewstep.config import EvaluateRecipe
 from fewstep.evaluation.metrics.base import Measurements, Values
 from fewstep.utils import hardware
 from fewstep.utils.files import replacing
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Measurements from a file.
-
-    Attributes:
-        measurements: What was measured.
-        made: `where` they come from (`cache`, `shipped`), `date` and `hardware` of the drawing.
-    """
-
-    measurements: Measurements
-    made: dict[str, Any]
+from fewstep.utils.resources import resolve
 
 
 @dataclass(frozen=True)
@@ -45,16 +35,27 @@ class FeatureCache:
     own: Path
     shipped: Path | None = None
 
-    def find(self, key: str) -> Kept | None:
-        """The measurements of this key, if a folder holds them whole."""
+    @classmethod
+    def of(cls, settings: EvaluateRecipe) -> Self:
+        """The user's folder, and what came with the recipe's model."""
+        home = os.environ.get("FEWSTEP_CACHE") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fewstep"
+        )
+        shipped = resolve(settings.cache) if settings.cache else None
+        return cls(Path(home) / "measurements", shipped)
+
+    def find(self, key: str) -> tuple[Measurements, dict[str, Any]] | None:
+        """The measurements of this key and where they come from, if a folder holds them whole.
+
+        Of the latter, ``where`` is `shipped` or `cache`; ``date`` and ``hardware`` are those of the
+        drawing.
+        """
         for where, folder in (("shipped", self.shipped), ("cache", self.own)):
-            path = folder / f"{key}.safetensors" if folder else None
-            if path is not None and path.is_file():
-                try:
-                    measurements, made = load_measurements(path)
-                except (SafetensorError, KeyError, ValueError):
-                    continue  # a torn file is as good as none
-                return Kept(measurements, {"where": where, **made})
+            # A torn file is as good as none.
+            with suppress(FileNotFoundError, SafetensorError, KeyError, ValueError):
+                if folder is not None:
+                    measurements, made = load_measurements(folder / f"{key}.safetensors")
+                    return measurements, {"where": where, **made}
         return None
 
     def keep(self, key: str, measurements: Measurements) -> None:

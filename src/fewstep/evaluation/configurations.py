@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.config import EvaluateRecipe
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import Sampler
 from fewstep.models.base import Backbone
@@ -47,20 +46,17 @@ class Configuration:
         }
 
 
-def resolve_configurations(
-    settings: EvaluateRecipe, run: RunFolder, backbone: Backbone
-) -> list[Configuration]:
+def resolve_configurations(run: RunFolder, backbone: Backbone) -> list[Configuration]:
     """The declared configurations, the model's defaults filled in; the student is unguided."""
-    height, width = run.size
     configurations = []
-    for declared in settings.configurations:
+    for declared in run.recipe.evaluate.configurations:
         guidance = declared.guidance
         if guidance is None:
             guidance = backbone.default_guidance if declared.model == "teacher" else 1.0
         own = run.recipe.grid.shift if declared.model == "student" else None
         shift = declared.shift or own
         steps = declared.steps or backbone.default_steps
-        sampler = Sampler(steps, guidance, height, width, shift=shift)
+        sampler = Sampler(steps, guidance, *run.size, shift=shift)
         configurations.append(Configuration(declared.model, sampler, own_shift=shift == own))
     return configurations
 

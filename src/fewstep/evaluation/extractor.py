@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from fewstep.utils.files import digest_text
 
 _FORMAT = 3  # of measurements: those in an older one are not found, and drawn again
 _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of the single ones
-_Measure: TypeAlias = Callable[[Sequence[str], Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,58 +47,57 @@ class Extractor:
         numbers = f"{_FORMAT} {self.repeated} {self.seed} {space} {metrics}"
         return digest_text(numbers, *self.prompts)
 
+    def cache_key(self, backbone: Backbone, net: nn.Module, sampler: Sampler, model: str) -> str:
+        """Fingerprint of all that `read` depends on; `model` is that of the network's weights."""
+        options = backbone.stock_call(sampler.base_sigmas, *sampler.size(backbone))
+        call = f"{options} {next(net.parameters()).dtype}"
+        return digest_text(model, call, repr(sampler), self.key)
+
     def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Measurements:
         """Draws and measures all pictures of a configuration; the noise is the same for all."""
 
-        def draw(prompts: Sequence[str], first_seed: int) -> Iterable[Tensor]:
-            seeds = range(first_seed, first_seed + len(prompts))
+        def draw(prompts: Sequence[str], repeats: int) -> Iterable[Tensor]:
+            first = self.seed + _REPEATS_FROM * repeats
+            seeds = range(first, first + len(prompts))
             return draw_batches(backbone, net, prompts, seeds, sampler=sampler, batch=self.batch)
 
-        single = self._measure(self.prompts, draw(self.prompts, self.seed))
-        prompts = self._repeated_prompts()
-        repeated = self._measure(prompts, draw(prompts, self.seed + _REPEATS_FROM))
-        return self._together(single, repeated)
+        return self._measure_all(draw)
 
     def read_real(self, source: Source, seed: int, size: tuple[int, int]) -> Measurements:
         """The same of real pictures; of a source that is not paired, features alone."""
         if not source.paired:
-            points = self._measure(None, source.draw(self.prompts, seed, size))
+            points = self._measure((), source.draw(self.prompts, seed, size))
             return Measurements({k: Values(v, v[:0, None]) for k, v in points.items()})
-        prompts = self._repeated_prompts()
-        single = self._measure(self.prompts, source.draw(self.prompts, seed, size))
-        repeated = self._measure(prompts, source.draw(prompts, seed + 1, size))
-        return self._together(single, repeated)
+        return self._measure_all(
+            lambda prompts, repeats: source.draw(prompts, seed + repeats, size)
+        )
 
-    def _repeated_prompts(self) -> list[str]:
-        """Prompts of the repeated pictures that are not single ones as well."""
+    def _measure_all(self, draw: Callable[[Sequence[str], int], Iterable[Tensor]]) -> Measurements:
+        """Measures pictures of ``draw(prompts, 0)``, and the repeated ones of ``draw(..., 1)``."""
         count, times = self.repeated
-        return [prompt for prompt in self.prompts[:count] for _ in range(times - 1)]
-
-    @torch.no_grad()
-    def _measure(
-        self, prompts: Sequence[str] | None, batches: Iterable[Tensor]
-    ) -> dict[str, Tensor]:
-        """Features and values of each metric, [N, ...]; without prompts, features only."""
-        measures: dict[str, _Measure] = {}
-        if self.features is not None:
-            features = self.features
-            measures[FEATURES] = lambda _, images: features(images)
-        if prompts is not None:
-            measures |= {metric.name: metric.measure for metric in self.metrics if metric.measures}
-        parts: dict[str, list[Tensor]] = {name: [] for name in measures}
-        start = 0
-        for images in batches:
-            shown = () if prompts is None else prompts[start : start + len(images)]
-            start += len(images)
-            for name, measure in measures.items():
-                parts[name].append(measure(shown, images).cpu())
-        return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-    def _together(self, single: dict[str, Tensor], repeated: dict[str, Tensor]) -> Measurements:
-        """The single picture of each of the first M prompts is the first of its K."""
-        count, times = self.repeated
+        single = self._measure(self.prompts, draw(self.prompts, 0))
+        prompts = [prompt for prompt in self.prompts[:count] for _ in range(times - 1)]
+        repeated = self._measure(prompts, draw(prompts, 1))
         values = {}
         for name, one in single.items():
             others = repeated[name].reshape(count, times - 1, *one.shape[1:])
             values[name] = Values(one, torch.cat([one[:count, None], others], dim=1))
         return Measurements(values)
+
+    @torch.no_grad()
+    def _measure(self, prompts: Sequence[str], batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Features and values of each metric, [N, ...]; without prompts, features only."""
+        measures: dict[str, Callable[[Sequence[str], Tensor], Tensor]] = {}
+        if self.features is not None:
+            features = self.features
+            measures[FEATURES] = lambda _, images: features(images)
+        if prompts:
+            measures |= {metric.name: metric.measure for metric in self.metrics if metric.measures}
+        parts: dict[str, list[Tensor]] = {name: [] for name in measures}
+        start = 0
+        for images in batches:
+            shown = prompts[start : start + len(images)]
+            start += len(images)
+            for name, measure in measures.items():
+                parts[name].append(measure(shown, images).cpu())
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.data.prompts import read_prompts
@@ -25,10 +24,10 @@ from fewstep.inference.sample import sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import digest_model, digest_text, write_json
-from fewstep.utils.resources import resolve
+from fewstep.utils.files import digest_model, write_json
 
-Say = Callable[[str], None]
+Say: TypeAlias = Callable[[str], None]
+_Measured: TypeAlias = tuple[dict[str, Any], Measurements]  # row of evaluation.json, and values
 _REAL_SEED, _OTHER_SEED = 71, 73  # real pictures, and others that show how good a figure can get
 
 
@@ -58,17 +57,17 @@ def evaluate_run(
     extractor = make_extractor(settings)
     real = _real_pictures(settings, extractor, run)
     backbone = run.load_backbone()
-    work = _Work(backbone, extractor, feature_cache(settings), run.folder / "evaluation", say)
-    configurations = resolve_configurations(settings, run, backbone)
-    fingerprint = digest_model(backbone.source)
+    configurations = resolve_configurations(run, backbone)
+    work = _Work(backbone, extractor, run, say)
+    model = digest_model(backbone.source)
     measured = [
-        work.measure(configuration, backbone.net, settings.gallery, fingerprint)
+        work.measure(configuration, backbone.net, model)
         for configuration in configurations
         if configuration.model == "teacher"
     ]
     student = run.load_student(backbone, which)
     measured += [
-        work.measure(configuration, student.net, settings.gallery)
+        work.measure(configuration, student.net)
         for configuration in configurations
         if configuration.model == "student"
     ]
@@ -87,8 +86,8 @@ def evaluate_run(
         "which": which,
         "step": student.step,
         **_compare(measured, real, extractor.metrics),
+        "seconds": round(time.monotonic() - began, 1),
     }
-    evaluation["seconds"] = round(time.monotonic() - began, 1)
     write_json(run.folder / "evaluation.json", evaluation)
     return evaluation
 
@@ -112,16 +111,18 @@ def measure_teacher(
     """
     run, extractor = RunFolder(folder, recipe), make_extractor(recipe.evaluate)
     backbone = run.load_backbone()
-    work = _Work(backbone, extractor, feature_cache(recipe.evaluate), folder, say)
+    net, model = backbone.net, digest_model(backbone.source) or ""
     files = {}
-    for configuration in resolve_configurations(recipe.evaluate, run, backbone):
+    for configuration in resolve_configurations(run, backbone):
         if configuration.model == "teacher":
-            key = work.key(configuration, backbone.net, digest_model(backbone.source) or "")
-            say(f"{configuration.name}: {configuration.sampler.evaluations(backbone)} evaluations")
-            drawn = extractor.read(backbone, backbone.net, configuration.sampler)
-            files[configuration.name] = folder / f"{key}.safetensors"
-            facts = {"configuration": configuration.name, "seed": extractor.seed}
-            save_measurements(files[configuration.name], drawn, compact=True, **facts)
+            name, sampler = configuration.name, configuration.sampler
+            say(f"{name}: {sampler.evaluations(backbone)} evaluations")
+            files[name] = (
+                folder / f"{extractor.cache_key(backbone, net, sampler, model)}.safetensors"
+            )
+            measurements = extractor.read(backbone, net, sampler)
+            facts = {"configuration": name, "seed": extractor.seed}
+            save_measurements(files[name], measurements, compact=True, **facts)
     return files
 
 
@@ -153,86 +154,59 @@ def make_extractor(settings: EvaluateRecipe) -> Extractor:
     return Extractor(prompts, repeated, settings.seed, space, chosen, settings.batch)
 
 
-def feature_cache(settings: EvaluateRecipe) -> FeatureCache:
-    """The user's cache of measurements, and what came with the model."""
-    home = os.environ.get("FEWSTEP_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fewstep"
-    )
-    shipped = resolve(settings.cache) if settings.cache else None
-    return FeatureCache(Path(home) / "measurements", shipped)
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A configuration's row of evaluation.json, and its measurements."""
-
-    row: dict[str, Any]
-    measurements: Measurements
-
-
 @dataclass(frozen=True, eq=False)
 class _Work:
     """What one evaluation does to each of its configurations."""
 
     backbone: Backbone
     extractor: Extractor
-    cache: FeatureCache
-    folder: Path
+    run: RunFolder
     say: Say
 
     def measure(
-        self, configuration: Configuration, net: nn.Module, gallery: int, model: str | None = None
+        self, configuration: Configuration, net: nn.Module, model: str | None = None
     ) -> _Measured:
         """Draws and measures a configuration, or finds its measurements.
 
         Args:
             configuration: Which.
             net: Its network.
-            gallery: Prompts drawn for the report; this also tells the seconds per picture.
             model: Fingerprint under which measurements are looked for and kept; None: neither.
         """
-        key = None if model is None else self.key(configuration, net, model)
-        kept = self.cache.find(key) if key else None
-        row = configuration.describe(self.backbone)
-        source = f"measured on {kept.made['date']}" if kept else f"{row['evaluations']} evaluations"
+        backbone, sampler = self.backbone, configuration.sampler
+        cache = FeatureCache.of(self.run.recipe.evaluate)
+        key = self.extractor.cache_key(backbone, net, sampler, model) if model else None
+        cached = cache.find(key) if key else None
+        row = configuration.describe(backbone)
+        source = (
+            f"measured on {cached[1]['date']}" if cached else f"{row['evaluations']} evaluations"
+        )
         self.say(f"{configuration.name}: {source}")
-        row |= self._draw_gallery(configuration, net, gallery)
-        if kept:
-            return _Measured(row | {"measured": kept.made}, kept.measurements)
-        drawn = self.extractor.read(self.backbone, net, configuration.sampler)
+        row |= self._draw_gallery(configuration, net)
+        if cached:
+            return row | {"measured": cached[1]}, cached[0]
+        measurements = self.extractor.read(backbone, net, sampler)
         if key:
-            self.cache.keep(key, drawn)
-        return _Measured(row | {"measured": {"where": "now"}}, drawn)
+            cache.keep(key, measurements)
+        return row | {"measured": {"where": "now"}}, measurements
 
-    def key(self, configuration: Configuration, net: nn.Module, model: str) -> str:
-        """Fingerprint of all that a configuration's measurements depend on."""
-        size = configuration.sampler.size(self.backbone)
-        options = self.backbone.stock_call(configuration.sampler.base_sigmas, *size)
-        call = f"{options} {next(net.parameters()).dtype}"
-        return digest_text(model, call, repr(configuration.sampler), self.extractor.key)
-
-    def _draw_gallery(
-        self, configuration: Configuration, net: nn.Module, count: int
-    ) -> dict[str, Any]:
-        prompts = list(self.extractor.prompts[:count])
-        seeds = range(self.extractor.seed, self.extractor.seed + len(prompts))
+    def _draw_gallery(self, configuration: Configuration, net: nn.Module) -> dict[str, Any]:
+        """Draws the report's pictures, which also tells the seconds for each."""
+        seed = self.extractor.seed
+        prompts = list(self.extractor.prompts[: self.run.recipe.evaluate.gallery])
+        seeds = range(seed, seed + len(prompts))
         began = time.perf_counter()
         images = sample_batch(self.backbone, net, prompts, seeds, sampler=configuration.sampler)
         seconds = (time.perf_counter() - began) / len(prompts)
-        slug = configuration.name.replace("@", "-").replace(" ", "-")
-        self._write(slug, prompts, images)
-        return {
-            "seconds_per_image": round(seconds, 5),
-            "gallery": [f"evaluation/{slug}/{i:03}.png" for i in range(len(prompts))],
-        }
-
-    def _write(self, slug: str, prompts: list[str], images: Tensor) -> None:
-        folder = self.folder / slug
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for index, image in enumerate(images):
-            to_pixels(image).save(folder / f"{index:03}.png")
-        write_json(self.folder / "gallery.json", {"prompts": prompts, "seed": self.extractor.seed})
+        folder = Path("evaluation", configuration.name.replace("@", "-").replace(" ", "-"))
+        files = [(folder / f"{index:03}.png").as_posix() for index in range(len(prompts))]
+        shutil.rmtree(self.run.folder / folder, ignore_errors=True)
+        (self.run.folder / folder).mkdir(parents=True)
+        for file, image in zip(files, images, strict=True):
+            to_pixels(image).save(self.run.folder / file)
+        shown = {"prompts": prompts, "seed": seed}
+        write_json(self.run.folder / "evaluation" / "gallery.json", shown)
+        return {"seconds_per_image": round(seconds, 5), "gallery": files}
 
 
 def _real_pictures(
@@ -251,38 +225,31 @@ def _compare(
 ) -> dict[str, Any]:
     """Rows with their figures, the reference's name, figures of real pictures, and columns."""
     named: dict[str, Measurements] = {}
-    found: dict[str, Any] = {}
-    teachers = [one for one in measured if one.row["model"] == "teacher"]
+    result: dict[str, Any] = {}
+    teachers = [one for one in measured if one[0]["model"] == "teacher"]
     if teachers:
-        best = max(teachers, key=lambda one: one.row["evaluations"])
-        named["teacher"], found["reference"] = best.measurements, best.row["name"]
+        best, named["teacher"] = max(teachers, key=lambda one: one[0]["evaluations"])
+        result["reference"] = best["name"]
     if real:
         named["real"] = real[0]
-    shown: list[dict[str, Any]] = [{} for _ in chosen]
-    for one in measured:
-        baselines = [other.measurements for other in measured if is_baseline(other.row, one.row)]
-        compared = References(named, baselines[0] if baselines else None)
-        one.row["figures"] = _figures(chosen, one.measurements, compared, shown)
-    found["configurations"] = [one.row for one in measured]
+    shown: list[dict[str, Any]] = [{} for _ in chosen]  # by metric: how each figure is shown
+
+    def figures(measurements: Measurements, baseline: Measurements | None) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for metric, columns in zip(chosen, shown, strict=True):
+            own = metric(measurements, References(named, baseline))
+            found |= own
+            described = {name: metric.describe(name) for name in own}
+            columns |= {name: asdict(how) for name, how in described.items() if how}
+        return {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
+
+    for row, measurements in measured:
+        baselines = [other for candidate, other in measured if is_baseline(candidate, row)]
+        row["figures"] = figures(measurements, baselines[0] if baselines else None)
+    result["configurations"] = [row for row, _ in measured]
     if len(real) > 1:
-        found["real"] = {"figures": _figures(chosen, real[1], References(named), shown)}
+        result["real"] = {"figures": figures(real[1], None)}
     columns: dict[str, Any] = {}
-    for metric, figures in zip(chosen, shown, strict=True):
-        columns |= {name: figures[name] for name in metric.figures or figures if name in figures}
-    return found | {"columns": columns}
-
-
-def _figures(
-    chosen: Sequence[Metric],
-    measurements: Measurements,
-    compared: References,
-    shown: Sequence[dict[str, Any]],
-) -> dict[str, float]:
-    """Finite figures of one configuration; how each metric's are shown goes to `shown`."""
-    figures: dict[str, float] = {}
-    for metric, columns in zip(chosen, shown, strict=True):
-        found = metric(measurements, compared)
-        figures |= found
-        described = ((name, metric.describe(name)) for name in found)
-        columns |= {name: asdict(figure) for name, figure in described if figure}
-    return {name: round(value, 6) for name, value in figures.items() if math.isfinite(value)}
+    for metric, own in zip(chosen, shown, strict=True):
+        columns |= {name: own[name] for name in metric.figures or own if name in own}
+    return result | {"columns": columns}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def line_chart(title: str, points: Points, note: str = "", *, may_log: bool = Tr
     ys = [y for values in finite.values() for y in values.values()]
     if not ys:
         return None
-    names = sorted({name for values in finite.values() for name in values}, key=natural_order)
+    names = sorted({name for values in finite.values() for name in values})
     log = may_log and min(ys) > 0 and max(ys) / min(ys) > 100
     x_low, x_high = _widen(min(points), max(points))
     y_values = log_ticks(min(ys), max(ys)) if log else ticks(*_widen(min(ys), max(ys)))
@@ -68,22 +67,28 @@ def line_chart(title: str, points: Points, note: str = "", *, may_log: bool = Tr
         return round(BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP), 1)
 
     def path(name: str) -> str:
-        line = ((place_x(x), values[name]) for x, values in points.items() if name in values)
-        return _path((x, place_y(y) if math.isfinite(y) else None) for x, y in line)
+        parts, pen = [], "M"
+        for x, values in points.items():
+            y = values.get(name)
+            if y is not None and math.isfinite(y):
+                parts.append(f"{pen}{place_x(x):g} {place_y(y):g}")
+                pen = "L"
+            elif y is not None:
+                pen = "M"
+        return "".join(parts)
 
-    def text(values: Mapping[str, float]) -> list[str]:
-        if len(names) == 1:
-            return [label(y) for y in values.values()]
-        return [f"{name}  {label(values[name])}" for name in names if name in values]
-
-    shown = {x: [f"step {x:.0f}", *text(values)] for x, values in finite.items() if values}
+    texts = {
+        place_x(x): [f"step {x:.0f}", *(f"{n}  {label(values[n])}" for n in names if n in values)]
+        for x, values in finite.items()
+        if values
+    }
     return Chart(
         title=title,
         note=note + (" (log scale)" if log else ""),
         lines=[(name, path(name)) for name in names],
         x_ticks=[(place_x(x), label(x)) for x in ticks(x_low, x_high) if x_low <= x <= x_high],
         y_ticks=[(place_y(y), label(y)) for y in y_values],
-        strips=_strips({place_x(x): lines for x, lines in shown.items()}),
+        strips=_strips(texts),
         zero=place_y(0.0) if not log and y_low < 0 < y_high else None,
     )
 
@@ -141,21 +146,6 @@ def label(value: float) -> str:
     if size != 0 and (size < 1e-3 or size >= 1e6):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.4g}"
-
-
-def natural_order(name: str) -> list[tuple[int, float, str]]:
-    """Sorts `x@0.5` before `x@0.9` and `x@10` after both."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
-    return [(0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts)]
-
-
-def _path(points: Iterable[tuple[float, float | None]]) -> str:
-    parts, pen = [], "M"
-    for x, y in points:
-        if y is not None:
-            parts.append(f"{pen}{x:g} {y:g}")
-        pen = "M" if y is None else "L"
-    return "".join(parts)
 
 
 def _strips(texts: Mapping[float, list[str]]) -> list[tuple[float, float, float, list[str]]]:

@@ -44,8 +44,8 @@ _FAMILIES = (
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl that have a step, in order.
 
-    Rows of one step are joined, the later one wins; half a line, at the end of a run that was
-    killed, is left out.
+    Rows of one step are joined, the later one wins; what is no number, and half a line at the end
+    of a run that was killed, is left out.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -58,19 +58,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int | float):
-            rows.setdefault(row["step"], {}).update(_flat(row))
+            numbers = {k: float(v) for k, v in row.items() if type(v) in (int, float)}
+            rows.setdefault(row["step"], {}).update(numbers)
     return [rows[step] for step in sorted(rows)]
-
-
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested mappings under names joined by slashes."""
-    found: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = float(value)
-    return found
 
 
 def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:

@@ -13,15 +13,6 @@ from fewstep.report import curves, pictures, tables
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_text
 
-_SECTIONS = (
-    ("side_by_side", "side-by-side", "Side by side"),
-    ("by_steps", "by-steps", "Fewer steps"),
-    ("figures", "figures", "Figures"),
-    ("criteria", "criteria", "Criteria"),
-    ("charts", "training", "Training"),
-    ("previews", "previews", "Previews"),
-)
-
 
 def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     """Writes a run's report and returns its path.
@@ -59,7 +50,7 @@ def _content(folder: Path) -> dict[str, Any]:
         evaluation, summary = {"configurations": []}, {}
     metrics = curves.read_metrics(folder / "metrics.jsonl")
     recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
-    content: dict[str, Any] = {
+    return {
         "title": f"{folder.resolve().name}: a text-to-image model in four steps",
         "subtitle": tables.subtitle(recipe),
         "version": fewstep.__version__,
@@ -67,7 +58,8 @@ def _content(folder: Path) -> dict[str, Any]:
         "side_by_side": pictures.side_by_side(folder, evaluation),
         "by_steps": pictures.by_steps(folder, evaluation),
         "figures": tables.figure_tables(evaluation),
-        "figures_note": tables.figures_note(evaluation),
+        "evaluation": evaluation,
+        "earlier": tables.earlier(evaluation),
         "criteria": summary.get("criteria"),
         "criteria_met": summary.get("criteria_met"),
         "charts": curves.charts(metrics),
@@ -75,8 +67,6 @@ def _content(folder: Path) -> dict[str, Any]:
         "facts": _facts(evaluation, summary, metrics),
         "recipe": recipe,
     }
-    links = [(anchor, text) for key, anchor, text in _SECTIONS if content[key]]
-    return content | {"contents": [*links, ("how", "How it was made")]}
 
 
 def _facts(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,6 @@ _LARGEST = 320  # pixels on the longer side of a gallery's picture
 _LARGEST_SHEET = 1400
 _TINY = 160  # pixels below which enlarging should keep the pixels crisp
 _SHEETS = 6
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG as a data URI, with its size in pixels."""
-
-    source: str
-    width: int
-    height: int
-
-    @property
-    def tiny(self) -> bool:
-        """Whether the page should enlarge it without smoothing."""
-        return max(self.width, self.height) < _TINY
 
 
 def side_by_side(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
@@ -85,22 +71,22 @@ def previews(folder: Path) -> dict[str, Any] | None:
         return None
     picked = sorted({round(i * (len(files) - 1) / (_SHEETS - 1)) for i in range(_SHEETS)})
     note = read_json(folder / "previews" / "previews.json") or {}
-    sheets = [(_sheet_name(files[i]), picture(files[i], _LARGEST_SHEET)) for i in picked]
+    sheets = [
+        (re.sub("-0*(?=.)", " ", files[i].stem), picture(files[i], _LARGEST_SHEET)) for i in picked
+    ]
     return {"columns": note.get("columns", []), "sheets": sheets}
 
 
-def _sheet_name(file: Path) -> str:
-    """`step 100` of step-00000100.png."""
-    word, _, number = file.stem.partition("-")
-    return f"{word} {int(number)}" if number.isdecimal() else file.stem
+def picture(file: Path, largest: int) -> dict[str, Any]:
+    """A picture as a data URI with its size, made smaller if a side exceeds `largest` pixels.
 
-
-def picture(file: Path, largest: int) -> Picture:
-    """A picture from a file, made smaller if its longer side exceeds `largest` pixels."""
+    The page should enlarge one that is `tiny` without smoothing.
+    """
     with Image.open(file) as opened:
         image = opened.convert("RGB")
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(f"data:image/png;base64,{text}", image.width, image.height)
+    size = {"width": image.width, "height": image.height, "tiny": max(image.size) < _TINY}
+    return {"source": f"data:image/png;base64,{text}"} | size

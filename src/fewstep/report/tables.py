@@ -9,7 +9,8 @@ from fewstep.utils import yaml
 
 _FOCUS = 4  # evaluations a picture that the student is distilled for
 _MOST_TILES = 6
-_COST = {  # columns that every evaluation has
+_DIRECTIONS = {True: "higher is better", False: "lower is better", None: ""}
+_COST: dict[str, dict[str, Any]] = {  # columns that every evaluation has
     "evaluations": {"label": "Evaluations", "percent": False, "detail": "a picture"},
     "seconds_per_image": {"label": "Seconds", "percent": False, "detail": "a picture"},
 }
@@ -67,7 +68,10 @@ def figure_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     for group in sorted(groups):  # the empty one, of all metrics, comes first
         shown = {name: column for name, column in columns.items() if column["group"] == group}
         shown = shown if group else _COST | shown
-        headings = [(column["label"], _small_print(column)) for column in shown.values()]
+        headings = [
+            (column["label"], column.get("detail") or _DIRECTIONS[column["higher_is_better"]])
+            for column in shown.values()
+        ]
         cells = [
             (style, [name, *(_cell(row, key, column) for key, column in shown.items())])
             for style, name, row in rows
@@ -80,11 +84,6 @@ def _style(row: Mapping[str, Any]) -> str:
     return "focus" if row["model"] == "student" and row["steps"] == _FOCUS else ""
 
 
-def _small_print(column: Mapping[str, Any]) -> str:
-    directions = {True: "higher is better", False: "lower is better"}
-    return column.get("detail") or directions.get(column["higher_is_better"], "")
-
-
 def _cell(row: Mapping[str, Any], name: str, column: Mapping[str, Any]) -> str:
     """A figure as text, with its standard error where there is one."""
     value, error = (row["figures"].get(key, row.get(key)) for key in (name, f"{name}_error"))
@@ -94,22 +93,10 @@ def _cell(row: Mapping[str, Any], name: str, column: Mapping[str, Any]) -> str:
     return f"{text.removesuffix(' %')} ± {figure(error, column['percent'])}"
 
 
-def figures_note(evaluation: Mapping[str, Any]) -> str:
-    """What the figures were measured on, and when, where that was not now."""
-    if not evaluation["configurations"]:
-        return ""
-    count, (prompts, seeds) = evaluation["prompts"]["count"], evaluation["repeats"]
-    note = (
-        f"{count} prompts that training did not see, one picture each, and {seeds} pictures of "
-        f"{prompts} of them. ± is one standard error."
-    )
-    if evaluation["features"]:
-        note += f" Feature space: {evaluation['features']}."
-    if "reference" in evaluation:
-        note += f" The teacher to compare with is {evaluation['reference']}."
-    before = [row["measured"] for row in evaluation["configurations"]]
-    dates = {f"{made['date']} on {made['hardware']['cpu']}" for made in before if "date" in made}
-    return note + (f" * Drawn and measured earlier: {', '.join(sorted(dates))}." if dates else "")
+def earlier(evaluation: Mapping[str, Any]) -> list[str]:
+    """When and on what configurations were measured that were not drawn now."""
+    made = [row["measured"] for row in evaluation["configurations"]]
+    return sorted({f"{m['date']} on {m['hardware']['cpu']}" for m in made if "date" in m})
 
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,9 @@ class SeenThing:
     radius: float
 
 
+_MISSING = SeenThing(None, None, "", math.nan, math.nan, math.nan)  # has nothing that is asked for
+
+
 @dataclass(frozen=True)
 class Reading:
     """All that was read from one picture. `specks` counts blobs too small to be a thing."""
@@ -52,12 +56,8 @@ class Reading:
     specks: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Which of a prompt's demands a picture meets: one flag per mentioned attribute."""
-
-    right: bool
-    scores: tuple[tuple[str, bool], ...]
+Scores: TypeAlias = list[tuple[str, bool]]
+"""One flag per attribute that a prompt mentions: its name, and whether the picture has it."""
 
 
 def read(image: Pixels) -> Reading:
@@ -134,40 +134,36 @@ def _nearest(rgb: Pixels, names: dict[str, tuple[float, float, float]]) -> str |
     return name if distances[name] <= _COLOUR else None
 
 
-def judge(prompt: Prompt, reading: Reading) -> Verdict:
+def judge(prompt: Prompt, reading: Reading) -> Scores:
     """Whether a picture shows what its prompt asks for, attribute by attribute.
 
-    The picture is right when every mentioned attribute is, when it holds no more than two things,
-    and when each of them, mentioned or not, has a recognisable shape and colour: no ghosts, no
-    specks.
-    Things are matched to the prompt in the way that satisfies most of it.
+    The picture is right when all flags are true. The last one, `clean`, says that it holds no more
+    than two things, each of which, mentioned or not, has a recognisable shape and colour: no
+    ghosts, no specks. Things are matched to the prompt in the way that satisfies most of it.
     """
-    seen: list[SeenThing | None] = list(reading.things)
-    seen += [None] * (len(prompt.things) - len(seen))
+    missing = [_MISSING] * (len(prompt.things) - len(reading.things))
     scores = max(
-        (_score(prompt.things, chosen) for chosen in permutations(seen, len(prompt.things))),
+        (
+            _score(prompt.things, chosen)
+            for chosen in permutations([*reading.things, *missing], len(prompt.things))
+        ),
         key=lambda flags: sum(flag for _, flag in flags),
     )
     if prompt.background:
-        scores = (*scores, ("background", reading.background == prompt.background))
+        scores.append(("background", reading.background == prompt.background))
     whole = all(thing.shape and thing.color for thing in reading.things)
-    clean = whole and len(reading.things) <= 2 and reading.specks == 0
-    scores = (*scores, ("clean", clean))
-    return Verdict(all(flag for _, flag in scores), scores)
+    return [*scores, ("clean", whole and len(reading.things) <= 2 and reading.specks == 0)]
 
 
-def _score(
-    specs: Sequence[ThingSpec], seen: Sequence[SeenThing | None]
-) -> tuple[tuple[str, bool], ...]:
-    flags: list[tuple[str, bool]] = []
+def _score(specs: Sequence[ThingSpec], seen: Sequence[SeenThing]) -> Scores:
+    flags: Scores = []
     for spec, thing in zip(specs, seen, strict=True):
-        flags.append(("color", thing is not None and thing.color == spec.color))
-        flags.append(("shape", thing is not None and thing.shape == spec.shape))
+        flags += [("color", thing.color == spec.color), ("shape", thing.shape == spec.shape)]
         if spec.size:
-            flags.append(("size", thing is not None and thing.size == spec.size))
+            flags.append(("size", thing.size == spec.size))
         if spec.position:
-            flags.append(("position", thing is not None and _stands(thing, spec.position)))
-    return tuple(flags)
+            flags.append(("position", _stands(thing, spec.position)))
+    return flags
 
 
 def _stands(thing: SeenThing, position: str) -> bool:

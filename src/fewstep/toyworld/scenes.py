@@ -8,8 +8,7 @@ ones at random, so that one prompt has many pictures. `render` draws them, anti-
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,6 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII: dict[str, tuple[float, float]] = {"small": (6.0, 7.2), "large": (11.0, 13.0)}  # pixels
 POSITIONS = ("left", "right", "top", "bottom")
-SHARE_HELD_OUT = 8  # one prompt in so many never enters training
 _JITTER = 0.05  # half-width of the uniform variation of every colour channel
 _GAP = 3.0  # pixels between the bounding boxes of two things
 _WANDER = 1.0  # pixels that a thing may stand off its spot, either way
@@ -65,12 +63,6 @@ class Prompt:
     def __str__(self) -> str:
         text = " and ".join(str(thing) for thing in self.things)
         return f"{text} on {self.background}" if self.background else text
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the prompt is kept from training, decided by a hash of its caption."""
-        digest = hashlib.blake2b(str(self).encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big") % SHARE_HELD_OUT == 0
 
 
 @dataclass(frozen=True)
@@ -119,62 +111,37 @@ def _parse_thing(text: str) -> ThingSpec:
     return ThingSpec(words[0], words[1], size, position)
 
 
-def draw_prompt(rng: np.random.Generator) -> Prompt:
-    """One prompt from the caption grammar: attributes are mentioned or left free at random."""
-    things = [_draw_spec(rng, 0.35)]
-    if rng.random() < 0.4:
-        other = _draw_spec(rng, 0.2)
-        while (other.color, other.shape) == (things[0].color, things[0].shape):
-            other = _draw_spec(rng, 0.2)
-        things.append(other)
-    background = _choice(rng, tuple(BACKGROUNDS)) if rng.random() < 0.4 else None
-    return Prompt(tuple(things), background)
-
-
-def prompts(seed: int, *, held_out: bool) -> Iterator[Prompt]:
-    """An endless stream of prompts from one side of the split, with repetitions."""
-    rng = np.random.default_rng(seed)
-    while True:
-        prompt = draw_prompt(rng)
-        if prompt.held_out == held_out:
-            yield prompt
-
-
-def distinct_prompts(count: int, seed: int, *, held_out: bool) -> list[Prompt]:
-    """The first `count` different prompts of `prompts`."""
-    distinct: dict[Prompt, None] = {}
-    for prompt in prompts(seed, held_out=held_out):
-        distinct[prompt] = None
-        if len(distinct) == count:
-            break
-    return list(distinct)
-
-
 def draw_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
     """A scene that fits the prompt; everything the prompt leaves open is drawn at random."""
     specs = list(prompt.things)
     if len(specs) == 1 and rng.random() < 0.5:
-        other = _draw_spec(rng, 0.0)
-        while (other.color, other.shape) == (specs[0].color, specs[0].shape):
-            other = _draw_spec(rng, 0.0)
-        specs.append(other)
-    background = prompt.background or _choice(rng, tuple(BACKGROUNDS))
+        specs.append(draw_other(rng, 0.0, specs[0]))
+    background = prompt.background or choice(rng, tuple(BACKGROUNDS))
     while (things := _place(specs, rng)) is None:
         pass
     return Scene(things, background, _jitter(BACKGROUNDS[background], rng))
 
 
-def _draw_spec(rng: np.random.Generator, mention: float) -> ThingSpec:
-    size = _choice(rng, tuple(RADII)) if rng.random() < mention else None
-    position = _choice(rng, POSITIONS) if rng.random() < mention else None
-    return ThingSpec(_choice(rng, tuple(COLORS)), _choice(rng, SHAPES), size, position)
+def draw_spec(rng: np.random.Generator, mention: float) -> ThingSpec:
+    """A thing whose size and position are each mentioned with some probability."""
+    size = choice(rng, tuple(RADII)) if rng.random() < mention else None
+    position = choice(rng, POSITIONS) if rng.random() < mention else None
+    return ThingSpec(choice(rng, tuple(COLORS)), choice(rng, SHAPES), size, position)
+
+
+def draw_other(rng: np.random.Generator, mention: float, first: ThingSpec) -> ThingSpec:
+    """A second thing, of another colour or shape than the first."""
+    while True:
+        other = draw_spec(rng, mention)
+        if (other.color, other.shape) != (first.color, first.shape):
+            return other
 
 
 def _place(specs: Sequence[ThingSpec], rng: np.random.Generator) -> tuple[Thing, ...] | None:
     """One attempt at putting the things down without touching; None where it fails."""
     placed: list[Thing] = []
     for spec in specs:
-        size = spec.size or _choice(rng, tuple(RADII))
+        size = spec.size or choice(rng, tuple(RADII))
         radius = float(rng.uniform(*RADII[size]))
         x, y = _centre(size, spec.position, rng)
         for other in placed:
@@ -202,7 +169,8 @@ def _jitter(rgb: Sequence[float], rng: np.random.Generator) -> tuple[float, floa
     return float(red), float(green), float(blue)
 
 
-def _choice(rng: np.random.Generator, names: Sequence[str]) -> str:
+def choice(rng: np.random.Generator, names: Sequence[str]) -> str:
+    """One of the names, all equally likely."""
     return names[int(rng.integers(len(names)))]
 
 

@@ -36,13 +36,16 @@ class Registry(Generic[T]):
         group: Group of the entry points, such as ``fewstep.metrics``.
         package: Package whose files hold the built-in members, or a module that holds them
             itself; None: there are none.
-        members: ``members(module) -> name -> member``, what such a file defines.
+        members: ``members(module) -> name -> member``, what such a file defines. If not given: its
+            function (or class) ``load``, under the file's name.
     """
 
     kind: str
     group: str
     package: str | None = None
-    members: Callable[[Any], Mapping[str, T]] = lambda module: {}
+    members: Callable[[Any], Mapping[str, T]] = lambda module: {
+        module.__name__.rpartition(".")[2]: module.load
+    }
     _found: dict[str, T] = field(default_factory=dict, init=False, repr=False)
     _complete: bool = field(default=False, init=False, repr=False)
 

@@ -7,6 +7,7 @@ argument if it takes a source.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -28,18 +29,6 @@ class Features(Protocol):
         ...
 
 
-FEATURES = Registry[Callable[..., Features]](
-    "feature space",
-    "fewstep.features",
-    __name__,
-    lambda module: {module.__name__.rpartition(".")[2]: module.load},
-)
-
-
-def load(text: str) -> Features:
-    """The feature space that ``NAME`` or ``NAME:SOURCE`` stands for, such as ``clip:FOLDER``.
-
-    Raises:
-        FewstepError: No such feature space; a source too many, or one missing.
-    """
-    return load_named(FEATURES, text)
+FEATURES = Registry[Callable[..., Features]]("feature space", "fewstep.features", __name__)
+load = partial(load_named, FEATURES)
+"""The feature space of ``NAME`` or ``NAME:SOURCE``, such as ``clip:FOLDER``; see `load_named`."""

@@ -18,10 +18,10 @@ _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1, 1)
 
 
 def load_part(cls: str, source: str, where: str) -> Any:
-    """A model (in evaluation mode) or a tokenizer of transformers from a folder or a repo id.
+    """A model (in evaluation mode) or a tokenizer of transformers, by the name of its class.
 
     Args:
-        cls: Name of its class.
+        cls: Such as ``CLIPModel``.
         source: Folder or repo id.
         where: How the error's message begins.
 
@@ -32,10 +32,9 @@ def load_part(cls: str, source: str, where: str) -> Any:
 
     path = resolve(source)
     options = {} if cls.endswith("Tokenizer") else {"use_safetensors": True}
+    place = str(path) if path.exists() else source
     try:
-        part = getattr(transformers, cls).from_pretrained(
-            str(path) if path.exists() else source, **options
-        )
+        part = getattr(transformers, cls).from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise FewstepError(f"{where}: cannot be loaded: {first}", code="missing-file") from error
@@ -44,9 +43,8 @@ def load_part(cls: str, source: str, where: str) -> Any:
 
 def normalized_pixels(images: Tensor, side: int) -> Tensor:
     """Pictures [B, 3, H, W] in [0, 1] as CLIP wants them, squeezed to [B, 3, side, side]."""
-    pixels = interpolate(
-        images.float().clamp(0, 1), (side, side), mode="bicubic", antialias=True
-    ).clamp(0, 1)
+    images = images.float().clamp(0, 1)
+    pixels = interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
     return (pixels - _MEAN.to(pixels)) / _STD.to(pixels)
 
 
@@ -54,9 +52,8 @@ class Clip:
     """A CLIP vision tower; its embeddings lie on the unit sphere, hence bounded."""
 
     def __init__(self, source: str) -> None:
-        self.net = load_part(
-            "CLIPVisionModelWithProjection", source, f"feature space clip:{source}"
-        )
+        where = f"feature space clip:{source}"
+        self.net = load_part("CLIPVisionModelWithProjection", source, where)
         self.key = f"clip-{digest_model(resolve(source)) or source}"
 
     @torch.no_grad()
@@ -66,6 +63,4 @@ class Clip:
         return normalize(self.net(pixel_values=pixels).image_embeds.float(), dim=-1).cpu()
 
 
-def load(source: str) -> Clip:
-    """The vision tower saved in `source`."""
-    return Clip(source)
+load = Clip

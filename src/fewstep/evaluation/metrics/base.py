@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -28,11 +29,7 @@ class Values:
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What was measured of a configuration's pictures; the pictures themselves are not kept.
-
-    Attributes:
-        values: By metric; the features of the pictures, [N, F] and [M, K, F], are under `FEATURES`.
-    """
+    """What was measured of a configuration's pictures, by metric; the pictures are not kept."""
 
     values: Mapping[str, Values]
 
@@ -79,13 +76,13 @@ class Figure:
 class Metric(BaseModel):
     """A metric of pictures; fields are the settings that a recipe may give, checked strictly.
 
-    Subclasses set the class attributes, define `__call__`, and `measure` where they read pictures.
+    Subclasses set the class attributes and define `measure`, where they read pictures, and
+    `__call__`, unless the figure is the mean of what `measure` gives.
 
     Attributes:
         name: What recipes call it; its values are stored under this name.
         version: Raised whenever `measure` would give other values: old ones are then not reused.
-        extra: Requirement to install for it, such as ``fewstep[NAME]``; None where nothing more
-            is needed.
+        extra: Requirement to install for it, such as ``fewstep[NAME]``; None where there is none.
         licence: Licence of the weights that it uses; None where it uses none.
         higher_is_better: Of its figures, unless `figures` says it for each.
         needs_features: Whether `__call__` reads the features of the pictures.
@@ -129,8 +126,16 @@ class Metric(BaseModel):
         raise NotImplementedError
 
     def __call__(self, measurements: Measurements, references: References) -> dict[str, float]:
-        """Figures of one configuration, by name."""
-        raise NotImplementedError
+        """Figures of one configuration, by name.
+
+        Unless overridden, of a metric whose `measure` gives one number a picture [B]: the mean over
+        prompts, its standard error and its lead over the baseline; nothing of what it did not see.
+        """
+        if self.name not in measurements.values:
+            return {}
+        ours, baseline = measurements.values[self.name].single, references.baseline
+        theirs = None if baseline is None else baseline.values[self.name].single
+        return mean_and_error(self.name, ours) | lead(self.name, ours, theirs)
 
     def describe(self, figure: str) -> Figure | None:
         """How one of its figures is shown; None where it is not."""
@@ -141,18 +146,25 @@ class Metric(BaseModel):
         return Figure(figure.replace("_", " "), self.higher_is_better)
 
 
+def distances(first: Tensor, second: Tensor) -> Tensor:
+    """Exact Euclidean distances in float64 between points [..., N, F] and [..., M, F]."""
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(first.double(), second.double(), compute_mode=mode)
+
+
 def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
     """Mean of independent values [N] as `name`, its standard error as `<name>_error`.
 
-    Nothing of no values, and no error of one.
+    A prompt without a value is a NaN and is left out. Nothing of no values, no error of one.
     """
+    values = values[~values.isnan()]
     figures = {name: float(values.mean())} if len(values) else {}
     if len(values) > 1:
         figures[f"{name}_error"] = float(values.std() / len(values) ** 0.5)
     return figures
 
 
-def lead(figure: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
+def lead(figure: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:
     """By how much one configuration's mean exceeds another's, with the error of that difference.
 
     Both draw the same prompts from the same noise, so the error is that of paired values: what
@@ -160,10 +172,12 @@ def lead(figure: str, ours: Tensor, theirs: Tensor) -> dict[str, float]:
 
     Args:
         figure: Its name.
-        ours: Its value for every prompt [N].
-        theirs: The same of the other configuration [N].
+        ours: Its value for every prompt [N]; a prompt without a value is a NaN and is left out.
+        theirs: The same of the other configuration [N]; None where there is none.
 
     Returns:
         `lead_<figure>` and `lead_<figure>_error`.
     """
-    return mean_and_error(f"lead_{figure}", ours.double() - theirs.double())
+    return (
+        {} if theirs is None else mean_and_error(f"lead_{figure}", ours.double() - theirs.double())
+    )

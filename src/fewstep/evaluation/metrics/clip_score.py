@@ -14,13 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewstep.evaluation.features.clip import load_part, normalized_pixels
-from fewstep.evaluation.metrics.base import (
-    Measurements,
-    Metric,
-    References,
-    lead,
-    mean_and_error,
-)
+from fewstep.evaluation.metrics.base import Metric
 from fewstep.utils.files import digest_model
 
 
@@ -44,9 +38,8 @@ class ClipScore(Metric):
     @cached_property
     def _clip(self) -> tuple[Any, Any]:
         where = f"evaluate.metrics: clip_score: {self.model}"
-        return load_part("CLIPModel", self.model, where), load_part(
-            "CLIPTokenizer", self.model, where
-        )
+        model = load_part("CLIPModel", self.model, where)
+        return model, load_part("CLIPTokenizer", self.model, where)
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Loads the model."""
@@ -64,13 +57,3 @@ class ClipScore(Metric):
         out = net(pixel_values=pixels.to(net.device), **tokens.to(net.device))
         cosine = (normalize(out.image_embeds, dim=-1) * normalize(out.text_embeds, dim=-1)).sum(-1)
         return 100 * cosine.float().clamp_min(0).cpu()
-
-    def __call__(self, measurements: Measurements, references: References) -> dict[str, float]:
-        """`clip_score`, its standard error and its lead over the baseline."""
-        if self.name not in measurements.values:
-            return {}
-        ours = measurements.values[self.name].single
-        figures = mean_and_error(self.name, ours)
-        if references.baseline is not None:
-            figures |= lead(self.name, ours, references.baseline.values[self.name].single)
-        return figures

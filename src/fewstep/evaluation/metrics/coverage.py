@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics.base import Figure, Measurements, Metric, References
+from fewstep.evaluation.metrics.base import Figure, Measurements, Metric, References, distances
 
 NEIGHBOURS = 5
 
@@ -31,7 +30,7 @@ def neighbour_scores(fake: Tensor, real: Tensor, k: int = NEIGHBOURS) -> dict[st
         real balls that hold a fake.
     """
     real_radius, fake_radius = _radius(real, k), _radius(fake, k)
-    apart = _distances(real, fake)  # [M, N]
+    apart = distances(real, fake)  # [M, N]
     in_real, in_fake = apart <= real_radius[:, None], apart <= fake_radius[None, :]
     return {
         "precision": float(in_real.any(0).double().mean()),
@@ -43,12 +42,7 @@ def neighbour_scores(fake: Tensor, real: Tensor, k: int = NEIGHBOURS) -> dict[st
 
 def _radius(points: Tensor, k: int) -> Tensor:
     """Distance to the k-th neighbour, [N]; the nearest of all is the point itself."""
-    return _distances(points, points).kthvalue(k + 1, dim=1).values
-
-
-def _distances(first: Tensor, second: Tensor) -> Tensor:
-    mode = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(first.double(), second.double(), compute_mode=mode)
+    return distances(points, points).kthvalue(k + 1, dim=1).values
 
 
 class Coverage(Metric):

@@ -13,6 +13,7 @@ from fewstep.evaluation.metrics.base import (
     Measurements,
     Metric,
     References,
+    distances,
     lead,
     mean_and_error,
 )
@@ -28,32 +29,10 @@ def pairwise_distance(features: Tensor, counted: Tensor | None = None) -> Tensor
     Returns:
         A mean for every prompt [M]; nan where no two of its pictures count.
     """
-    distances = torch.cdist(
-        features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
     counts = torch.ones(features.shape[:2], dtype=torch.bool) if counted is None else counted
     others = ~torch.eye(features.shape[1], dtype=torch.bool)
     pairs = counts[:, :, None] & counts[:, None, :] & others
-    return (distances * pairs).sum((1, 2)) / pairs.sum((1, 2))
-
-
-def diversity_figures(name: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:
-    """Mean over prompts of `pairwise_distance`, its standard error and its lead over another.
-
-    Args:
-        name: The figure's.
-        ours: Distance of every prompt [M]; prompts of nan are left out.
-        theirs: The same of the baseline; None without.
-
-    Returns:
-        `name`, its error and, over the prompts that both have, its lead; nothing of no prompt.
-    """
-    known = ~ours.isnan()
-    figures = mean_and_error(name, ours[known])
-    if theirs is not None:
-        both = known & ~theirs.isnan()
-        figures |= lead(name, ours[both], theirs[both])
-    return figures
+    return (distances(features, features) * pairs).sum((1, 2)) / pairs.sum((1, 2))
 
 
 class Diversity(Metric):
@@ -68,4 +47,4 @@ class Diversity(Metric):
         baseline = references.baseline
         ours = pairwise_distance(measurements.features.repeated)
         theirs = pairwise_distance(baseline.features.repeated) if baseline else None
-        return diversity_figures(self.name, ours, theirs)
+        return mean_and_error(self.name, ours) | lead(self.name, ours, theirs)

@@ -14,12 +14,8 @@ from fewstep.evaluation.metrics.base import Figure, Measurements, Metric, Refere
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Squared Frechet distance of the Gaussians fitted to two clouds (Dowson & Landau 1982).
 
-    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)``, in float64: the formula of FID, in
-    whatever space the features live in.
-
-    Args:
-        first: Features [N, F], N >= 2.
-        second: Features [M, F], M >= 2.
+    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)``, in float64: the formula of FID, for
+    features [N, F] and [M, F] of whatever space, N and M at least 2.
     """
     a, b = first.double(), second.double()
     mean = (a.mean(0) - b.mean(0)).square().sum()

@@ -7,6 +7,7 @@ one argument if it takes a place to read from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -39,18 +40,6 @@ class Source(Protocol):
         ...
 
 
-SOURCES = Registry[Callable[..., Source]](
-    "source of real pictures",
-    "fewstep.references",
-    __name__,
-    lambda module: {module.__name__.rpartition(".")[2]: module.load},
-)
-
-
-def load(text: str) -> Source:
-    """The source that ``NAME`` or ``NAME:PLACE`` stands for, such as ``folder:PATH``.
-
-    Raises:
-        FewstepError: No such source; a place too many, or one missing.
-    """
-    return load_named(SOURCES, text)
+SOURCES = Registry[Callable[..., Source]]("source of real pictures", "fewstep.references", __name__)
+load = partial(load_named, SOURCES)
+"""The source of ``NAME`` or ``NAME:PLACE``, such as ``folder:PATH``; see `load_named`."""

@@ -22,12 +22,13 @@ class Folder:
 
     paired = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: str) -> None:
         """Looks which files there are.
 
         Raises:
             FewstepError: Fewer than two.
         """
+        folder = resolve(place)
         files = sorted(folder.rglob("*")) if folder.is_dir() else []
         self.files = [file for file in files if file.suffix.lower() in _KINDS]
         if len(self.files) < 2:
@@ -54,6 +55,4 @@ def _read(file: Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
-def load(place: str) -> Folder:
-    """The pictures in a folder."""
-    return Folder(resolve(place))
+load = Folder
