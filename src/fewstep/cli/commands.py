@@ -192,11 +192,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a run's student against its teacher, and write the report."""
-    from fewstep.cli.demo import evaluate as evaluate_folder
-    from fewstep.cli.demo import measure_teacher, report, show_criteria
+    from fewstep.cli.demo import report, show_criteria
+    from fewstep.config import Recipe
+    from fewstep.evaluation import evaluate_run, measure_teacher
 
     if teacher_only:
-        files = measure_teacher(run, overrides or [], out)
+        if out is None:
+            raise FewstepError("evaluate --teacher-only: give --out FOLDER", code="missing-input")
+        files = measure_teacher(Recipe.named(run, overrides or []), out, say=note)
         if as_json:
             say_json({"files": files})
         else:
@@ -204,7 +207,7 @@ def evaluate(
         return
     if overrides or out:
         raise FewstepError("evaluate: --set and --out go with --teacher-only", code="usage")
-    evaluate_folder(Path(run), which=which)
+    evaluate_run(run, which=which, say=note)
     summary = report(Path(run))
     if as_json:
         say_json(summary)

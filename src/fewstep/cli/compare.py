@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json
 
-Figure = float | bool | None
+Figure: TypeAlias = float | bool | None
 
 
 def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
@@ -26,24 +26,23 @@ def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
     """
     if len(runs) < 2:
         raise FewstepError("compare: one run only; name two or more", code="missing-input")
-    tables = [flat(_summary(run)) for run in runs]
-    names = list(dict.fromkeys(name for table in tables for name in table))
+    tables = list(map(_figures, runs))
+    names = dict.fromkeys(name for table in tables for name in table)
     return {name: [table.get(name) for table in tables] for name in names}
 
 
-def flat(summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """A summary's figures without nesting: ``student@4.frechet_teacher`` -> value."""
-    names = ("criteria_met", "seconds", "peak_memory_gb")
-    found: dict[str, Figure] = {name: summary.get(name) for name in names}
-    for configuration, values in summary["configurations"].items():
-        found |= {f"{configuration}.{name}": value for name, value in values.items()}
-    return found
-
-
-def _summary(run: Path) -> Mapping[str, Any]:
+def _figures(run: Path) -> dict[str, Figure]:
+    """A run's figures without nesting: ``student@4.frechet_teacher`` -> value."""
     summary = read_json(run / "summary.json")
-    if not isinstance(summary, dict) or "configurations" not in summary:
+    if summary is None or "configurations" not in summary:
         raise FewstepError(
             f"{run}: no summary.json; run `fewstep evaluate {run}` first", code="missing-input"
         )
-    return summary
+    return {
+        **{name: summary.get(name) for name in ("criteria_met", "seconds", "peak_memory_gb")},
+        **{
+            f"{configuration}.{name}": value
+            for configuration, values in summary["configurations"].items()
+            for name, value in values.items()
+        },
+    }

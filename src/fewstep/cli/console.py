@@ -36,16 +36,22 @@ def say(message: str) -> None:
 
 def say_json(content: Mapping[str, Any]) -> None:
     """The one machine-readable object, on stdout; figures that are not finite become null."""
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    say(text)
+    say(json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str, allow_nan=False))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """Rows under headings on stdout: drawn on a terminal, aligned columns elsewhere."""
-    if sys.stdout.isatty():
-        _draw(columns, [[cell(value) for value in row] for row in rows], title)
+    if not sys.stdout.isatty():
+        say(text_table((title, columns, rows)))
         return
-    say(text_table((title, columns, rows)))
+    from rich import print as draw
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    drawn = Drawn(*columns, title=title or None, title_justify="left")
+    for row in rows:
+        drawn.add_row(*(Text(cell(value)) for value in row))
+    draw(drawn)
 
 
 def tables(several: Iterable[Table]) -> None:
@@ -53,17 +59,6 @@ def tables(several: Iterable[Table]) -> None:
     for title, columns, rows in several:
         table(columns, rows, title)
         say("")
-
-
-def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(*columns, title=title or None, title_justify="left")
-    for row in cells:
-        drawn.add_row(*(Text(text) for text in row))
-    Console().print(drawn)
 
 
 def _finite(value: Any) -> Any:

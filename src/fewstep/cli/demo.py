@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fewstep.cli.console import note, table
 from fewstep.config import Recipe
-from fewstep.utils.errors import FewstepError
 
 
 def free_folder(wanted: Path) -> Path:
@@ -33,13 +32,16 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     Returns:
         What summary.json holds, and the folders: ``run``, ``report``, ``export``.
     """
+    import psutil
+
+    from fewstep.evaluation import evaluate_run
     from fewstep.inference.load import export_model
     from fewstep.train import distill
 
     note(f"1/4 distilling into {folder}")
     distill(recipe, folder, resume=resume)
     note("2/4 evaluating")
-    rows = evaluate(folder)["configurations"]
+    rows = evaluate_run(folder, say=note)["configurations"]
     cached = any(row["measured"]["where"] == "cache" for row in rows)
     if cached:
         note(
@@ -49,32 +51,11 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     note("3/4 exporting")
     export = export_model(folder)
     note("4/4 reporting")
-    summary = report(folder, seconds=None if resume or cached else process_seconds())
+    # The start of Python and its imports count as well.
+    seconds = time.time() - psutil.Process().create_time()
+    summary = report(folder, seconds=None if resume or cached else seconds)
     places = {"run": folder, "report": folder / "report.html", "export": export}
     return summary | {name: str(place) for name, place in places.items()}
-
-
-def evaluate(folder: Path, *, which: str = "best") -> dict[str, Any]:
-    """Evaluates a run and tells on stderr how far it is; returns what evaluation.json holds."""
-    from fewstep.evaluation import evaluate_run
-
-    return evaluate_run(folder, which=which, say=note)
-
-
-def measure_teacher(name: str, overrides: Sequence[str], out: Path | None) -> dict[str, str]:
-    """Measures the teacher configurations of a recipe; the file of each.
-
-    Raises:
-        FewstepError: No such recipe, or no folder to write to.
-    """
-    from fewstep import evaluation
-    from fewstep.config import Recipe
-
-    if out is None:
-        raise FewstepError("evaluate --teacher-only: give --out FOLDER", code="missing-input")
-    recipe = Recipe.named(name, overrides)
-    files = evaluation.measure_teacher(recipe, out, say=note)
-    return {configuration: str(file) for configuration, file in files.items()}
 
 
 def report(folder: Path, *, seconds: float | None = None) -> dict[str, Any]:
@@ -95,10 +76,3 @@ def show_criteria(summary: Mapping[str, Any]) -> None:
     rows = [[criterion[column] for column in columns] for criterion in summary["criteria"]]
     if rows:
         table(("criterion", "measured", "", "wanted", "met"), rows)
-
-
-def process_seconds() -> float:
-    """Seconds since this process began, the start of Python and its imports included."""
-    import psutil
-
-    return time.time() - psutil.Process().create_time()

@@ -29,15 +29,14 @@ def examine(folder: Path, more: Sequence[str] = ()) -> list[Check]:
     Raises:
         FewstepError: There is no such check.
     """
-    looks: list[Callable[[], Iterator[Check]]] = [
-        _python,
-        _libraries,
-        _torch,
-        lambda: _room(folder),
-        lambda: _writable(folder),
-        *map(CHECKS.get, more),
+    looks = [
+        _python(),
+        _libraries(),
+        _torch(),
+        _room(folder),
+        *(CHECKS.get(name)() for name in more),
     ]
-    return [check for look in looks for check in look()]
+    return [check for look in looks for check in look]
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
@@ -104,23 +103,14 @@ def _room(folder: Path) -> Iterator[Check]:
     memory = psutil.virtual_memory()
     found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     yield Check("memory", "ok", found)
-    free = shutil.disk_usage(_existing(folder)).free / 1e9
+    place = next(place for place in [folder, *folder.parents] if place.exists())
+    free = shutil.disk_usage(place).free / 1e9
     tight = free < DISK_GB
     fix = f"make room: runs want {DISK_GB:.0f} GB or more" if tight else ""
     yield Check("disk", "warn" if tight else "ok", f"{free:.1f} GB free", fix)
-
-
-def _writable(folder: Path) -> Iterator[Check]:
-    place = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
-            pass
+            yield Check("write here", "ok", str(place))
     except OSError as error:
         fix = "run from a folder you may write to, or give --out"
         yield Check("write here", "fail", f"{place}: {error.strerror}", fix)
-    else:
-        yield Check("write here", "ok", str(place))
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in [folder, *folder.parents] if place.exists())

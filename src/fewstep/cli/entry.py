@@ -22,7 +22,7 @@ from fewstep.utils.errors import Code, FewstepError
 from fewstep.utils.ranks import rank
 
 # typer carries its own click, whose classes it exports only in part.
-ClickError: type[Exception] = next(
+ClickError: Any = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -46,7 +46,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         told = _explain(error)
         if told is None or os.environ.get("FEWSTEP_DEBUG"):
             raise
-        return _refuse(*told, as_json="--json" in given)
+        _refuse(*told, as_json="--json" in given)
+        return USER
 
 
 def _explain(error: Exception) -> tuple[str, Code] | None:
@@ -54,7 +55,10 @@ def _explain(error: Exception) -> tuple[str, Code] | None:
     if isinstance(error, FewstepError):
         return str(error), error.code
     if isinstance(error, ClickError):
-        return _usage(error), "usage"
+        context = getattr(error, "ctx", None)
+        place = context.command_path if context else "fewstep"
+        # It names the nearest valid word itself.
+        return f"{place}: {error.format_message().rstrip('.?')}; see {place} --help", "usage"
     if isinstance(error, MENDABLE):
         what, where = error.strerror or type(error).__name__, error.filename or "a file"
         code: Code = "missing-file" if isinstance(error, FileNotFoundError) else "no-access"
@@ -89,30 +93,18 @@ def _others_are_busy() -> bool:
     return psutil.cpu_percent(interval=0.1) / 100 * (os.cpu_count() or 1) > _BUSY
 
 
-def _refuse(message: str, code: Code, *, as_json: bool) -> int:
-    """One line on stderr, and an object on stdout for programs."""
+def _refuse(message: str, code: Code, *, as_json: bool) -> None:
+    """One line on stderr, and an object on stdout for programs.
+
+    Of several processes the first one tells what is wrong with all, and that ends the others;
+    whoever is left after a while has an error of its own.
+    """
     line, number = " ".join(message.split()), rank()
-    _let_first_speak()
+    if number:
+        time.sleep(PATIENCE)
     complain(f"process {number}: {line}" if number else line)
     if as_json and not number:
         say_json({"error": {"code": code, "message": line}})
-    return USER
-
-
-def _let_first_speak() -> None:
-    """Of several processes the first one tells what is wrong with all, and that ends the others.
-
-    Whoever is left after a while has an error of its own.
-    """
-    if rank():
-        time.sleep(PATIENCE)
-
-
-def _usage(error: Any) -> str:
-    """A usage error as one line that says where help is; it names the nearest valid word itself."""
-    context = getattr(error, "ctx", None)
-    place = context.command_path if context else "fewstep"
-    return f"{place}: {error.format_message().rstrip('.?')}; see {place} --help"
 
 
 def main() -> None:
