@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.core.schedules import few_step_sigmas
 from fewstep.core.solver import sample
-from fewstep.evaluation.configurations import resolve_configurations
+from fewstep.evaluation.extractor import configurations_of
 from fewstep.evaluation.runner import make_extractor
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import guided_velocity
@@ -56,7 +56,7 @@ def main() -> None:
     extractor, backbone = make_extractor(run.recipe.evaluate), run.load_backbone()
     metric = Accuracy()
     metric.prepare(extractor.prompts)
-    teachers = [c for c in resolve_configurations(run, backbone) if c.model == "teacher"]
+    teachers = configurations_of("teacher", run, backbone)
     guidances = [configuration.sampler.guidance for configuration in teachers]
     guidance = max(guidances, default=backbone.default_guidance)
     teacher = copy.deepcopy(backbone.net)  # the student's weights take its place

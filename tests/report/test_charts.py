@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.report.charts import MOST_POINTS, label, line_chart, thin, ticks
-from fewstep.report.curves import charts, read_metrics
+from fewstep.report.charts import MOST_POINTS, charts, label, line_chart, read_metrics, thin, ticks
 
 NUMBERS = st.floats(-1e6, 1e6).map(lambda value: round(value, 6))
 

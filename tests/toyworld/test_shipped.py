@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from fewstep import models
 from fewstep.inference.sample import Sampler, sample_batch
-from fewstep.toyworld.features import features
+from fewstep.toyworld.features import World
 from fewstep.toyworld.oracle import judge, read
 from fewstep.toyworld.scenes import draw_scene, parse, render
 from fewstep.utils.resources import resolve
@@ -72,6 +72,7 @@ def test_features_tell_ghosts_from_scenes_and_forgive_saturation():
     )
     middle = first.mean(dim=(1, 2, 3), keepdim=True)
     loud = ((first - middle) * 1.2 + middle).clamp(0, 1)
+    features = World()
     base = features(first)
     assert base.shape == (200, 64) and base.abs().max() <= 1
     moved = (features(loud) - base).norm(dim=1).mean()

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fewstep.utils.checks import Check
+from fewstep.utils.checks import Check, check_room
 from fewstep.utils.registry import Registry
 
 DISK_GB = 5.0  # room for runs
@@ -46,12 +46,10 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
 
 
 def _python() -> Iterator[Check]:
-    version = platform.python_version()
-    found = f"{version} ({sys.executable})"
-    if (3, 11) <= sys.version_info[:2] <= (3, 13):
-        yield Check("python", "ok", found)
-    else:
-        yield Check("python", "fail", found, "use Python 3.11, 3.12 or 3.13")
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    fix = "" if fits else "use Python 3.11, 3.12 or 3.13"
+    found = f"{platform.python_version()} ({sys.executable})"
+    yield Check("python", "ok" if fits else "fail", found, fix)
 
 
 def _libraries() -> Iterator[Check]:
@@ -66,14 +64,13 @@ def _libraries() -> Iterator[Check]:
     for requirement in map(Requirement, lines):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        fix = f"pip install '{requirement}'"
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Check(requirement.name, "fail", "not installed", fix)
-            continue
-        fits = requirement.specifier.contains(version, prereleases=True)
-        yield Check(requirement.name, "ok" if fits else "fail", version, "" if fits else fix)
+            version = ""
+        fits = bool(version) and requirement.specifier.contains(version, prereleases=True)
+        fix = "" if fits else f"pip install '{requirement}'"
+        yield Check(requirement.name, "ok" if fits else "fail", version or "not installed", fix)
 
 
 def _torch() -> Iterator[Check]:
@@ -84,9 +81,8 @@ def _torch() -> Iterator[Check]:
         return
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        name = torch.cuda.get_device_name()
-        found = f"cuda: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-        yield Check("device", "ok", found)
+        memory = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        yield Check("device", "ok", f"cuda: {torch.cuda.get_device_name()}, {memory}")
     elif torch.backends.mps.is_available():
         yield Check("device", "ok", "mps (Apple graphics)")
     elif shutil.which("nvidia-smi"):
@@ -104,10 +100,8 @@ def _room(folder: Path) -> Iterator[Check]:
     found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     yield Check("memory", "ok", found)
     place = next(place for place in [folder, *folder.parents] if place.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    tight = free < DISK_GB
-    fix = f"make room: runs want {DISK_GB:.0f} GB or more" if tight else ""
-    yield Check("disk", "warn" if tight else "ok", f"{free:.1f} GB free", fix)
+    fix = f"make room: runs want {DISK_GB:.0f} GB or more"
+    yield check_room("disk", shutil.disk_usage(place).free, DISK_GB, fix)
     try:
         with tempfile.TemporaryFile(dir=place):
             yield Check("write here", "ok", str(place))

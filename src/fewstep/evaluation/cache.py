@@ -38,9 +38,8 @@ class FeatureCache:
     @classmethod
     def of(cls, settings: EvaluateRecipe) -> Self:
         """The user's folder, and what came with the recipe's model."""
-        home = os.environ.get("FEWSTEP_CACHE") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fewstep"
-        )
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        home = os.environ.get("FEWSTEP_CACHE") or os.path.join(caches, "fewstep")
         shipped = resolve(settings.cache) if settings.cache else None
         return cls(Path(home) / "measurements", shipped)
 

@@ -16,8 +16,12 @@ from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.data.prompts import read_prompts
 from fewstep.evaluation import features, metrics, references
 from fewstep.evaluation.cache import FeatureCache, save_measurements
-from fewstep.evaluation.configurations import Configuration, is_baseline, resolve_configurations
-from fewstep.evaluation.extractor import Extractor
+from fewstep.evaluation.extractor import (
+    Configuration,
+    Extractor,
+    configurations_of,
+    is_baseline,
+)
 from fewstep.evaluation.metrics.base import Measurements, Metric, References
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import sample_batch, to_pixels
@@ -57,20 +61,15 @@ def evaluate_run(
     extractor = make_extractor(settings)
     real = _real_pictures(settings, extractor, run)
     backbone = run.load_backbone()
-    configurations = resolve_configurations(run, backbone)
     work = _Work(backbone, extractor, run, say)
     model = digest_model(backbone.source)
     measured = [
         work.measure(configuration, backbone.net, model)
-        for configuration in configurations
-        if configuration.model == "teacher"
+        for configuration in configurations_of("teacher", run, backbone)
     ]
+    students = configurations_of("student", run, backbone)
     student = run.load_student(backbone, which)
-    measured += [
-        work.measure(configuration, student.net)
-        for configuration in configurations
-        if configuration.model == "student"
-    ]
+    measured += [work.measure(configuration, student.net) for configuration in students]
     say("metrics")
     evaluation = {
         "prompts": {"file": settings.prompts, "count": len(extractor.prompts)},
@@ -113,16 +112,14 @@ def measure_teacher(
     backbone = run.load_backbone()
     net, model = backbone.net, digest_model(backbone.source) or ""
     files = {}
-    for configuration in resolve_configurations(run, backbone):
-        if configuration.model == "teacher":
-            name, sampler = configuration.name, configuration.sampler
-            say(f"{name}: {sampler.evaluations(backbone)} evaluations")
-            files[name] = (
-                folder / f"{extractor.cache_key(backbone, net, sampler, model)}.safetensors"
-            )
-            measurements = extractor.read(backbone, net, sampler)
-            facts = {"configuration": name, "seed": extractor.seed}
-            save_measurements(files[name], measurements, compact=True, **facts)
+    for configuration in configurations_of("teacher", run, backbone):
+        name, sampler = configuration.name, configuration.sampler
+        say(f"{name}: {sampler.evaluations(backbone)} evaluations")
+        key = extractor.cache_key(backbone, net, sampler, model)
+        files[name] = folder / f"{key}.safetensors"
+        measurements = extractor.read(backbone, net, sampler)
+        facts = {"configuration": name, "seed": extractor.seed}
+        save_measurements(files[name], measurements, compact=True, **facts)
     return files
 
 
@@ -173,19 +170,18 @@ class _Work:
             net: Its network.
             model: Fingerprint under which measurements are looked for and kept; None: neither.
         """
-        backbone, sampler = self.backbone, configuration.sampler
         cache = FeatureCache.of(self.run.recipe.evaluate)
-        key = self.extractor.cache_key(backbone, net, sampler, model) if model else None
+        network = self.backbone, net, configuration.sampler
+        key = self.extractor.cache_key(*network, model) if model else None
         cached = cache.find(key) if key else None
-        row = configuration.describe(backbone)
-        source = (
-            f"measured on {cached[1]['date']}" if cached else f"{row['evaluations']} evaluations"
-        )
-        self.say(f"{configuration.name}: {source}")
+        row = configuration.describe(self.backbone)
+        evaluations = f"{row['evaluations']} evaluations"
+        told = f"measured on {cached[1]['date']}" if cached else evaluations
+        self.say(f"{configuration.name}: {told}")
         row |= self._draw_gallery(configuration, net)
         if cached:
             return row | {"measured": cached[1]}, cached[0]
-        measurements = self.extractor.read(backbone, net, sampler)
+        measurements = self.extractor.read(*network)
         if key:
             cache.keep(key, measurements)
         return row | {"measured": {"where": "now"}}, measurements

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import fewstep
-from fewstep.report import curves, pictures, tables
+from fewstep.report import charts, pictures, tables
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_text
 
@@ -48,7 +48,7 @@ def _content(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / "summary.json") or {}
     if "columns" not in evaluation:  # not evaluated, or by an older version
         evaluation, summary = {"configurations": []}, {}
-    metrics = curves.read_metrics(folder / "metrics.jsonl")
+    metrics = charts.read_metrics(folder / "metrics.jsonl")
     recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
     return {
         "title": f"{folder.resolve().name}: a text-to-image model in four steps",
@@ -62,7 +62,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "earlier": tables.earlier(evaluation),
         "criteria": summary.get("criteria"),
         "criteria_met": summary.get("criteria_met"),
-        "charts": curves.charts(metrics),
+        "charts": charts.charts(metrics),
         "previews": pictures.previews(folder),
         "facts": _facts(evaluation, summary, metrics),
         "recipe": recipe,

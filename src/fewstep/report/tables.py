@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from fewstep.utils import yaml
 
@@ -14,18 +14,6 @@ _COST: dict[str, dict[str, Any]] = {  # columns that every evaluation has
     "evaluations": {"label": "Evaluations", "percent": False, "detail": "a picture"},
     "seconds_per_image": {"label": "Seconds", "percent": False, "detail": "a picture"},
 }
-
-
-class Table(NamedTuple):
-    """Figures as text.
-
-    Attributes:
-        headings: Title of each column, and the small print below it.
-        rows: Style (`focus`, `real` or none) and cells of each.
-    """
-
-    headings: list[tuple[str, str]]
-    rows: list[tuple[str, list[str]]]
 
 
 def figure(value: float | None, percent: bool = False) -> str:
@@ -50,11 +38,12 @@ def duration(seconds: float | None) -> str | None:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def figure_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+def figure_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of all metrics, then one for each further group of figures.
 
     A row per configuration, with a star where it was not drawn now, and one of real pictures, which
-    shows how good a figure can get.
+    shows how good a figure can get. Headings come with the small print below them, rows with their
+    style: `focus`, `real` or none.
     """
     rows = [
         (_style(row), row["name"] + ("" if row["measured"]["where"] == "now" else " *"), row)
@@ -76,7 +65,8 @@ def figure_tables(evaluation: Mapping[str, Any]) -> list[Table]:
             (style, [name, *(_cell(row, key, column) for key, column in shown.items())])
             for style, name, row in rows
         ]
-        tables.append(Table([(group or "Configuration", ""), *headings], cells))
+        headings.insert(0, (group or "Configuration", ""))
+        tables.append({"headings": headings, "rows": cells})
     return tables
 
 

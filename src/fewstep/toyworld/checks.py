@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fewstep.utils.checks import Check, check_folder, check_weights
+from fewstep.utils.checks import Check, check_folder, check_room, check_weights
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.resources import resolve
 
@@ -30,7 +30,5 @@ def checks() -> Iterator[Check]:
         yield Check("prompts", "ok", ", ".join(file.name for file in prompts))
     else:
         yield Check("prompts", "fail", "none", REINSTALL)
-    free = psutil.virtual_memory().available / 1e9
-    tight = free < MEMORY_GB
-    fix = f"close other programs: the demo needs {MEMORY_GB:.0f} GB" if tight else ""
-    yield Check("memory for the demo", "warn" if tight else "ok", f"{free:.1f} GB free", fix)
+    fix = f"close other programs: the demo needs {MEMORY_GB:.0f} GB"
+    yield check_room("memory for the demo", psutil.virtual_memory().available, MEMORY_GB, fix)

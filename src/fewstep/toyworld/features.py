@@ -7,7 +7,6 @@ move them a lot. Frechet distance, diversity and coverage are measured in this s
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
 
 import torch
@@ -28,13 +27,13 @@ class FeatureNet(nn.Module):
     """Pictures [B, 3, 64, 64] in [0, 1] -> features [B, 64] in (-1, 1)."""
 
     def __init__(self) -> None:
-        """Random weights; `features` loads the trained ones."""
+        """Random weights; `World` loads the trained ones."""
         super().__init__()
         widths = (3, 16, 32, 64, 64)
         layers: list[nn.Module] = []
         for inside, outside in pairwise(widths):
-            layers += [nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.GroupNorm(8, outside)]
-            layers += [nn.SiLU()]
+            convolution = nn.Conv2d(inside, outside, 3, stride=2, padding=1)
+            layers += [convolution, nn.GroupNorm(8, outside), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 64), nn.Tanh())
         self.head = nn.Linear(64, len(KINDS) + len(BACKGROUNDS) + CELLS**2)
 
@@ -43,30 +42,23 @@ class FeatureNet(nn.Module):
         return self.body(images * 2 - 1)
 
 
-@cache
-def _trained() -> FeatureNet:
-    net = FeatureNet()
-    net.load_state_dict(load_file(resolve(WEIGHTS)))
-    return net.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def features(images: Tensor) -> Tensor:
-    """Features [B, 64] of pictures [B, 3, 64, 64] in [0, 1]; on the CPU, float32.
-
-    Raises:
-        ValueError: for pictures of another size.
-    """
-    if images.shape[1:] != (3, SIDE, SIDE):
-        raise ValueError(f"features are for [B, 3, {SIDE}, {SIDE}], not {list(images.shape)}")
-    images = images.detach().float().cpu().clamp(0, 1)
-    return torch.cat([_trained()(chunk) for chunk in images.split(256)])
-
-
 class World:
-    """The feature space ``world``: `features`, with a key that changes with the weights."""
-
-    __call__ = staticmethod(features)
+    """The feature space ``world``; its key changes with the weights."""
 
     def __init__(self) -> None:
+        """Loads the trained weights."""
         self.key = f"world-{digest_files([resolve(WEIGHTS)])}"
+        self.net = FeatureNet().eval().requires_grad_(False)
+        self.net.load_state_dict(load_file(resolve(WEIGHTS)))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B, 64] of pictures [B, 3, 64, 64] in [0, 1]; on the CPU, float32.
+
+        Raises:
+            ValueError: for pictures of another size.
+        """
+        if images.shape[1:] != (3, SIDE, SIDE):
+            raise ValueError(f"features are for [B, 3, {SIDE}, {SIDE}], not {list(images.shape)}")
+        images = images.detach().float().cpu().clamp(0, 1)
+        return torch.cat([self.net(chunk) for chunk in images.split(256)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -19,10 +20,11 @@ from fewstep.evaluation.metrics.base import (
 )
 from fewstep.evaluation.metrics.diversity import pairwise_distance
 from fewstep.toyworld import oracle
-from fewstep.toyworld.features import features
+from fewstep.toyworld.features import World
 from fewstep.toyworld.scenes import SIDE, draw_scene, parse, render
 from fewstep.utils.errors import FewstepError
 
+_world = cache(World)
 ATTRIBUTES = ("color", "shape", "size", "position", "background", "clean")
 
 
@@ -64,14 +66,17 @@ class Accuracy(Metric):
         """`accuracy`, `accuracy_<attribute>`, `diversity_right`, with errors and leads."""
         if self.name not in measurements.values:
             return {}
-        counts, baseline = measurements.values[self.name].single, references.baseline
-        diversity, theirs, their_diversity = _right_distance(measurements), None, None
-        if baseline is not None:
-            theirs = accurate(baseline.values[self.name].single)
-            their_diversity = _right_distance(baseline)
+
+        def values(of: Measurements) -> tuple[Tensor, Tensor]:
+            counts, points = of.values[self.name], of.features.repeated
+            return accurate(counts.single), pairwise_distance(points, accurate(counts.repeated) > 0)
+
+        right, diversity = values(measurements)
+        baseline = references.baseline
+        their_right, their_diversity = values(baseline) if baseline else (None, None)
         return {
-            **shares(counts),
-            **lead(self.name, accurate(counts), theirs),
+            **shares(measurements.values[self.name].single),
+            **lead(self.name, right, their_right),
             **mean_and_error("diversity_right", diversity),
             **lead("diversity_right", diversity, their_diversity),
         }
@@ -88,11 +93,6 @@ def shares(counts: Tensor) -> dict[str, float]:
 def accurate(counts: Tensor) -> Tensor:
     """1 where all that is asked for is right, else 0: [..., 6, 2] -> [...]."""
     return (counts[..., 0] == counts[..., 1]).all(-1).double()
-
-
-def _right_distance(measurements: Measurements) -> Tensor:
-    right = accurate(measurements.values[Accuracy.name].repeated).bool()
-    return pairwise_distance(measurements.features.repeated, right)
 
 
 class Scenes:
@@ -127,7 +127,7 @@ def accuracy_and_closeness(images: Tensor, prompts: Sequence[str], teacher_image
 
     Accuracy alone is content with one picture per prompt; the distance sees what is missing.
     """
-    distance = energy_distance(features(images), features(teacher_images))
+    distance = energy_distance(_world()(images), _world()(teacher_images))
     return accuracy(images, prompts, teacher_images) - distance
 
 

@@ -155,12 +155,13 @@ def _place(specs: Sequence[ThingSpec], rng: np.random.Generator) -> tuple[Thing,
 
 def _centre(size: str, position: str | None, rng: np.random.Generator) -> tuple[float, float]:
     """A spot on the demanded side of the picture, a little off its middle."""
-    before = [spot for spot in _SPOTS[size] if spot < SIDE / 2]
-    after = [spot for spot in _SPOTS[size] if spot > SIDE / 2]
-    sides = {"left": before, "top": before, "right": after, "bottom": after}
-    across = sides[position] if position in ("left", "right") else _SPOTS[size]
-    along = sides[position] if position in ("top", "bottom") else _SPOTS[size]
-    x, y = across[int(rng.integers(len(across)))], along[int(rng.integers(len(along)))]
+
+    def along(before: str, after: str) -> float:
+        low, high = _SPOTS[size][:1], _SPOTS[size][1:]
+        spots = {before: low, after: high}.get(position or "", low + high)
+        return spots[int(rng.integers(len(spots)))]
+
+    x, y = along("left", "right"), along("top", "bottom")
     return x + float(rng.uniform(-_WANDER, _WANDER)), y + float(rng.uniform(-_WANDER, _WANDER))
 
 

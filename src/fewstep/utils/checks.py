@@ -31,6 +31,12 @@ class Check:
     fix: str = ""
 
 
+def check_room(name: str, free: float, needed: float, fix: str) -> Check:
+    """Whether a resource has as many units of 1e9 bytes free as are needed; warns where not."""
+    found = f"{free / 1e9:.1f} GB free"
+    return Check(name, "ok", found) if free >= needed * 1e9 else Check(name, "warn", found, fix)
+
+
 def check_folder(folder: Path) -> tuple[int, int]:
     """Number and bytes of the weight files of a diffusers folder, after opening every one.
 

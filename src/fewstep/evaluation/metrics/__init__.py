@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,14 +11,12 @@ from fewstep.config.strict import ConfigError, explain
 from fewstep.evaluation.metrics.base import Metric
 from fewstep.utils.registry import Registry
 
-
-def _defined(module: Any) -> dict[str, type[Metric]]:
-    classes = [member for _, member in inspect.getmembers(module, inspect.isclass)]
-    own = [cls for cls in classes if cls.__module__ == module.__name__ and issubclass(cls, Metric)]
-    return {cls.name: cls for cls in own if cls is not Metric}
-
-
-METRICS = Registry[type[Metric]]("metric", "fewstep.metrics", __name__, _defined)
+METRICS = Registry[type[Metric]](
+    "metric",
+    "fewstep.metrics",
+    __name__,
+    lambda module: {c.name: c for c in Metric.__subclasses__() if c.__module__ == module.__name__},
+)
 
 
 def build(recipes: Iterable[MetricRecipe]) -> list[Metric]:

@@ -165,7 +165,7 @@ def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 
 
 def lead(figure: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:
-    """By how much one configuration's mean exceeds another's, with the error of that difference.
+    """By how much one mean exceeds another, `lead_<figure>`, and the difference's standard error.
 
     Both draw the same prompts from the same noise, so the error is that of paired values: what
     makes one prompt harder than the next cancels.
@@ -174,9 +174,6 @@ def lead(figure: str, ours: Tensor, theirs: Tensor | None) -> dict[str, float]:
         figure: Its name.
         ours: Its value for every prompt [N]; a prompt without a value is a NaN and is left out.
         theirs: The same of the other configuration [N]; None where there is none.
-
-    Returns:
-        `lead_<figure>` and `lead_<figure>_error`.
     """
     return (
         {} if theirs is None else mean_and_error(f"lead_{figure}", ours.double() - theirs.double())
