@@ -230,11 +230,12 @@ def test_doctor_fails_where_it_may_not_write(monkeypatch, tmp_path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", forbidden)
-    checks = {check.name: check for check in doctor.examine(tmp_path / "not" / "yet")}
-    assert checks["write here"].status == "fail"
-    assert checks["write here"].fix
-    assert checks["python"].status == checks["torch"].status == "ok"
-    assert not doctor.as_json(list(checks.values()))["ok"]
+    report = doctor.examine(tmp_path / "not" / "yet")
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["write here"]["status"] == "fail"
+    assert checks["write here"]["fix"]
+    assert checks["python"]["status"] == checks["torch"]["status"] == "ok"
+    assert not report["ok"]
 
 
 def test_doctor_asks_about_the_demo_only_on_request(capsys):

@@ -258,15 +258,14 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check whether this machine is ready, and say what to do if not."""
-    from fewstep.cli.doctor import as_json as as_object
     from fewstep.cli.doctor import examine
 
-    checks = examine(folder.absolute(), ["demo"] if demo else [])
-    report = as_object(checks)
+    report = examine(folder.absolute(), ["demo"] if demo else [])
     if as_json:
         say_json(report)
     else:
-        rows = [(check.status, check.name, check.found, check.fix) for check in checks]
+        columns = ("status", "name", "found", "fix")
+        rows = [[check[column] for column in columns] for check in report["checks"]]
         table(("", "what", "found", "to do"), rows)
     raise typer.Exit(0 if report["ok"] else 1)
 

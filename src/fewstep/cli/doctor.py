@@ -19,8 +19,8 @@ DISK_GB = 5.0  # room for runs
 CHECKS = Registry[Callable[[], Iterator[Check]]]("check", "fewstep.checks")
 
 
-def examine(folder: Path, more: Sequence[str] = ()) -> list[Check]:
-    """All checks; none of them raises, and nothing is left behind.
+def examine(folder: Path, more: Sequence[str] = ()) -> dict[str, Any]:
+    """All checks as one object, ``ok`` if none failed; none of them raises or leaves anything.
 
     Args:
         folder: Where runs would be written.
@@ -36,13 +36,8 @@ def examine(folder: Path, more: Sequence[str] = ()) -> list[Check]:
         _room(folder),
         *(CHECKS.get(name)() for name in more),
     ]
-    return [check for look in looks for check in look]
-
-
-def as_json(checks: list[Check]) -> dict[str, Any]:
-    """The checks as one object; ``ok`` is false if any of them failed."""
-    healthy = all(check.status != "fail" for check in checks)
-    return {"ok": healthy, "checks": [asdict(check) for check in checks]}
+    checks = [asdict(check) for look in looks for check in look]
+    return {"ok": all(check["status"] != "fail" for check in checks), "checks": checks}
 
 
 def _python() -> Iterator[Check]:

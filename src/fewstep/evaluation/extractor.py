@@ -1,7 +1,4 @@
-"""Configurations, each a network and a way to draw from it, and measuring their pictures.
-
-Pictures are drawn and measured batch by batch; none is kept.
-"""
+"""Configurations, and their pictures, drawn and measured batch by batch; none is kept."""
 
 from __future__ import annotations
 
@@ -26,17 +23,11 @@ _REPEATS_FROM = 1_000_000  # seeds of the repeated pictures, far from those of t
 
 @dataclass(frozen=True)
 class Configuration:
-    """One row of the table of figures.
+    """One row of the table of figures: a network, and a way to draw from it."""
 
-    Attributes:
-        model: Whose pictures, `teacher` or `student`.
-        sampler: Drawn how.
-        own_shift: Whether that is on the network's own grid.
-    """
-
-    model: str
+    model: str  # `teacher` or `student`
     sampler: Sampler
-    own_shift: bool = True
+    own_shift: bool = True  # whether that is on the network's own grid
 
     @property
     def name(self) -> str:

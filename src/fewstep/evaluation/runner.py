@@ -16,12 +16,7 @@ from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.data.prompts import read_prompts
 from fewstep.evaluation import features, metrics, references
 from fewstep.evaluation.cache import FeatureCache, save_measurements
-from fewstep.evaluation.extractor import (
-    Configuration,
-    Extractor,
-    configurations_of,
-    is_baseline,
-)
+from fewstep.evaluation.extractor import Configuration, Extractor, configurations_of, is_baseline
 from fewstep.evaluation.metrics.base import Measurements, Metric, References
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import sample_batch, to_pixels

@@ -26,9 +26,7 @@ def checks() -> Iterator[Check]:
     else:
         yield Check("tiny world", "ok", f"{weights} networks, {size / 1e6:.1f} MB, and features")
     prompts = sorted(file for file in (data / "prompts").glob("*.txt") if file.stat().st_size > 0)
-    if prompts:
-        yield Check("prompts", "ok", ", ".join(file.name for file in prompts))
-    else:
-        yield Check("prompts", "fail", "none", REINSTALL)
+    found = ", ".join(file.name for file in prompts)
+    yield Check("prompts", "ok", found) if found else Check("prompts", "fail", "none", REINSTALL)
     fix = f"close other programs: the demo needs {MEMORY_GB:.0f} GB"
     yield check_room("memory for the demo", psutil.virtual_memory().available, MEMORY_GB, fix)
