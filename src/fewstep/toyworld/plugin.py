@@ -139,10 +139,6 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
     features [N, F] and [M, F], N and M at least 2.
     """
     x, y = first.double(), second.double()
-    within_x, within_y = _within(x), _within(y)
+    within_x, within_y = (torch.cdist(p, p).sum() / (len(p) * (len(p) - 1)) for p in (x, y))
     between = torch.cdist(x, y).mean()
     return float((2 * between - within_x - within_y) / within_y.clamp_min(1e-12))
-
-
-def _within(points: Tensor) -> Tensor:
-    return torch.cdist(points, points).sum() / (len(points) * (len(points) - 1))

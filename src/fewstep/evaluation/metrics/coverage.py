@@ -29,7 +29,10 @@ def neighbour_scores(fake: Tensor, real: Tensor, k: int = NEIGHBOURS) -> dict[st
         ball. `density`: real balls around a fake, over k (may exceed 1). `coverage`: share of the
         real balls that hold a fake.
     """
-    real_radius, fake_radius = _radius(real, k), _radius(fake, k)
+    # The nearest neighbour of all is the point itself.
+    real_radius, fake_radius = (
+        distances(points, points).kthvalue(k + 1, dim=1).values for points in (real, fake)
+    )
     apart = distances(real, fake)  # [M, N]
     in_real, in_fake = apart <= real_radius[:, None], apart <= fake_radius[None, :]
     return {
@@ -38,11 +41,6 @@ def neighbour_scores(fake: Tensor, real: Tensor, k: int = NEIGHBOURS) -> dict[st
         "density": float(in_real.sum(0).double().mean() / k),
         "coverage": float(in_real.any(1).double().mean()),
     }
-
-
-def _radius(points: Tensor, k: int) -> Tensor:
-    """Distance to the k-th neighbour, [N]; the nearest of all is the point itself."""
-    return distances(points, points).kthvalue(k + 1, dim=1).values
 
 
 class Coverage(Metric):
