@@ -35,6 +35,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; unexpected exceptions pass through."""
     _prepare()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if "--help" not in given:  # which computes nothing, and is to be quick
+        _prepare()
     command = typer.main.get_command(app)
     try:
         code = command.main(args=given, prog_name="fewstep", standalone_mode=False)

@@ -13,7 +13,7 @@ from fewstep import models
 from fewstep.export.base import LORA_WEIGHTS, NOTE, find_format
 from fewstep.export.write import check_free, write_student
 from fewstep.inference.runs import Place, RunFolder
-from fewstep.inference.sample import Network, Sampler, sample_batch, to_pixels
+from fewstep.inference.sample import Encode, Network, Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json
@@ -34,6 +34,7 @@ class Model:
         size: Height and width in pixels that it was distilled at; None: it was not.
         shift: Static shift of the grid it was distilled on; None is its model's own.
         place: Where it was read from; None for one that is in training.
+        encode: What encodes prompts; None: the backbone does.
     """
 
     backbone: Backbone
@@ -42,6 +43,7 @@ class Model:
     size: tuple[int, int] | None = None
     shift: float | None = None
     place: Place | None = None
+    encode: Encode | None = None
 
     def sample(
         self,
@@ -83,7 +85,15 @@ class Model:
             guidance = 1.0 if distilled else max(1.0, stock.default_guidance)
         sampler = Sampler.of(self, steps, guidance, height=height, width=width)
         seeds = range(seed, seed + len(texts))
-        images = sample_batch(self.backbone, self.net, texts, seeds, sampler=sampler, batch=batch)
+        images = sample_batch(
+            self.backbone,
+            self.net,
+            texts,
+            seeds,
+            sampler=sampler,
+            batch=batch,
+            encode=self.encode,
+        )
         return [to_pixels(image) for image in images]
 
     def export(

@@ -27,7 +27,11 @@ class Run(Trainer):
 
     @property
     def student(self) -> Model:
-        """The student as it is now: the running mean of its weights, where the run keeps one."""
+        """The student as it is now: the running mean of its weights, where the run keeps one.
+
+        Where the recipe has prompts encoded ahead, only those of training and of the preview can be
+        drawn, as the text encoders are gone.
+        """
         run = self.state
         size = self.recipe.resolution.height, self.recipe.resolution.width
         return _StudentInTraining(
@@ -36,6 +40,7 @@ class Run(Trainer):
             f"{self.folder.name}/step-{run.step:08d}",
             size,
             self.recipe.grid.shift,
+            encode=run.encoder.encode,
             run=run,
         )
 

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Network: TypeAlias = nn.Module | VelocityFn
 """What is sampled: a network of the backbone's architecture, or its velocity as a function."""
+
+Encode: TypeAlias = Callable[[list[str]], Conditioning]
 
 MOST_STEPS = 1000
 _FRAME_MS = 62  # 16 frames a second, as Wan's videos are meant to run
@@ -154,15 +156,16 @@ def draw_batches(
     *,
     sampler: Sampler,
     batch: int = 64,
+    encode: Encode | None = None,
 ) -> Iterator[Tensor]:
     """Pictures [B, 3, H, W] in [0, 1] on the CPU, float32, as they are drawn.
 
     Picture i starts from the noise of seeds[i]; the same as `sample_images` gives for these seeds,
-    up to rounding.
+    up to rounding. `encode` encodes the prompts; None: the backbone does.
     """
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
-        cond = backbone.encode(list(prompts[part]))
+        cond = (encode or backbone.encode)(list(prompts[part]))
         latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
         for some in latents.split(_DECODED_AT_ONCE):
             yield backbone.decode(some).float().clamp(0, 1).cpu()
@@ -176,11 +179,13 @@ def sample_batch(
     *,
     sampler: Sampler,
     batch: int = 64,
+    encode: Encode | None = None,
 ) -> Tensor:
     """All pictures of `draw_batches`, [N, 3, H, W]."""
-    return torch.cat(
-        list(draw_batches(backbone, net, prompts, seeds, sampler=sampler, batch=batch))
+    pictures = draw_batches(
+        backbone, net, prompts, seeds, sampler=sampler, batch=batch, encode=encode
     )
+    return torch.cat(list(pictures))
 
 
 @torch.no_grad()
