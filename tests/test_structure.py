@@ -34,8 +34,6 @@ cli __main__ __init__
 LEVEL_OF = {name: n for n, line in enumerate(LEVELS.split("\n")) for name in line.split()}
 MAX_LINES, MAX_FUNCTION = 400, 60
 STREAMS = {"shared", "normal", "uniform", "integers"}
-# How often tests still look at private names and at wording. May only fall, in the end to nothing.
-PRIVATE_NAMES, WORDING = 7, 51
 
 
 @cache
@@ -202,15 +200,11 @@ def wording(path: Path) -> Iterator[str]:
 
 
 def test_tests_look_at_public_names():
-    found = [line for path in python_files("tests") for line in private_names(path)]
-    if len(found) > PRIVATE_NAMES:
-        refuse(found)
+    refuse([line for path in python_files("tests") for line in private_names(path)])
 
 
 def test_tests_assert_codes_and_not_wording():
-    found = [line for path in python_files("tests") for line in wording(path)]
-    if len(found) > WORDING:
-        refuse(found)
+    refuse([line for path in python_files("tests") for line in wording(path)])
 
 
 def test_tests_use_the_real_parts():

@@ -14,6 +14,7 @@ from fewstep import models
 from fewstep.inference.load import open_model
 from fewstep.inference.sample import Sampler, sample_batch, sample_images, to_pixels, write_samples
 from fewstep.utils.errors import FewstepError
+from refusals import refuses
 
 PROMPTS = ["small red circle left", "blue square on gray"]
 
@@ -86,12 +87,12 @@ def test_rounding_is_that_of_diffusers(stock):
 
 def test_evaluations_equal_calls(backbone):
     calls = []
-    backbone.net.register_forward_hook(lambda *_: calls.append(1))
+    hook = backbone.net.register_forward_hook(lambda *_: calls.append(1))
     for sampler in (Sampler(3), Sampler(2, 4.0)):
         calls.clear()
         sample_batch(backbone, backbone.net, PROMPTS[:1], [0], sampler=sampler)
         assert len(calls) == sampler.evaluations(backbone)
-    backbone.net._forward_hooks.clear()
+    hook.remove()
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1001}, {"guidance": 0.5}])
@@ -101,7 +102,7 @@ def test_meaningless_settings_are_refused(wrong):
 
 
 def test_a_size_that_does_not_fit_is_refused(backbone):
-    with pytest.raises(FewstepError, match="multiples"):
+    with refuses("out-of-range"):
         sample_images(backbone, backbone.net, PROMPTS[:1], sampler=Sampler(height=60, width=64))
 
 
@@ -135,11 +136,9 @@ def test_a_run_is_sampled_from_the_checkpoint_asked_for(make_run):
     assert not torch.equal(drawn["best"], drawn["last"])
 
 
-@pytest.mark.parametrize(
-    ("which", "message"), [("bets", "did you mean 'best'"), ("3", "no checkpoint")]
-)
-def test_a_checkpoint_that_is_not_there_is_named(make_run, which, message):
-    with pytest.raises(FewstepError, match=message):
+@pytest.mark.parametrize(("which", "code"), [("bets", "unknown-name"), ("3", "missing-file")])
+def test_a_checkpoint_that_is_not_there_is_refused(make_run, which, code):
+    with refuses(code):
         open_model(make_run(), which=which)
 
 

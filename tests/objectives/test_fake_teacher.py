@@ -11,7 +11,7 @@ import torch
 from fewstep.core.noise import Draws
 from fewstep.core.types import Anchor
 from fewstep.objectives import fake_teacher
-from fewstep.utils.errors import FewstepError
+from refusals import refuses
 
 X0 = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
 EPS = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1))
@@ -28,7 +28,7 @@ def test_the_loss_is_the_mean_over_samples():
 
 
 def test_an_unknown_reduction_raises():
-    with pytest.raises(FewstepError, match="did you mean 'mean'"):
+    with refuses("unknown-name"):
         fake_teacher.denoising_loss(X0, X0, EPS, reduction="maen")
 
 
@@ -62,7 +62,7 @@ def test_the_target_can_be_the_final_latent(roles, anchor, cond):
     final = update(roles, anchor, cond, target={"final": 1.0})
     torch.testing.assert_close(final, update(roles, end, cond))
     assert not torch.allclose(final, update(roles, anchor, cond))
-    with pytest.raises(FewstepError, match="did you mean 'final'"):
+    with refuses("unknown-name"):
         update(roles, anchor, cond, target={"finall": 1.0})
 
 
@@ -111,5 +111,7 @@ def test_the_pull_works_on_parameters_in_place(roles):
 
 def test_nothing_to_pull_is_fine_and_a_mismatch_is_not():
     fake_teacher.mix_weights([], [], 0.5)
-    with pytest.raises(ValueError, match="cannot be pulled"):
-        fake_teacher.mix_weights([torch.zeros(1)], [], 0.5)
+    fake, student = [torch.zeros(1)], [torch.ones(1), torch.ones(1)]
+    with pytest.raises(ValueError):
+        fake_teacher.mix_weights(fake, student, 0.5)
+    assert not fake[0].any(), "nothing was pulled"

@@ -112,7 +112,7 @@ def corpus() -> tuple[str, ...]:
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """A byte-level tokenizer of Qwen's class, pads on the right, with a chat template."""
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
+    learner.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -142,7 +142,7 @@ def gemma_tokenizer(*wrappers: str) -> GemmaTokenizer:
         wrappers: Texts that the pipeline puts around prompts, to be known word by word.
     """
     learner = Tokenizer(models.BPE())
-    learner.normalizer = GemmaTokenizer()._tokenizer.normalizer
+    learner.normalizer = GemmaTokenizer().backend_tokenizer.normalizer
     learner.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
     trainer = trainers.BpeTrainer(vocab_size=1200, min_frequency=1, show_progress=False)
     learner.train_from_iterator((*wrappers, *corpus()), trainer)

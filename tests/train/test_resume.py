@@ -19,7 +19,7 @@ from rich.console import Console
 from fewstep.config import Recipe
 from fewstep.train import NonFiniteError, Stopped, distill, step, trainer
 from fewstep.train.checkpoint import store
-from fewstep.utils.errors import FewstepError
+from refusals import names_in, refuses
 
 STEPS = 6
 
@@ -172,11 +172,11 @@ def test_a_non_finite_gradient_leaves_the_last_checkpoint(
         wrong = float("inf") if batch.draws.step == 5 else 1.0
         return [replace(term, loss=term.loss * wrong) for term in terms]
 
-    with monkeypatch.context() as patch, pytest.raises(NonFiniteError) as caught:
+    with monkeypatch.context() as patch, refuses("non-finite", "step 6: ") as caught:
         patch.setattr(step, "evaluate", poisoned)
         distill(recipe, folder, console=quiet())
-    assert caught.value.code == "non-finite"
-    assert all(word in str(caught.value) for word in ("ca", "dm", "cdm", "step-00000004"))
+    assert isinstance(caught.value, NonFiniteError)
+    assert {"ca", "dm", "cdm", "step-00000004"} <= names_in(caught.value)
     distill(recipe, folder, resume=True, console=quiet())
     same_end(finished("full"), folder, STEPS)
 
@@ -193,7 +193,7 @@ def test_damage_is_found(file, damage, copy_of):
     else:
         content[-20] ^= 1
         (newest / file).write_bytes(content)
-    with pytest.raises(store.BrokenCheckpointError, match=r"missing|damaged"):
+    with refuses("damaged", f"{newest.name}: {file}", store.BrokenCheckpointError):
         store.load(newest)
     found, notes = store.newest(newest.parent)
     assert found is not None and found.state["step"] < STEPS
@@ -216,11 +216,12 @@ def test_never_silently_back_to_step_0(copy_of, make_recipe):
     for path in store.listed(folder / "checkpoints"):
         (path / "state.json").write_text("{}")
     for _ in range(2):
-        with pytest.raises(FewstepError, match="no sound checkpoint"):
+        with refuses("missing-file", folder):
             distill(recipe, folder, resume=True, console=quiet())
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(FewstepError, match="got to step 6 but has no sound checkpoint"):
+    with refuses("missing-file", folder) as caught:
         distill(recipe, folder, resume=True, console=quiet())
+    assert str(STEPS) in names_in(caught.value)
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(copy_of, monkeypatch, tmp_path):
@@ -241,8 +242,11 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(copy_of, monkeypatch, tmp_
 
 
 def test_a_run_is_not_overwritten(copy_of, make_recipe):
-    with pytest.raises(FewstepError, match="holds a run; give --resume or another folder"):
-        distill(recipe_of(make_recipe, "full"), copy_of(4), console=quiet())
+    folder = copy_of(4)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with refuses("exists", folder):
+        distill(recipe_of(make_recipe, "full"), folder, console=quiet())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_a_finished_run_resumes_to_itself(finished, copy_of, make_recipe, same_end):
@@ -263,16 +267,16 @@ def test_a_value_may_have_been_spelled_otherwise(finished, copy_of, make_recipe,
     state["recipe"]["fake_teacher"]["aim"] = "x0"
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
     store.save(folder / "checkpoints", 5, saved.groups, state | {"step": 5})
-    with pytest.raises(FewstepError, match=r"fake_teacher\.aim: the run was started with 'x0'"):
+    with refuses("config", "fake_teacher.aim: "):
         distill(recipe_of(make_recipe, "full"), folder, resume=True, console=quiet())
 
 
 def test_resume_with_another_recipe_is_refused(copy_of, make_recipe, tmp_path):
     folder = copy_of(4)
-    with pytest.raises(FewstepError, match=r"student\.every: the run was started with 2, not 1"):
+    with refuses("mismatch", "student.every: "):
         distill(make_recipe("student.every=1"), folder, resume=True, console=quiet())
     other = tmp_path / "other.txt"
     other.write_text("something else\n")
     recipe = make_recipe(f"data.prompts={other}")
-    with pytest.raises(FewstepError, match="the prompts are not those"):
+    with refuses("mismatch"):
         distill(recipe, folder, resume=True, console=quiet())

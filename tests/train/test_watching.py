@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -149,4 +150,4 @@ def _two_signals() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.requested and len(heard) == 1
         os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(3)
+        sys.exit(3)
