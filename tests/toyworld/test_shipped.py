@@ -8,10 +8,16 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from fewstep import models
+from fewstep.config import Recipe
+from fewstep.evaluation.cache import FeatureCache
+from fewstep.evaluation.extractor import configurations_of
+from fewstep.evaluation.runner import make_extractor
+from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import Sampler, sample_batch
 from fewstep.toyworld.features import World
 from fewstep.toyworld.oracle import judge, read
 from fewstep.toyworld.scenes import draw_scene, parse, render
+from fewstep.utils.files import digest_model
 from fewstep.utils.resources import resolve
 from toyworld_training import autoencoder, pipeline
 from toyworld_training.prompts import prompts
@@ -97,3 +103,19 @@ def test_the_teacher_draws_what_it_is_asked_and_needs_many_steps_for_it(options)
         return np.mean([right(parse(caption), image) for caption, image in pairs])
 
     assert share(50) >= share(4) + 0.15
+
+
+def test_the_demo_finds_the_teacher_s_shipped_figures(tmp_path):
+    """Whatever they depend on has not changed since: else the demo would draw the teacher anew."""
+    recipe = Recipe.named("demo")
+    extractor = make_extractor(recipe.evaluate)
+    run = RunFolder(tmp_path, recipe)
+    backbone = run.load_backbone()
+    shipped = FeatureCache(tmp_path, resolve(recipe.evaluate.cache))
+    model = digest_model(backbone.source)
+    for configuration in configurations_of("teacher", run, backbone):
+        key = extractor.cache_key(backbone, backbone.net, configuration.sampler, model)
+        kept = shipped.find(key)
+        assert kept is not None, f"{configuration.name}: measure it again (--teacher-only)"
+        _, made = kept
+        assert made["where"] == "shipped" and made["hardware"] and made["date"]
