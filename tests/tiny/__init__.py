@@ -44,6 +44,7 @@ class Tiny:
         guidance: The scale to try.
         tolerance: Of latents against the stock pipeline's, relative to their largest.
         lora: Whether diffusers can load a LoRA of this family.
+        variant: Whether another tiny pipeline stands for the same family.
         first: Where sampling starts: 1, or the sigma of the last trained time.
     """
 
@@ -61,6 +62,7 @@ class Tiny:
     guidance: float = 4.0
     tolerance: float = 1e-5
     lora: bool = True
+    variant: bool = False
     first: float = 1.0
 
 

@@ -86,4 +86,12 @@ def _build_flow(folder: Path) -> None:
 
 _OPTIONS = {"max_sequence_length": 32}
 sana = Tiny("sana", "sana", _build, Oracle, SanaTransformer2DModel, options=_OPTIONS)
-sana_flow = Tiny("sana_flow", "sana", _build_flow, Oracle, SanaTransformer2DModel, options=_OPTIONS)
+sana_flow = Tiny(
+    "sana_flow",
+    "sana",
+    _build_flow,
+    Oracle,
+    SanaTransformer2DModel,
+    options=_OPTIONS,
+    variant=True,
+)

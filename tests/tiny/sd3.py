@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def _published_35() -> nn.Module:
 
 _OPTIONS = {"max_sequence_length": 16}
 sd3 = Tiny("sd3", "sd3", _build, Oracle, _published, options=_OPTIONS)
-sd3_without_t5 = Tiny(
-    "sd3_without_t5", "sd3", _build, Oracle, _published, options={**_OPTIONS, "t5": False}
+_variant = partial(Tiny, family="sd3", oracle=Oracle, variant=True)
+sd3_without_t5 = _variant(
+    "sd3_without_t5", build=_build, published=_published, options={**_OPTIONS, "t5": False}
 )
-sd35 = Tiny("sd35", "sd3", _build_35, Oracle, _published_35, options=_OPTIONS)
+sd35 = _variant("sd35", build=_build_35, published=_published_35, options=_OPTIONS)

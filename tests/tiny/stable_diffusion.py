@@ -141,5 +141,6 @@ sd15_v = _tiny(
     partial(_build, prediction_type="v_prediction"),
     partial(Oracle, prediction_type="v_prediction"),
     _published,
+    variant=True,
 )
 sdxl = _tiny("sdxl", "sdxl", _build_xl, Oracle, _published_xl)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fewstep.config import Recipe
@@ -52,7 +53,8 @@ def diffusers_usage(student: Student, address: str, *, adapter: bool) -> str:
 def snippet(student: Student, address: str, *, adapter: bool) -> str:
     """Python that loads an export from an address and draws one picture."""
     backbone = student.backbone
-    pipeline = type(backbone.pipe).__name__
+    pipeline, own = type(backbone.pipe).__name__, backbone.pipeline_class
+    library = "diffusers" if own is DiffusionPipeline else own.__module__
     taken, keep = backbone.stock_result()
     scheduler = backbone.student_scheduler(student.shift) if adapter else None
     base = _load_path(student.teacher) if adapter else address
@@ -62,7 +64,7 @@ def snippet(student: Student, address: str, *, adapter: bool) -> str:
     return "\n".join(
         [
             "import torch",
-            f"from diffusers import {pipeline}",
+            f"from {library} import {pipeline}",
             *([f"from diffusers import {type(scheduler).__name__}"] if scheduler else []),
             "",
             f"pipe = {pipeline}.from_pretrained({_literal(base)}{more})",

@@ -25,13 +25,7 @@ class StableDiffusion(VariancePreserving):
     notes: ClassVar[str] = "eps or v, as the scheduler's prediction_type says; no safety checker"
     net_name: ClassVar[str] = "unet"
     models: ClassVar[tuple[Published, ...]] = (
-        Published(
-            "SD 1.5",
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            0.86,
-            _TIMES,
-            "CLIP-L",
-        ),
+        Published("SD 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 0.86, _TIMES, "CLIP-L"),
     )
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
