@@ -1,4 +1,4 @@
-"""The porting matrix: each published model, how it is understood, and which recipes there are."""
+"""The table of models: each published model, its family, and its recipes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHOWN = (
     "recipes",
     "notes",
 )
-"""Columns for people; the rows have more."""
+"""Columns that are shown; with --json, rows have more."""
 REFUSED_COLUMNS = ("model", "class", "reason", "instead")
 
 
 def matrix() -> list[dict[str, Any]]:
-    """A row per published model; a family that names none has a row of its own."""
+    """A row per published model; a family without one has a row of its own."""
     shipped = recipes_by_model()
     rows: list[dict[str, Any]] = []
     for family in available():
@@ -36,26 +36,22 @@ def matrix() -> list[dict[str, Any]]:
             "guidance": family.guidance,
             "notes": family.notes,
         }
-        for each in family.models:
+        if not family.models:
+            row = {"model": family.name, "class": family.pipelines[0], "status": family.status}
+            rows.append(dict.fromkeys(SHOWN) | {"repo": None, "recipes": []} | common | row)
+        for model in family.models:
             row = {
-                "model": each.model,
-                "repo": each.repo,
-                "class": each.pipeline or family.pipelines[0],
-                "shift": each.shift,
-                "encoders": each.encoders,
-                "parameters": f"{each.parameters:g} B",
-                "status": each.status,
-                "recipes": shipped.get(each.repo, []),
-                "notes": each.notes or family.notes,
+                "model": model.model,
+                "repo": model.repo,
+                "class": model.pipeline or family.pipelines[0],
+                "shift": model.shift,
+                "encoders": model.encoders,
+                "parameters": f"{model.parameters:g} B",
+                "status": model.status,
+                "recipes": shipped.get(model.repo, []),
+                "notes": model.notes or family.notes,
             }
             rows.append(common | row)
-        if not family.models:
-            nothing = dict.fromkeys(SHOWN) | {"repo": None, "recipes": [], "notes": family.notes}
-            rows.append(
-                nothing
-                | common
-                | {"model": family.name, "class": family.pipelines[0], "status": family.status}
-            )
     return rows
 
 
@@ -63,24 +59,24 @@ def refused() -> list[dict[str, str]]:
     """A row per model that is no teacher, with the reason and what to use instead."""
     return [
         {
-            "model": each.model,
-            "repo": each.repo,
-            "class": each.pipeline,
+            "model": model.model,
+            "repo": model.repo,
+            "class": model.pipeline,
             "status": "refused",
-            "reason": each.reason,
-            "instead": each.instead,
+            "reason": model.reason,
+            "instead": model.instead,
         }
-        for each in REFUSED
+        for model in REFUSED
     ]
 
 
 def recipes_by_model() -> dict[str, list[str]]:
     """Names of the shipped recipes, by the repo id that each starts from."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name in shipped.available():
         try:
             content = yaml.load(shipped.find(name).read_text(encoding="utf-8"))
         except yaml.YAMLError:
             continue
-        found.setdefault(content["model"]["path"], []).append(name)
-    return found
+        names.setdefault(content["model"]["path"], []).append(name)
+    return names

@@ -20,7 +20,7 @@ class AuraFlow(Backbone):
 
     name: ClassVar[str] = "auraflow"
     pipelines: ClassVar[tuple[str, ...]] = ("AuraFlowPipeline",)
-    notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     models: ClassVar[tuple[Published, ...]] = (
         Published("AuraFlow", "fal/AuraFlow-v0.3", 6.8, "static 1.73", "Pile-T5-XL"),
     )
@@ -28,12 +28,12 @@ class AuraFlow(Backbone):
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256
     ) -> None:
-        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        """Wraps the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; the network's clock runs from 0 to 1."""
+        """See `Backbone.velocity`; the network's timestep runs from 0 to 1."""
         embeds = cond.tensors["prompt_embeds"]
         velocity: Tensor = net(
             hidden_states=xt.to(embeds.dtype),
@@ -45,12 +45,12 @@ class AuraFlow(Backbone):
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], zero where padded."""
-        # The embeddings come multiplied by their mask, which the network is not shown.
+        # The embeddings are multiplied by their mask, which the network does not get.
         embeds, _, _, _ = self.stock_encode(prompts)
         return Conditioning({"prompt_embeds": embeds})
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the VAE's scale first."""
+        """See `Backbone.decode`; the scale is undone in the VAE's precision."""
         vae = self.pipe.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()  # it overflows in half precision

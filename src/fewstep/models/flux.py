@@ -1,4 +1,4 @@
-"""FLUX.1: packed latents, CLIP and T5, guidance that the network is told instead of computed."""
+"""FLUX.1: packed latents, CLIP and T5, guidance as an input of the network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fewstep.models.published import Published
 
 
 class Flux(Packed):
-    """FLUX.1-dev, and FLUX.1-schnell, whose network is told no guidance."""
+    """FLUX.1-dev, and FLUX.1-schnell, whose network has no guidance input."""
 
     name: ClassVar[str] = "flux"
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
     guidance: ClassVar[str] = "embedded"
-    notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "FLUX.1-dev",
@@ -41,20 +41,20 @@ class Flux(Packed):
         max_sequence_length: int = 512,
         guidance: float = 3.5,
     ) -> None:
-        """Takes over the pipeline.
+        """Wraps the pipeline.
 
         Args:
             pipe: The loaded pipeline.
-            source: The folder that it came from.
+            source: Its folder.
             max_sequence_length: T5 tokens that prompts are padded or cut to.
-            guidance: Scale that the network is told, of student, teacher and fake teacher alike.
+            guidance: Guidance scale given to student, teacher and fake teacher.
         """
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
         self.guidance_scale = float(guidance)
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; clock and guidance are multiplied by 1000 in the network."""
+        """See `Backbone.velocity`; the network multiplies time and guidance by 1000."""
         embeds = cond.tensors["prompt_embeds"]
         # The pipeline has its ids in the network's precision.
         ids = position_ids(self.grid(xt.shape[1]), embeds.device).to(embeds.dtype)
@@ -82,11 +82,10 @@ class Flux(Packed):
 
     @property
     def default_guidance(self) -> float:
-        """What the network is told; 1 where it is told nothing."""
-        told = self.config.guidance_embeds
-        return self.guidance_scale if told else 1.0
+        """The guidance scale given to the network; 1 where it has no such input."""
+        return self.guidance_scale if self.config.guidance_embeds else 1.0
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; the guidance is the one that the network was told."""
+        """See `Backbone.stock_call`; guidance is that of `encode`."""
         call = super().stock_call(base_sigmas, height, width)
         return call | {"guidance_scale": self.guidance_scale}

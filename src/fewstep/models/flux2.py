@@ -26,12 +26,12 @@ _SHIFT = "exponential, mu 2.29 at 1024x1024 in 4 steps"
 
 
 class _Flux2(Packed):
-    """What the two families share: network, position ids, autoencoder and shift.
+    """The common part of both families: network, position ids, autoencoder and shift.
 
-    The stock pipeline's shift depends on the number of steps as well as on the size. A student is
-    trained on one grid, so here it is the shift of `shift_steps` steps at any number of steps;
-    `stock_call` names that number to the stock pipeline beside the sigmas, of which there may be
-    more or fewer. Above 4300 image tokens the number of steps plays no part.
+    The stock pipeline's shift depends on the number of steps and on the size. A student is trained
+    on one grid, so the shift of `shift_steps` steps is used at any number of steps; `stock_call`
+    passes that number beside the sigmas, of which there may be more or fewer. Above 4300 image
+    tokens, the number of steps does not matter.
     """
 
     drawn_patch: ClassVar[int] = 1
@@ -45,7 +45,7 @@ class _Flux2(Packed):
         max_sequence_length: int = 512,
         shift_steps: int = 4,
     ) -> None:
-        """Takes over the pipeline.
+        """Wraps the pipeline.
 
         Args:
             pipe: The pipeline.
@@ -62,7 +62,7 @@ class _Flux2(Packed):
         self.shift_steps = shift_steps
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; ids are (0, row, column, 0) and (0, 0, 0, place) of a word."""
+        """See `Backbone.velocity`; ids are (0, row, column, 0), and (0, 0, 0, i) for token i."""
         embeds = cond.tensors["prompt_embeds"]
         ids = position_ids(self.grid(xt.shape[1]), device=xt.device)
         places = torch.arange(embeds.shape[1], device=xt.device)
@@ -78,13 +78,13 @@ class _Flux2(Packed):
         return velocity.float()
 
     def _embeds(self, prompts: list[str]) -> Tensor:
-        """Three layers of the text encoder side by side, [B, L, 3 D]."""
+        """Hidden states of three layers of the text encoder, concatenated, [B, L, 3 D]."""
         embeds: Tensor = self.stock_encode(prompts)[0]
         return embeds
 
     @abstractmethod
     def _in_template(self, prompt: str) -> str:
-        """A prompt as the tokenizer is given it."""
+        """A prompt in the chat template, as the tokenizer gets it."""
 
     def overlong(self, prompts: Sequence[str]) -> list[bool]:
         """See `Backbone.overlong`; the chat template takes its share of the tokens."""
@@ -92,8 +92,8 @@ class _Flux2(Packed):
             return []
         tokenizer = getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)
         texts = [self._in_template(prompt) for prompt in prompts]
-        found = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)
-        return [len(tokens) > self.max_sequence_length for tokens in found["input_ids"]]
+        encoded = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)
+        return [len(tokens) > self.max_sequence_length for tokens in encoded["input_ids"]]
 
     def shift(self, height: int, width: int) -> Shift:
         """See `Backbone.shift`; of `shift_steps` steps."""
@@ -104,13 +104,13 @@ class _Flux2(Packed):
         return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; the sigmas say how many steps, the number how to shift."""
+        """See `Backbone.stock_call`; the number of steps only sets the shift."""
         return super().stock_call(base_sigmas, height, width) | {
             "num_inference_steps": self.shift_steps
         }
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the autoencoder's batch norm, then cuts up the patches."""
+        """See `Backbone.decode`; undoes the batch normalisation and the packing."""
         vae = self.pipe.vae
         scale = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
         latents = latents.float() * scale + vae.bn.running_mean.float()
@@ -124,7 +124,7 @@ class Flux2(_Flux2):
     name: ClassVar[str] = "flux2"
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
     guidance: ClassVar[str] = "embedded"
-    notes: ClassVar[str] = "the stock shift depends on the steps: here it is that of 4, always"
+    notes: ClassVar[str] = "The shift is that of four steps, at any number of steps."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "FLUX.2-dev", "black-forest-labs/FLUX.2-dev", 32.2, _SHIFT, "Mistral Small 3 24B"
@@ -140,27 +140,27 @@ class Flux2(_Flux2):
         guidance: float | None = None,
         shift_steps: int = 4,
     ) -> None:
-        """Takes over the pipeline.
+        """Wraps the pipeline.
 
         Args:
             pipe: The pipeline.
             source: Its folder.
             max_sequence_length: Tokens that prompts, system message included, are padded or cut to.
-            guidance: What the network is told; None: what the stock pipeline tells it.
+            guidance: Guidance scale given to the network; None: the stock pipeline's default.
             shift_steps: The number of steps whose shift is used.
         """
         super().__init__(
             pipe, source, max_sequence_length=max_sequence_length, shift_steps=shift_steps
         )
         self.guidance_scale = self.default_guidance if guidance is None else float(guidance)
-        if pipe.tokenizer is None and self.device.type != "meta":  # an outline needs none
+        if pipe.tokenizer is None and self.device.type != "meta":  # a meta pipeline needs none
             pipe.tokenizer = _tokenizer(source)
 
     @classmethod
     def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
-        """See `Backbone.load_overrides`; leaves out a processor that torchvision is missing for.
+        """See `Backbone.load_overrides`; skips a processor that lacks torchvision.
 
-        It would only be asked for text, which its tokenizer can do alone.
+        Only text is tokenized, for which the tokenizer inside it is enough.
         """
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         is_processor = str(index.get("tokenizer", [None, None])[1]).endswith("Processor")
@@ -187,7 +187,9 @@ class Flux2Klein(_Flux2):
 
     name: ClassVar[str] = "klein"
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
-    notes: ClassVar[str] = "base models; the stock shift depends on the steps: that of 4, always"
+    notes: ClassVar[str] = (
+        "Base models only; the shift is that of four steps, at any number of steps."
+    )
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "FLUX.2-klein base 4B",
@@ -220,7 +222,7 @@ class Flux2Klein(_Flux2):
 
     @property
     def default_guidance(self) -> float:
-        """See `Backbone.default_guidance`; a model that is distilled already takes none."""
+        """See `Backbone.default_guidance`; 1 for a model that is distilled already."""
         return 1.0 if self.pipe.config.get("is_distilled") else super().default_guidance
 
 
@@ -233,8 +235,8 @@ def _tokenizer(source: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise FewstepError(
-            f"{source / 'tokenizer'}: not readable without torchvision, install it: {first}",
+            f"{source / 'tokenizer'}: not readable without torchvision, install it: {reason}",
             code="missing-dependency",
         ) from error

@@ -1,4 +1,4 @@
-"""LongCat-Image: packed latents, one text encoder, guidance that may not grow the velocity."""
+"""LongCat-Image: packed latents, one text encoder, guidance that limits the velocity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class LongCat(Packed):
-    """LongCat-Image; its prompt rewriting is off, in training and in what is published."""
+    """LongCat-Image; prompt rewriting is off in training and in exports."""
 
     name: ClassVar[str] = "longcat"
     pipelines: ClassVar[tuple[str, ...]] = ("LongCatImagePipeline",)
-    notes: ClassVar[str] = "prompts are padded to 512 tokens and never rewritten"
+    notes: ClassVar[str] = "Prompts are padded to 512 tokens and never rewritten."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "LongCat-Image",
@@ -34,11 +34,11 @@ class LongCat(Packed):
 
     @classmethod
     def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
-        """No processor: it serves the rewriting of prompts only, and needs torchvision."""
+        """No processor: only prompt rewriting uses it, and it needs torchvision."""
         return {"text_processor": None}
 
     def stock_load(self) -> dict[str, Any]:
-        """See `Backbone.stock_load`; where there is no processor, this has to be said."""
+        """See `Backbone.stock_load`; the processor is left out there as well."""
         return self.load_overrides(self.source)
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
@@ -76,13 +76,13 @@ class LongCat(Packed):
         return guided * (longest / (guided.norm(dim=-1, keepdim=True) + 1e-8)).clamp(max=1)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; the stock pipeline rewrites prompts unless told."""
+        """See `Backbone.stock_call`; prompt rewriting is on by default."""
         return super().stock_call(base_sigmas, height, width) | {"enable_prompt_rewrite": False}
 
-    # The pipeline knows no LoRA; its network does.
+    # The pipeline has no LoRA methods; its network does.
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
-        """See `Backbone.save_lora`; the file also says the adapter's alpha."""
+        """See `Backbone.save_lora`; the file also has the adapter's alpha."""
         save: Any = net
         save.save_lora_adapter(folder, adapter_name=adapter, weight_name=_LORA_FILE)
 

@@ -21,7 +21,9 @@ class Lumina2(Backbone):
 
     name: ClassVar[str] = "lumina2"
     pipelines: ClassVar[tuple[str, ...]] = ("Lumina2Pipeline",)
-    notes: ClassVar[str] = "guidance keeps the norm of each row, as the stock pipeline does"
+    notes: ClassVar[str] = (
+        "Guidance keeps the norm of each row of latents, as in the stock pipeline."
+    )
     models: ClassVar[tuple[Published, ...]] = (
         Published("Lumina2", "Alpha-VLLM/Lumina-Image-2.0", 2.6, "static 6", "Gemma 2 2B"),
     )
@@ -29,7 +31,7 @@ class Lumina2(Backbone):
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 256
     ) -> None:
-        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        """Wraps the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
         if pipe.text_encoder is not None:
@@ -37,19 +39,19 @@ class Lumina2(Backbone):
             pipe.text_encoder.set_attn_implementation("eager")
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; the network answers x0 - eps, and its time 1 is the picture."""
+        """See `Backbone.velocity`; the network predicts x0 - eps, and its time 1 is the picture."""
         embeds = cond.tensors["prompt_embeds"]
-        answer: Tensor = net(
+        prediction: Tensor = net(
             hidden_states=xt.to(embeds.dtype),
             timestep=1 - sigma,
             encoder_hidden_states=embeds,
             encoder_attention_mask=cond.tensors["mask"],
             return_dict=False,
         )[0]
-        return -answer.float()
+        return -prediction.float()
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-        """See `Backbone.guide`; every row of latents keeps the norm it has without guidance."""
+        """See `Backbone.guide`; each row of latents keeps the norm of the conditional one."""
         guided = super().guide(cond, null, scale)
         wanted = cond.norm(dim=-1, keepdim=True)
         return guided * (wanted / guided.norm(dim=-1, keepdim=True).clamp_min(1e-12))
@@ -70,6 +72,6 @@ class Lumina2(Backbone):
         return super().overlong([before + prompt for prompt in prompts])
 
     def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`; the stock pipeline counts channels where it means tokens."""
+        """See `Backbone.shift`; the stock pipeline passes channels in place of tokens."""
         channels = self.latent_shape(height, width)[0]
         return shift_of(self.pipe.scheduler.config, tokens=channels)

@@ -1,4 +1,4 @@
-"""What families have in common whose denoiser takes patches in a row: [B, N, C]."""
+"""Families whose denoiser takes a sequence of patches, [B, N, C]."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Grid = tuple[int, int]
 
 
 def pack(x: Tensor, patch: int = 2) -> Tensor:
-    """Pictures cut into a row of patches; `unpack` puts them together again.
+    """Cuts pictures into a sequence of patches; `unpack` is the inverse.
 
     Args:
         x: [B, C, rows patch, columns patch].
         patch: Side of a patch; 1 only flattens.
 
     Returns:
-        [B, rows columns, C patch^2], row by row; within a patch the channel runs slowest.
+        [B, rows columns, C patch^2], row by row; within a patch the channel varies slowest.
     """
     cut = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B, C, rows, patch, columns, patch
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -39,44 +39,44 @@ def unpack(x: Tensor, grid: Grid, patch: int = 2) -> Tensor:
 
 
 class Packed(Backbone):
-    """A family whose latents are patches of 2x2 in a row, [B, N, C].
+    """A family whose latents are a sequence of 2x2 patches, [B, N, C].
 
-    A row does not say how wide its picture was, and position ids need that: `latent_shape` notes
-    which grid has N patches. Of two grids with equally many, the one asked for last counts.
+    A sequence does not determine the picture's width, which position ids need: `latent_shape`
+    remembers the grid of N patches. Of two grids with the same N, the last one counts.
 
     Attributes:
-        drawn_patch: Side of the patches that the stock pipeline's noise is cut into after it has
-            been drawn; 1: it is drawn as patches.
+        drawn_patch: The stock pipeline draws noise as a picture and cuts it into patches of this
+            side; 1: it draws patches.
     """
 
     drawn_patch: ClassVar[int] = 2
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
-        """Takes over a loaded pipeline; see `Backbone`."""
+        """Wraps a loaded pipeline; see `Backbone`."""
         super().__init__(pipe, source)
         self._grids: dict[int, Grid] = {}
 
     def _grid_of(self, height: int, width: int) -> Grid:
-        """Rows and columns of patches that a picture of so many pixels has."""
+        """Rows and columns of patches of a picture, for its size in pixels."""
         side = 2 * int(self.pipe.vae_scale_factor)
         require_multiple(height, width, side)
         return height // side, width // side
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[N, C]: the patches of a picture and their width; notes their grid."""
+        """[N, C]: the number of patches and their channels; remembers their grid."""
         rows, columns = self._grid_of(height, width)
         self._grids[rows * columns] = rows, columns
         return rows * columns, int(self.config.in_channels)
 
     def image_tokens(self, height: int, width: int) -> int:
-        """See `Backbone.image_tokens`: the patches themselves."""
+        """See `Backbone.image_tokens`: the number of patches."""
         return math.prod(self._grid_of(height, width))
 
     def grid(self, tokens: int) -> Grid:
-        """Rows and columns of so many patches, as `latent_shape` noted them; else a square.
+        """Rows and columns of a number of patches: the last of `latent_shape`, or a square.
 
         Raises:
-            FewstepError: No picture of so many patches was asked for, and they fill no square.
+            FewstepError: `latent_shape` had no such number of patches, and it is no square.
         """
         if tokens in self._grids:
             return self._grids[tokens]
@@ -106,10 +106,9 @@ class Packed(Backbone):
 
 
 def model_clock(sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sigma [B] as these pipelines hand it to the denoiser, rounded in its thousands.
+    """Sigma [B] as these pipelines pass it to the denoiser: 1000 sigma is cast and then divided.
 
-    They cast the timestep 1000 sigma to the network's precision and divide it by 1000 there; in
-    bfloat16 that is not the same as casting sigma.
+    In bfloat16, that is not the same as casting sigma.
     """
     return (sigma * 1000).to(dtype) / 1000
 
@@ -123,7 +122,7 @@ def position_ids(
         grid: Rows and columns.
         device: Where to.
         first: Row and column of the first patch.
-        kind: What the first number says of all patches.
+        kind: First number of all ids.
     """
     rows, columns = (
         torch.arange(start, start + count, dtype=torch.float32, device=device)

@@ -19,7 +19,7 @@ class PixArt(VariancePreserving):
 
     name: ClassVar[str] = "pixart"
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
-    notes: ClassVar[str] = "prompts are not cleaned; a LoRA is exported merged"
+    notes: ClassVar[str] = "Prompts are not cleaned; a LoRA is exported merged."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "PixArt-Sigma",
@@ -33,14 +33,14 @@ class PixArt(VariancePreserving):
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 300
     ) -> None:
-        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        """Wraps the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
 
     def predict(self, net: nn.Module, x_vp: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """See `VariancePreserving.predict`; the channels of the learned variance are dropped."""
         embeds = cond.tensors["prompt_embeds"]
-        answer: Tensor = net(
+        prediction: Tensor = net(
             x_vp.to(embeds.dtype),
             encoder_hidden_states=embeds,
             encoder_attention_mask=cond.tensors["mask"],
@@ -48,7 +48,7 @@ class PixArt(VariancePreserving):
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
-        return answer[:, : x_vp.shape[1]].float()
+        return prediction[:, : x_vp.shape[1]].float()
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
@@ -58,8 +58,8 @@ class PixArt(VariancePreserving):
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `VariancePreserving.stock_call`.
 
-        The size is to be drawn as asked, not the nearest known, and the prompt taken as it is:
-        cleaning it depends on libraries that may not be installed.
+        Sizes are not rounded to the nearest trained one, and prompts are not cleaned, which would
+        need libraries that may not be installed.
         """
         return super().stock_call(base_sigmas, height, width) | {
             "use_resolution_binning": False,

@@ -1,4 +1,4 @@
-"""What a family says about its published models: rows of the table of models."""
+"""Published models of a family: rows of the table of models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Published:
     Attributes:
         model: Its name.
         repo: Its id on the Hugging Face Hub.
-        parameters: Of the network that is trained, in billions.
-        shift: What its scheduler does to base sigmas; the loaded scheduler has the last word.
+        parameters: Parameters of the network that is trained, in billions.
+        shift: The shift of its scheduler, for people; the loaded scheduler's is used.
         encoders: Its text encoders.
         pipeline: Its diffusers class; empty: the family's first.
-        status: ``settings published``: somebody published what it was distilled with.
-            ``untested at full size``: only the tiny twin of its classes was run here.
-        notes: What to know before starting.
+        status: ``settings published``: settings of its distillation have been published.
+            ``untested at full size``: only a tiny pipeline of the same classes has been run.
+        notes: A sentence to know before starting.
     """
 
     model: str

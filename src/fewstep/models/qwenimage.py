@@ -21,7 +21,7 @@ class QwenImage(Packed):
 
     name: ClassVar[str] = "qwenimage"
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
-    notes: ClassVar[str] = "padding is masked: a shorter max_sequence_length is cheaper"
+    notes: ClassVar[str] = "Padding is masked, so that a shorter max_sequence_length is cheaper."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "Qwen-Image",
@@ -35,12 +35,12 @@ class QwenImage(Packed):
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 512
     ) -> None:
-        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        """Wraps the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; the network's clock runs from 0 to 1."""
+        """See `Backbone.velocity`; the network's timestep runs from 0 to 1."""
         embeds = cond.tensors["prompt_embeds"]
         velocity: Tensor = net(
             hidden_states=xt.to(embeds.dtype),
@@ -59,7 +59,7 @@ class QwenImage(Packed):
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
         embeds, mask = self.stock_encode(prompts)
-        if mask is None:  # the pipeline's word for: nothing is padding
+        if mask is None:  # the pipeline's way to say that nothing is padding
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         missing = self.max_sequence_length - embeds.shape[1]
         return Conditioning(
@@ -67,7 +67,7 @@ class QwenImage(Packed):
         )
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-        """Guided velocity [B, N, C], patch by patch as long as the conditional one."""
+        """Guided velocity [B, N, C], each patch with the norm of the conditional one."""
         guided = super().guide(cond, null, scale)
         length = guided.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return guided * (cond.norm(dim=-1, keepdim=True) / length)

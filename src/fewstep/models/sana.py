@@ -23,7 +23,7 @@ class Sana(Backbone):
 
     name: ClassVar[str] = "sana"
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
-    notes: ClassVar[str] = "the student walks Euler steps, whatever solver the teacher came with"
+    notes: ClassVar[str] = "Students use Euler steps, whatever solver the teacher came with."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "SANA 0.6B",
@@ -44,7 +44,7 @@ class Sana(Backbone):
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 300
     ) -> None:
-        """Takes over the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
+        """Wraps the pipeline; prompts are padded or cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
         if pipe.text_encoder is not None:
@@ -52,7 +52,7 @@ class Sana(Backbone):
             pipe.text_encoder.set_attn_implementation("eager")
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; the network's clock runs from 0 to 1000, times a scale."""
+        """See `Backbone.velocity`; the network's timestep runs from 0 to 1000, times a scale."""
         embeds = cond.tensors["prompt_embeds"]
         velocity: Tensor = net(
             hidden_states=xt.to(embeds.dtype),
@@ -61,7 +61,7 @@ class Sana(Backbone):
             timestep=sigma * 1000 * self.config.timestep_scale,
             return_dict=False,
         )[0]
-        # A network that also learns its variance answers with twice the channels.
+        # A network that also predicts its variance has twice the channels.
         return velocity[:, : xt.shape[1]].float()
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -72,7 +72,7 @@ class Sana(Backbone):
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
     def encode_null(self) -> Conditioning:
-        """See `Backbone.encode_null`; no instruction comes before a negative prompt."""
+        """See `Backbone.encode_null`; negative prompts have no instruction."""
         _, _, embeds, mask = self.stock_encode([""], do_classifier_free_guidance=True)
         return Conditioning({"prompt_embeds": embeds, "mask": mask})
 
@@ -82,7 +82,7 @@ class Sana(Backbone):
         return math.lcm(_SIDES, super().size_multiple)
 
     def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`; other solvers than Euler's have it under another name."""
+        """See `Backbone.shift`; other schedulers call it `flow_shift`."""
         if self._has_euler:
             return super().shift(height, width)
         return StaticShift(float(self.pipe.scheduler.config["flow_shift"]))
@@ -102,10 +102,10 @@ class Sana(Backbone):
         return FlowMatchEulerDiscreteScheduler(shift=shift or own)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; the size is to be drawn as asked, not the nearest known."""
+        """See `Backbone.stock_call`; sizes are not rounded to the nearest trained one."""
         return super().stock_call(base_sigmas, height, width) | {"use_resolution_binning": False}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the autoencoder's scale first."""
+        """See `Backbone.decode`; the scale is undone in the autoencoder's precision."""
         vae = self.pipe.vae
         return decode_images(vae, latents.to(vae.dtype) / vae.config.scaling_factor)

@@ -22,7 +22,7 @@ class SD3(Backbone):
 
     name: ClassVar[str] = "sd3"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
-    notes: ClassVar[str] = "padding is attended to: keep max_sequence_length the same everywhere"
+    notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     max_sequence_length: int
@@ -51,15 +51,15 @@ class SD3(Backbone):
         max_sequence_length: int = 256,
         t5: bool = True,
     ) -> None:
-        """Takes over the pipeline.
+        """Wraps the pipeline.
 
         Args:
             pipe: The pipeline.
-            source: Where it came from.
+            source: Its folder.
             max_sequence_length: T5 tokens that prompts are padded or cut to.
-            t5: Whether T5 reads the prompts. SD3 learned to draw without it as well ("Flexible
-                Text Encoders" in its paper), which saves most of the encoders' memory: its tokens
-                are zeros then.
+            t5: Whether to use T5. SD3 was trained to work without it as well ("Flexible Text
+                Encoders" in its paper), which saves most of the encoders' memory; the embeddings
+                of its tokens are zeros then.
         """
         if not t5:
             pipe.register_modules(**_WITHOUT_T5)
@@ -73,11 +73,11 @@ class SD3(Backbone):
         return {} if t5 else dict(_WITHOUT_T5)
 
     def stock_load(self) -> dict[str, Any]:
-        """See `Backbone.stock_load`; its folder keeps T5, which diffusers misses unless told so."""
+        """See `Backbone.stock_load`; without T5, diffusers must not load it either."""
         return self.load_overrides(self.source, t5=self.t5)
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; the network's clock runs from 0 to 1000."""
+        """See `Backbone.velocity`; the network's timestep runs from 0 to 1000."""
         dtype = cond.tensors["prompt_embeds"].dtype
         velocity: Tensor = net(
             hidden_states=xt.to(dtype),

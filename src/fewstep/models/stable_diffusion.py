@@ -22,22 +22,22 @@ class StableDiffusion(VariancePreserving):
 
     name: ClassVar[str] = "sd"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
-    notes: ClassVar[str] = "eps or v, as the scheduler's prediction_type says; no safety checker"
+    notes: ClassVar[str] = "Predicts eps or v, as its scheduler says; there is no safety checker."
     net_name: ClassVar[str] = "unet"
     models: ClassVar[tuple[Published, ...]] = (
         Published("SD 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", 0.86, _TIMES, "CLIP-L"),
     )
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
-        """Takes over the pipeline.
+        """Wraps the pipeline.
 
         Raises:
-            FewstepError: The U-Net is told a guidance scale, as consistency models are.
+            FewstepError: The U-Net has a guidance input, as consistency models do.
         """
         super().__init__(pipe, source)
         if pipe.unet is not None and pipe.unet.config.time_cond_proj_dim is not None:
             raise FewstepError(
-                f"{source}: its unet is told a guidance scale (time_cond_proj_dim), so it is a"
+                f"{source}: its unet has a guidance input (time_cond_proj_dim), so it is a"
                 " distilled model; use the one that it was made from",
                 code="distilled-teacher",
             )
@@ -45,17 +45,17 @@ class StableDiffusion(VariancePreserving):
     def predict(self, net: nn.Module, x_vp: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """See `VariancePreserving.predict`."""
         embeds = cond.tensors["prompt_embeds"]
-        answer: Tensor = net(
+        prediction: Tensor = net(
             x_vp.to(embeds.dtype),
             time,
             encoder_hidden_states=embeds,
             added_cond_kwargs=self._added(x_vp, cond),
             return_dict=False,
         )[0]
-        return answer.float()
+        return prediction.float()
 
     def _added(self, x_vp: Tensor, cond: Conditioning) -> dict[str, Tensor] | None:
-        """What the U-Net is told besides prompt and time."""
+        """Further conditioning of the U-Net."""
         return None
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -71,7 +71,7 @@ class StableDiffusion(VariancePreserving):
         return [*down, net.get_submodule("mid_block"), *up]
 
     def lora_targets(self, net: nn.Module) -> list[str]:
-        """See `Backbone.lora_targets`: of attention and feed-forward, not of the time embedding."""
+        """See `Backbone.lora_targets`: attention and feed-forward layers only."""
         return [name for name in super().lora_targets(net) if ".transformer_blocks." in name]
 
 
@@ -80,7 +80,9 @@ class StableDiffusionXL(StableDiffusion):
 
     name: ClassVar[str] = "sdxl"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
-    notes: ClassVar[str] = "told the picture's own size, uncropped; the empty prompt may be zeros"
+    notes: ClassVar[str] = (
+        "The network gets the picture's size, uncropped; the empty prompt may be zeros."
+    )
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder_2", "text_encoder")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
     models: ClassVar[tuple[Published, ...]] = (
@@ -90,12 +92,12 @@ class StableDiffusionXL(StableDiffusion):
             2.57,
             _TIMES,
             "CLIP-L, CLIP-bigG",
-            notes="its autoencoder overflows in float16: it is held in float32 there",
+            notes="Its autoencoder overflows in float16 and is held in float32 there.",
         ),
     )
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
-        """Takes over the pipeline; an autoencoder that float16 is too small for is widened."""
+        """Wraps the pipeline; an autoencoder that overflows in float16 is held in float32."""
         super().__init__(pipe, source)
         vae = pipe.vae
         if vae is not None and vae.dtype == torch.float16 and vae.config.force_upcast:

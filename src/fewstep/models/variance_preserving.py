@@ -1,12 +1,10 @@
-"""Teachers that are not flow matching, asked on our path: the exact change of path, Eq. 6-8.
+"""Teachers on a variance-preserving path as velocity fields: the exact change of path, Eq. 6-8.
 
-Their networks know ``x_vp = a x0 + b eps`` with ``a^2 + b^2 = 1`` at trained times 0..T-1 and
-predict eps, or v = a eps - b x0. What makes them velocity fields is here; a family only has to
-call its network, see `VariancePreserving.predict`.
+Their networks take ``x_vp = a x0 + b eps`` with ``a^2 + b^2 = 1`` at trained times 0..T-1 and
+predict eps, or v = a eps - b x0. A family only calls its network in `VariancePreserving.predict`.
 
-The last trained time is not pure noise: its sigma, about 0.94 in Stable Diffusion, is where
-sampling starts. What is known of a point there is its noise, ``sigma eps``, so that is the start,
-and it is the one that diffusers' Euler scheduler makes of the same draw.
+The last trained time is not pure noise: sampling starts at its sigma, about 0.94 in Stable
+Diffusion, from ``sigma eps``, as diffusers' Euler scheduler does with the same noise.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ _TABLE = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-"""Settings of a scheduler that say what was trained, whatever solver it is."""
+"""Settings of a scheduler that describe the training, whatever the solver."""
 
 _SAME_TIME = 2e-3  # sigma in float32 tells times apart no better than to some 1e-4
 
@@ -54,7 +52,7 @@ class TrainedTimes:
     """Shift of a model with T trained times: base sigma u -> the sigma of time round(T u) - 1.
 
     On [1, 0.75, 0.5, 0.25] these are the times 999, 749, 499 and 249 of a "trailing" schedule
-    (Lin et al. 2023, arXiv 2305.08891, Table 2). Every grid asks trained times only.
+    (Lin et al. 2023, arXiv 2305.08891, Table 2). Every grid has trained times only.
 
     Attributes:
         table: Sigma on our path of each trained time, increasing, [T], float64, on the CPU.
@@ -64,7 +62,7 @@ class TrainedTimes:
 
     def times(self, base: Tensor | Sequence[float]) -> Tensor:
         """Trained times 0..T-1 of base sigmas, int64, [N]."""
-        # In float32 whatever comes, so that a list and a tensor round alike.
+        # Always in float32, so that a list and a tensor round alike.
         base = torch.as_tensor(base, dtype=torch.float32)
         count = len(self.table)
         return (base * count).round().long().sub(1).clamp(0, count - 1)
@@ -82,7 +80,7 @@ class VariancePreserving(Backbone):
     prediction: ClassVar[str] = "eps"
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
-        """Takes over the pipeline; reads from its scheduler what was trained.
+        """Wraps the pipeline; the trained times are read from its scheduler.
 
         Raises:
             FewstepError: The scheduler is not one of a variance-preserving model.
@@ -95,34 +93,34 @@ class VariancePreserving(Backbone):
 
     @abstractmethod
     def predict(self, net: nn.Module, x_vp: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """The network's answer, of the scheduler's `prediction_type`: float32, the shape of x_vp.
+        """The network's prediction, of the scheduler's `prediction_type`: float32, as x_vp.
 
         Args:
             net: Any network of this architecture.
             x_vp: Points of the variance-preserving path, [B, C, H, W], float32.
-            time: Where on it, in 0..T-1, not always whole, [B].
+            time: Trained times in 0..T-1, not always integers, [B].
             cond: Encoded prompts of the same batch.
         """
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; Eq. 6-8, exact at every sigma of the trained range.
 
-        Beyond that range the nearest trained time answers and its x0 is taken: the velocity is the
-        one that leads there from xt. The input keeps the variance that the network knows.
+        Beyond that range, the network is evaluated at the nearest trained time, and the velocity is
+        the one that leads from xt to its x0. The input keeps the variance that it was trained on.
         """
         time, known = vp_time(sigma, self.alphas_cumprod.to(sigma))
         whole = time.round()
         time = torch.where((time - whole).abs() < _SAME_TIME, whole, time)
         x_vp = vp_from_flow(xt, sigma)
-        answer = self.predict(net, x_vp, time, cond)
-        return velocity_from_x0(xt, self._x0(x_vp, answer, known), sigma)
+        prediction = self.predict(net, x_vp, time, cond)
+        return velocity_from_x0(xt, self._x0(x_vp, prediction, known), sigma)
 
-    def _x0(self, x_vp: Tensor, answer: Tensor, sigma: Tensor) -> Tensor:
-        """Clean latent that the network's answer at a trained sigma means."""
-        a, b = (expand(each, x_vp) for each in vp_from_sigma(sigma))
+    def _x0(self, x_vp: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
+        """Clean latent of the network's prediction at a trained sigma."""
+        a, b = (expand(coefficient, x_vp) for coefficient in vp_from_sigma(sigma))
         if self.euler.config["prediction_type"] == "v_prediction":
-            return a * x_vp - b * answer
-        return (x_vp - b * answer) / a
+            return a * x_vp - b * prediction
+        return (x_vp - b * prediction) / a
 
     def shift(self, height: int, width: int) -> Shift:
         """See `Backbone.shift`: the sigmas of trailing times, at any size."""
@@ -145,13 +143,13 @@ class VariancePreserving(Backbone):
     def student_scheduler(self, shift: float | None = None) -> EulerDiscreteScheduler:
         """Euler's method with the teacher's table of times, trailing; it starts from sigma eps.
 
-        In its coordinates x_vp / a a step is the same step as ours; other solvers are of higher
-        order or space the times otherwise.
+        In its coordinates x_vp / a, its step equals ours; other solvers are of higher order or
+        space the times differently.
         """
         return EulerDiscreteScheduler.from_config(self.euler.config)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
-        """See `Backbone.stock_call`; times instead of sigmas, which have another meaning here."""
+        """See `Backbone.stock_call`; timesteps, as these pipelines give sigmas another meaning."""
         call = super().stock_call(base_sigmas, height, width)
         del call["sigmas"]
         return {"timesteps": self._shift.times(base_sigmas).tolist()} | call
@@ -162,16 +160,16 @@ class VariancePreserving(Backbone):
         return 8
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`; undoes the autoencoder's scale first."""
+        """See `Backbone.decode`; the scale is undone in the autoencoder's precision."""
         vae = self.pipe.vae
         return decode_images(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
 
 
 def _euler_of(scheduler: Any, source: Path) -> EulerDiscreteScheduler:
-    """Euler's method over the times that a pipeline's own scheduler knows.
+    """Euler's method with the trained times of a pipeline's own scheduler.
 
     Raises:
-        FewstepError: It is a scheduler of other models.
+        FewstepError: The scheduler is not one of a variance-preserving model.
     """
     config = scheduler.config
     kind = config.get("prediction_type", "epsilon")

@@ -16,7 +16,7 @@ from fewstep.models.latents import decode_images, denormalise, require_multiple
 from fewstep.models.published import Published
 from fewstep.utils.errors import FewstepError
 
-_SIDE = 16  # what the stock pipeline wants sides to be multiples of, whatever the model
+_SIDE = 16  # the stock pipeline insists on multiples of it, whatever the model
 
 
 class Wan(Backbone):
@@ -24,7 +24,7 @@ class Wan(Backbone):
 
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
-    notes: ClassVar[str] = "text to video; previews and scores see the middle frame"
+    notes: ClassVar[str] = "Text to video; previews and scores use the middle frame."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "Wan 2.1 T2V 1.3B", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 1.42, "static 3", "UMT5-XXL"
@@ -43,13 +43,13 @@ class Wan(Backbone):
         max_sequence_length: int = 512,
         frames: int = 81,
     ) -> None:
-        """Takes over the pipeline.
+        """Wraps the pipeline.
 
         Args:
             pipe: The pipeline.
             source: Its folder.
             max_sequence_length: Tokens that prompts are padded or cut to.
-            frames: Frames of a video, one more than a multiple of what the autoencoder joins.
+            frames: Frames of a video: 1 more than a multiple of the autoencoder's temporal factor.
 
         Raises:
             FewstepError: Two denoisers, or a number of frames that does not fit.
@@ -60,17 +60,17 @@ class Wan(Backbone):
                 f"{source}: two denoisers (Wan 2.2); only models with one can be distilled",
                 code="unsupported",
             )
-        every = int(pipe.vae_scale_factor_temporal)
-        if frames < 1 or (frames - 1) % every:
+        factor = int(pipe.vae_scale_factor_temporal)
+        if frames < 1 or (frames - 1) % factor:
             raise FewstepError(
-                f"frames must be 1 more than a multiple of {every}, not {frames}",
+                f"frames must be 1 more than a multiple of {factor}, not {frames}",
                 code="out-of-range",
             )
         self.max_sequence_length = max_sequence_length
         self.frames = frames
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; xt is [B, C, T, h, w], the network's clock runs to 1000."""
+        """See `Backbone.velocity`; xt is [B, C, T, h, w], the network's timestep runs to 1000."""
         embeds = cond.tensors["prompt_embeds"]
         velocity: Tensor = net(
             hidden_states=xt.to(embeds.dtype),
@@ -105,8 +105,8 @@ class Wan(Backbone):
     def student_scheduler(self, shift: float | None = None) -> FlowMapEulerDiscreteScheduler:
         """See `Backbone.student_scheduler`; plain Euler steps on the grid 1, 1 - 1/n, ..., 1/n.
 
-        The stock pipeline passes on a number of steps and nothing else. From that, UniPC takes
-        steps of higher order, and FlowMatchEuler a grid that ends right above 0: a step wasted.
+        The stock pipeline sets nothing but the number of steps. With that alone, UniPC takes steps
+        of higher order, and FlowMatchEuler a grid whose last step is wasted right above 0.
         """
         return FlowMapEulerDiscreteScheduler(shift=shift or self._shift)
 
@@ -120,7 +120,7 @@ class Wan(Backbone):
         return call
 
     def stock_result(self) -> tuple[str, str]:
-        """See `Backbone.stock_result`; an animation, 16 frames a second."""
+        """See `Backbone.stock_result`; an animation of 16 frames a second."""
         keep = (
             'image[0].save("video.webp", save_all=True, append_images=image[1:], '
             "duration=62, loop=0)"
@@ -128,7 +128,7 @@ class Wan(Backbone):
         return ".frames[0]", keep
 
     def decode_video(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode_video`; undoes the autoencoder's mean and spread first."""
+        """See `Backbone.decode_video`; undoes the normalisation of latents first."""
         return decode_images(self.pipe.vae, denormalise(self.pipe.vae, latents))
 
     def decode(self, latents: Tensor) -> Tensor:

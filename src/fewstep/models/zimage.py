@@ -21,7 +21,7 @@ class ZImage(Backbone):
 
     name: ClassVar[str] = "zimage"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
-    notes: ClassVar[str] = "the stock pipeline counts guidance from 0: its 4 is 5 here"
+    notes: ClassVar[str] = "The stock pipeline counts guidance from 0, so that its 4 is 5 here."
     max_sequence_length: int
     models: ClassVar[tuple[Published, ...]] = (
         Published("Z-Image", "Tongyi-MAI/Z-Image", 6.16, "static 6", "Qwen3 4B"),
@@ -30,24 +30,25 @@ class ZImage(Backbone):
     def __init__(
         self, pipe: DiffusionPipeline, source: Path, *, max_sequence_length: int = 512
     ) -> None:
-        """Takes over the pipeline; prompts are cut to `max_sequence_length` tokens."""
+        """Wraps the pipeline; prompts are cut to `max_sequence_length` tokens."""
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """See `Backbone.velocity`; the network answers x0 - eps, and its time 1 is the picture."""
+        """See `Backbone.velocity`; the network predicts x0 - eps, and its time 1 is the picture."""
         embeds, mask = cond.tensors["prompt_embeds"], cond.tensors["mask"]
-        answers: list[Tensor] = net(
+        predictions: list[Tensor] = net(
             list(xt.to(embeds.dtype).unsqueeze(2)),  # one frame each: [C, 1, H, W]
-            (1000 - sigma * 1000) / 1000,  # as the pipeline rounds it: the network multiplies again
-            [tokens[kept] for tokens, kept in zip(embeds, mask, strict=True)],
+            (1000 - sigma * 1000)
+            / 1000,  # rounded as in the pipeline; the network multiplies again
+            [tokens[used] for tokens, used in zip(embeds, mask, strict=True)],
             return_dict=False,
         )[0]
-        return -torch.stack(answers).squeeze(2).float()
+        return -torch.stack(predictions).squeeze(2).float()
 
     @property
     def default_guidance(self) -> float:
-        """See `Backbone.default_guidance`; the pipeline's scale is what is added to 1."""
+        """See `Backbone.default_guidance`; the pipeline's scale plus 1."""
         return super().default_guidance + 1
 
     @property
@@ -57,13 +58,13 @@ class ZImage(Backbone):
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""
-        # The pipeline writes its chat template into the list that it is given.
-        found, _ = self.stock_encode(prompts)
-        lengths = torch.tensor([len(tokens) for tokens in found], device=self.device)
+        # The pipeline writes its chat template into the list that it gets.
+        embeds, _ = self.stock_encode(prompts)
+        lengths = torch.tensor([len(tokens) for tokens in embeds], device=self.device)
         places = torch.arange(self.max_sequence_length, device=self.device)
-        full = found[0].new_zeros(self.max_sequence_length, found[0].shape[1])
-        embeds = pad_sequence([full, *found], batch_first=True)[1:]
-        return Conditioning({"prompt_embeds": embeds, "mask": places < lengths[:, None]})
+        full = embeds[0].new_zeros(self.max_sequence_length, embeds[0].shape[1])
+        padded = pad_sequence([full, *embeds], batch_first=True)[1:]
+        return Conditioning({"prompt_embeds": padded, "mask": places < lengths[:, None]})
 
     def overlong(self, prompts: Sequence[str]) -> list[bool]:
         """See `Backbone.overlong`; the chat template takes its share of the tokens."""
