@@ -37,7 +37,11 @@ def matrix() -> list[dict[str, Any]]:
             "notes": family.notes,
         }
         if not family.models:
-            row = {"model": family.name, "class": family.pipelines[0], "status": family.status}
+            row: dict[str, Any] = {
+                "model": family.name,
+                "class": family.pipelines[0],
+                "status": family.status,
+            }
             rows.append(dict.fromkeys(SHOWN) | {"repo": None, "recipes": []} | common | row)
         for model in family.models:
             row = {
