@@ -26,7 +26,7 @@ REFUSED_COLUMNS = ("model", "class", "reason", "instead")
 
 def matrix() -> list[dict[str, Any]]:
     """A row per published model; a family without one has a row of its own."""
-    shipped = recipes_by_model()
+    recipes = recipes_by_model()
     rows: list[dict[str, Any]] = []
     for family in available():
         common: dict[str, Any] = {
@@ -52,7 +52,7 @@ def matrix() -> list[dict[str, Any]]:
                 "encoders": model.encoders,
                 "parameters": f"{model.parameters:g} B",
                 "status": model.status,
-                "recipes": shipped.get(model.repo, []),
+                "recipes": recipes.get(model.repo, []),
                 "notes": model.notes or family.notes,
             }
             rows.append(common | row)
