@@ -24,7 +24,7 @@ from rich.console import Console
 
 from fewstep.config import Recipe
 from fewstep.config.parallel import ParallelRecipe
-from fewstep.inference import load
+from fewstep.inference.runs import RunFolder
 from fewstep.train import distill, distributed
 from fewstep.train.checkpoint import store
 from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
@@ -234,7 +234,7 @@ def test_bfloat16_computes_over_float32_shards(two, alone):
 @pytest.mark.slow
 def test_the_pieces_are_a_student(two):
     """What several processes saved can be sampled and exported like any other run."""
-    run = load.Run.open(two["full, sharded"])
+    run = RunFolder.open(two["full, sharded"])
     student = run.load_student(run.load_backbone(), "last")
     whole = store.load(store.find(run.folder, "last")).groups["ema"]
     for name, parameter in student.net.named_parameters():
