@@ -12,17 +12,18 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from fewstep.utils import yaml
 from plugin import make_plugin
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("add-an-objective.md", "add-a-metric.md", "add-a-sink.md")
+PAGES = ("add-an-objective.md", "add-a-metric.md", "add-a-sink.md", "add-an-export-format.md")
 RECIPE = """
 model: {path: MODEL, options: {max_sequence_length: 8}}
 data: {prompts: PROMPTS, batch_size: 2}
@@ -69,7 +70,22 @@ def install(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, pipeline_folder) -> Path:
+def fewstep(tmp_path_factory) -> Callable[..., None]:
+    """The command line in a process of its own, where the files of all pages are installed."""
+    plugin = install(tmp_path_factory.mktemp("plugin"))
+    path = os.pathsep.join([str(ROOT / "src"), str(plugin)])
+
+    def call(*arguments: str | Path) -> None:
+        command = [sys.executable, "-m", "fewstep", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": path}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, pipeline_folder, fewstep) -> Path:
     """A run, evaluated and exported, whose recipe is what the pages say, all of them together."""
     folder = tmp_path_factory.mktemp("pages")
     prompts = folder / "prompts.txt"
@@ -80,13 +96,7 @@ def run(tmp_path_factory, pipeline_folder) -> Path:
         for part in blocks(page, "yaml"):
             merge(recipe, yaml.load(part))
     (folder / "mine.yaml").write_text(yaml.dump(recipe))
-    path = os.pathsep.join([str(ROOT / "src"), str(install(folder / "plugin"))])
-    command = [sys.executable, "-m", "fewstep", "demo", "--recipe", "mine.yaml", "--out", "run"]
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    fewstep("demo", "--recipe", folder / "mine.yaml", "--out", folder / "run")
     return folder / "run"
 
 
@@ -113,3 +123,9 @@ def test_the_preview_score_rates_previews(run):
 def test_the_sink_gets_every_figure(run):
     rows = [line.split(",") for line in (run / "figures.csv").read_text().splitlines()]
     assert {(0, "preview/score"), (1, "loss/dm")} <= {(int(step), name) for step, name, _ in rows}
+
+
+def test_the_format_is_exported_to(run, fewstep, tmp_path):
+    fewstep("export", run, "--format", "bare", "--out", tmp_path / "bare")
+    assert load_file(tmp_path / "bare" / "student.safetensors")
+    assert "load_state_dict" in (tmp_path / "bare" / "README.md").read_text()
