@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPConfig, CLIPModel
 
-from fewstep.config.evaluate import MetricRecipe
+from fewstep.config.strict import Named
 from fewstep.evaluation.metrics import METRICS, build
 from fewstep.evaluation.metrics.base import FEATURES, Measurements, References, Values, lead
 from fewstep.evaluation.metrics.coverage import neighbour_scores
@@ -131,7 +131,7 @@ def test_a_student_leads_by_the_difference_of_the_figures():
 def test_no_configuration_is_compared_with_itself():
     teacher, real = (of_features(cloud(20, s), cloud(40, s).reshape(20, 2, 4)) for s in (1, 2))
     references = References({"teacher": teacher, "real": real})
-    for metric in build([MetricRecipe(name="frechet"), MetricRecipe(name="coverage")]):
+    for metric in build([Named(name="frechet"), Named(name="coverage")]):
         figures = metric(teacher, references)
         assert not any(name.endswith("_teacher") for name in figures)
         assert any(name.endswith("_real") for name in figures)
@@ -158,7 +158,7 @@ def clip_folder(tmp_path_factory):
 
 
 def test_clip_score_compares_each_picture_with_its_own_prompt(clip_folder):
-    (metric,) = build([MetricRecipe(name="clip_score", model=str(clip_folder))])
+    (metric,) = build([Named(name="clip_score", model=str(clip_folder))])
     prompts = ["red circle", "blue square", "green cross left and a pink triangle on brown"]
     images = torch.rand(3, 3, 48, 64, generator=torch.Generator().manual_seed(0))
     metric.prepare(prompts)
@@ -178,10 +178,10 @@ def test_clip_score_compares_each_picture_with_its_own_prompt(clip_folder):
 
 
 def test_clip_score_is_known_by_its_weights(clip_folder, tmp_path):
-    (metric,) = build([MetricRecipe(name="clip_score", model=str(clip_folder))])
+    (metric,) = build([Named(name="clip_score", model=str(clip_folder))])
     other = tmp_path / "other"
     CLIPModel(CLIPModel.from_pretrained(clip_folder).config).save_pretrained(other)
-    (another,) = build([MetricRecipe(name="clip_score", model=str(other))])
+    (another,) = build([Named(name="clip_score", model=str(other))])
     assert metric.key != another.key
 
 
@@ -190,7 +190,7 @@ def test_clip_score_is_known_by_its_weights(clip_folder, tmp_path):
 
 def test_metrics_are_found_by_name_in_the_order_of_the_recipe():
     assert {"frechet", "coverage", "diversity", "clip_score"} <= set(METRICS.available())
-    recipes = [MetricRecipe(name="frechet"), MetricRecipe(name="coverage")]
+    recipes = [Named(name="frechet"), Named(name="coverage")]
     assert [metric.name for metric in build(recipes)] == ["frechet", "coverage"]
 
 
@@ -205,18 +205,18 @@ def test_metrics_are_found_by_name_in_the_order_of_the_recipe():
 )
 def test_settings_of_metrics_are_strict(recipe, code):
     with pytest.raises(FewstepError) as refused:
-        build([MetricRecipe(**recipe)])
+        build([Named(**recipe)])
     assert refused.value.code == code
 
 
 def test_a_metric_is_listed_once():
     with pytest.raises(FewstepError) as refused:
-        build([MetricRecipe(name="frechet"), MetricRecipe(name="frechet")])
+        build([Named(name="frechet"), Named(name="frechet")])
     assert refused.value.code == "config"
 
 
 def test_weights_that_are_not_there_are_told_before_anything_is_measured():
-    (metric,) = build([MetricRecipe(name="clip_score", model="./nowhere")])
+    (metric,) = build([Named(name="clip_score", model="./nowhere")])
     with pytest.raises(FewstepError) as refused:
         metric.prepare(["a cat"])
     assert refused.value.code == "missing-file"

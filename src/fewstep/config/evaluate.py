@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from fewstep.config.data import PromptSource
-from fewstep.config.strict import Amount, Count, Named, Positive, Section
+from fewstep.config.strict import Amount, Count, Named, PlugIn, Positive, Section
 
 
 class ConfigurationRecipe(Section):
@@ -24,22 +24,13 @@ class ConfigurationRecipe(Section):
     for the teacher."""
 
 
-class MetricRecipe(Named):
-    """A metric by name; further keys are that metric's own settings."""
-
-
-def _as_metric(value: Any) -> Any:
-    """A name alone is a metric without settings."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 class EvaluateRecipe(Section):
     """How the result is measured after training."""
 
-    metrics: tuple[Annotated[MetricRecipe, BeforeValidator(_as_metric)], ...] = (
-        MetricRecipe(name="frechet"),
-        MetricRecipe(name="coverage"),
-        MetricRecipe(name="diversity"),
+    metrics: tuple[PlugIn, ...] = (
+        Named(name="frechet"),
+        Named(name="coverage"),
+        Named(name="diversity"),
     )
     """Metrics by name, or mappings of a name and the metric's own settings, such as
     `{name: clip_score, model: FOLDER}`."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from fewstep.config.data import PromptSource
-from fewstep.config.strict import Amount, Count, Named, Section
+from fewstep.config.strict import Amount, Count, PlugIn, Section
 
 
 class CheckpointRecipe(Section):
@@ -61,20 +61,11 @@ class HealthRecipe(Section):
     """Noise levels at which the fake teacher's and the teacher's denoising loss are compared."""
 
 
-def _as_sink(value: Any) -> Any:
-    """A name alone is a sink without settings."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-SinkRecipe: TypeAlias = Annotated[Named, BeforeValidator(_as_sink)]
-"""In a recipe a name such as ``tensorboard``, or ``{name: wandb, project: my-project}``."""
-
-
 class LogRecipe(Section):
     """Where measurements go besides metrics.jsonl, which is always written."""
 
     every: Count = 1
     """Iterations between two lines of metrics.jsonl; the sinks get the same."""
-    sinks: tuple[SinkRecipe, ...] = ()
+    sinks: tuple[PlugIn, ...] = ()
     """Where else they go: `tensorboard`, experiment trackers such as `wandb`, or sinks of installed
     packages; a name, or a mapping of a name and the sink's settings."""

@@ -7,12 +7,14 @@ from pathlib import Path
 from fewstep.utils.errors import FewstepError, did_you_mean
 from fewstep.utils.resources import resolve
 
-FOLDER = "package://fewstep/recipes"
+FOLDER = resolve("package://fewstep/recipes")
+SCHEMA = FOLDER / "recipe.schema.json"
+"""JSON schema of recipes, for editors; `tools/settings.py` makes it from the records."""
 
 
 def available() -> list[str]:
     """Names of the recipes that ship with the package, sorted."""
-    return sorted(path.stem for path in resolve(FOLDER).glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def find(name: str | Path) -> Path:
@@ -25,7 +27,7 @@ def find(name: str | Path) -> Path:
     if path.is_file():
         return path
     if str(name) in available():
-        return resolve(FOLDER) / f"{name}.yaml"
+        return FOLDER / f"{name}.yaml"
     raise FewstepError(
         f"{name}: no such recipe file, nor a shipped one; {did_you_mean(path.stem, available())}",
         code="missing-file",

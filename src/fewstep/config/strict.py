@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import types
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from fewstep.utils import yaml
@@ -48,6 +48,15 @@ class Named(BaseModel):
     def settings(self) -> dict[str, Any]:
         """All keys but the name."""
         return dict(self.model_extra or {})
+
+
+def _as_named(value: Any) -> Any:
+    """A name alone is a plug-in without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+PlugIn: TypeAlias = Annotated[Named, BeforeValidator(_as_named, json_schema_input_type=str | Named)]
+"""In a recipe a name such as ``tensorboard``, or ``{name: wandb, project: my-project}``."""
 
 
 class ConfigError(FewstepError):

@@ -28,7 +28,10 @@ def _as_odds(value: Any) -> Any:
 
 
 TargetName: TypeAlias = Literal["x0", "final"]
-Target: TypeAlias = Annotated[dict[TargetName, Positive], BeforeValidator(_as_odds)]
+Target: TypeAlias = Annotated[
+    dict[TargetName, Positive],
+    BeforeValidator(_as_odds, json_schema_input_type=TargetName | dict[TargetName, Positive]),
+]
 """In a recipe a name, or odds of both such as ``{x0: 1, final: 2}``."""
 
 

@@ -21,7 +21,7 @@ SIGMA_MIN, SIGMA_MAX = 0.02, 0.98
 """Range of every sampled sigma: at its ends x0 or eps can no longer be told from xt."""
 
 # Strict field by field: a strict pydantic dataclass would not accept a recipe's mapping.
-_NO_EXTRA = ConfigDict(extra="forbid")
+_NO_EXTRA = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Positive = Annotated[_Real, Field(gt=0)]
 _Unit = Annotated[_Real, Field(ge=0, le=1)]
@@ -42,7 +42,9 @@ class Uniform:
     """s ~ U(low, high), Eq. 9a."""
 
     low: _Unit = 0.0
+    """Lower end of the range."""
     high: _Unit = 1.0
+    """Upper end of the range."""
     name: Literal["uniform"] = field(default="uniform", repr=False)
 
     @model_validator(mode="after")
@@ -72,7 +74,9 @@ class LogitNormal:
     """s = sigmoid(n), n ~ N(mean, std^2), Eq. 9c."""
 
     mean: _Real = 0.0
+    """Mean of the logits; below 0 for less noise."""
     std: _Positive = 1.0
+    """Their standard deviation."""
     name: Literal["logit_normal"] = field(default="logit_normal", repr=False)
 
     def __call__(self, u: Tensor, anchor_sigma: Tensor) -> Tensor:
@@ -105,7 +109,7 @@ class RandomGrid:
     stratified: StrictBool = False
     """Place one draw in each of N - 1 equal cells of the range instead of drawing all freely."""
     shift: _Positive | None = None
-    """Static shift of the student's grid, Eq. 12a, in place of the model's own; None keeps that."""
+    """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
     name: Literal["random"] = field(default="random", repr=False)
 
     @model_validator(mode="after")
@@ -136,7 +140,7 @@ class FixedGrid:
     sigmas: Annotated[tuple[_Real, ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
     """Noise levels before the shift, strictly falling, inside (0, 1]; the final 0 is appended."""
     shift: _Positive | None = None
-    """Static shift of the student's grid, Eq. 12a, in place of the model's own; None keeps that."""
+    """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
     name: Literal["fixed"] = field(default="fixed", repr=False)
 
     @model_validator(mode="after")

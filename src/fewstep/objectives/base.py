@@ -104,7 +104,7 @@ def _check_points(points: Points) -> Points:
 Weight: TypeAlias = Annotated[
     tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]], ...],
     Field(min_length=1),
-    BeforeValidator(_as_points),
+    BeforeValidator(_as_points, json_schema_input_type=float | list[tuple[int, float]]),
     AfterValidator(_check_points),
 ]
 """A number, or points such as ``[[100, 1.0], [200, 0.25]]``: linear between them, constant before
@@ -125,19 +125,22 @@ class TrainedNetwork:
 
 
 class Objective(BaseModel, ABC):
-    """One term of the student's loss, and its settings: frozen, strict.
+    """One term of the student's loss, and its settings: frozen, strict."""
 
-    Attributes:
-        name: How recipes, logs and random streams call it.
-        site: Where the student is evaluated with gradients, Eq. 20.
-        weight: Factor of its loss: a number, or points (step, weight) between which it is linear.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     name: str
+    """How recipes, logs and random streams call it."""
     site: Site
+    """Where the student is evaluated with gradients, Eq. 20."""
     weight: Weight = ((0, 1.0),)
+    """Factor of its loss: a number, or points [step, weight] between which it is linear, Eq. 24."""
 
     @property
     def unsupported_guidance(self) -> Mapping[str, str]:
@@ -170,14 +173,13 @@ class Pull(Objective):
 
     The student's x0, detached, is noised to a sigma of the *probe* law, Eq. 21; the teachers'
     predictions there give the direction.
-
-    Attributes:
-        probe: Law of the sigma at which the teachers are queried, Eq. 21.
-        floor: Least normaliser k, Eq. 18.
     """
 
     probe: Law
+    """Law of the sigma at which the teachers are queried, Eq. 21."""
     floor: Positive = FLOOR
+    """Smallest normaliser k, Eq. 18, in latent units: smaller where latents have a smaller spread
+    than SD3's."""
 
     @abstractmethod
     def direction(self, xt: Tensor, sigma: Tensor, at: Context) -> Asking[tuple[Tensor, Tensor]]:

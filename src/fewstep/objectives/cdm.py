@@ -31,15 +31,14 @@ class CA(Pull):
 
     The student's x0 at the anchor is pulled along the teacher's guidance direction, Eq. 22, probed
     at s ~ U(0, sigma_i): guidance matters for what the anchor has not decided yet.
-
-    Attributes:
-        alpha: Strength of the guidance, in units of the teacher's own guidance difference.
     """
 
     name: Literal["ca"] = "ca"
     site: Site = AtAnchor()
     probe: Law = UpToAnchor()
     alpha: Positive = 7.0
+    """Strength of the guidance, in units of the teacher's own guidance difference; the stock
+    pipeline's guidance scale is a good start."""
 
     @property
     def unsupported_guidance(self) -> Mapping[str, str]:
@@ -52,12 +51,14 @@ class CA(Pull):
         return self.alpha * (cond.x0 - null.x0), cond.x0
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class GuidanceRange:
     """Guidance scale g ~ U(low, high) in the model's own unit, one per sample, Eq. 27."""
 
     low: _Scale = 1.0
+    """Lower end of the range."""
     high: _Scale = 8.0
+    """Upper end of the range."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -70,18 +71,14 @@ class GuidanceRange:
 
 
 class DM(Pull):
-    """Distribution matching at the anchor, Eq. 23, or 27 where the guidance is drawn.
-
-    Attributes:
-        teacher_guidance: The teacher alone is queried at a guidance scale drawn from this range;
-            None: all networks at the one that the prompts are encoded with. Only for models that
-            take their guidance as an input.
-    """
+    """Distribution matching at the anchor, Eq. 23, or 27 where the guidance is drawn."""
 
     name: Literal["dm"] = "dm"
     site: Site = AtAnchor()
     probe: Law = Uniform()
     teacher_guidance: GuidanceRange | None = None
+    """Range from which the guidance scale of the teacher's queries is drawn; null: that of the
+    encoded prompts, as for the other networks. For models that take guidance as an input."""
 
     @property
     def unsupported_guidance(self) -> Mapping[str, str]:
@@ -121,19 +118,17 @@ class CAEmbedded(Pull):
     For teachers that take their guidance as an input, such as FLUX.1-dev. With the defaults it adds
     what the teacher at guidance 8 adds to itself at guidance 1. Where the velocity is affine in the
     scale, as under classifier-free guidance, it equals `CA`.
-
-    Attributes:
-        alpha: Strength of the guidance, in units of what one unit of guidance changes.
-        low: The lower guidance scale, in the model's own unit.
-        high: The higher one.
     """
 
     name: Literal["ca_embedded"] = "ca_embedded"
     site: Site = AtAnchor()
     probe: Law = UpToAnchor()
     alpha: Positive = 7.0
+    """Strength of the guidance, in units of what one unit of guidance changes."""
     low: Annotated[float, Field(ge=0)] = 1.0
+    """The lower guidance scale, in the model's own unit."""
     high: Positive = 8.0
+    """The higher one."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -16,7 +16,7 @@ from fewstep.objectives.base import Context, Objective
 from fewstep.objectives.queries import Asking, Query
 from fewstep.objectives.sites import AtAnchor
 
-_NO_EXTRA = ConfigDict(extra="forbid")
+_NO_EXTRA = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, config=_NO_EXTRA)
@@ -32,13 +32,10 @@ class Squared:
 
 @dataclass(frozen=True, config=_NO_EXTRA)
 class Charbonnier:
-    """Smoothed mean absolute gap, Eq. 29b, as in the authors' code; 0 for no gap.
-
-    Attributes:
-        eps: Gap at which the square turns into the absolute value.
-    """
+    """Smoothed mean absolute gap, Eq. 29b, as in the authors' code; 0 for no gap."""
 
     eps: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1e-3
+    """Gap at which the square turns into the absolute value, in latent units."""
     name: Literal["charbonnier"] = field(default="charbonnier", repr=False)
 
     def __call__(self, gap: Tensor) -> Tensor:
@@ -56,15 +53,13 @@ class ISG(Objective):
     SenseFlow, arXiv 2506.00523. The target is where two finer jumps end: the teacher's from the
     anchor to a random point of the segment, then the student's, without gradient, to the segment's
     end. Costs one evaluation of the teacher and one of the student beside that at the site.
-
-    Attributes:
-        site: The anchor, where the segment begins.
-        distance: How the gap to the target is measured.
     """
 
     name: Literal["isg"] = "isg"
     site: AtAnchor = AtAnchor()
+    """The anchor, where the segment begins."""
     distance: Distance = Squared()
+    """How the gap to the target is measured, Eq. 29."""
 
     def term(self, at: Context) -> Asking[Term]:
         """The gap between the student's jump and the target, Eq. 28-29."""

@@ -18,7 +18,7 @@ from fewstep.core.noise import Draws, renoise
 from fewstep.core.schedules import Law, Uniform
 from fewstep.core.types import Anchor
 
-_NO_EXTRA = ConfigDict(extra="forbid")
+_NO_EXTRA = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, config=_NO_EXTRA)
@@ -40,6 +40,7 @@ class AlongVelocity:
     """
 
     law: Law = Uniform()
+    """Law of the sigma that it is moved to."""
     name: Literal["along_velocity"] = field(default="along_velocity", repr=False)
 
     def __call__(self, anchor: Anchor, draws: Draws, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,7 @@ class FreshNoise:
     """The anchor's x0 under fresh noise at a random sigma, Eq. 20c."""
 
     law: Law = Uniform()
+    """Law of the sigma that it is noised to."""
     name: Literal["fresh_noise"] = field(default="fresh_noise", repr=False)
 
     def __call__(self, anchor: Anchor, draws: Draws, indices: Tensor) -> tuple[Tensor, Tensor]:

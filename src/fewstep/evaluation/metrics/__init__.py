@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from fewstep.config.evaluate import MetricRecipe
-from fewstep.config.strict import ConfigError, explain
+from fewstep.config.strict import ConfigError, Named, explain
 from fewstep.evaluation.metrics.base import Metric
 from fewstep.utils.registry import Registry
 
@@ -19,7 +18,7 @@ METRICS = Registry[type[Metric]](
 )
 
 
-def build(recipes: Iterable[MetricRecipe]) -> list[Metric]:
+def build(recipes: Iterable[Named]) -> list[Metric]:
     """The metrics that a recipe lists, in its order.
 
     Raises:
