@@ -12,7 +12,7 @@ from rich.console import Console
 
 import golden
 from fewstep import objectives
-from fewstep.config import parse_recipe
+from fewstep.config import Recipe
 from fewstep.core.flow import x0_from_velocity
 from fewstep.core.noise import Draws
 from fewstep.objectives import AnchorBatch, Query, drive
@@ -135,7 +135,7 @@ def recipe(steps: int = STEPS, **changes) -> dict:
 
 def run(folder: Path, steps: int = STEPS, **settings) -> Path:
     console = Console(file=io.StringIO())
-    return distill(parse_recipe(recipe(steps)), folder, console=console, **settings)
+    return distill(Recipe.from_values(recipe(steps)), folder, console=console, **settings)
 
 
 @pytest.fixture(scope="module")
