@@ -18,7 +18,8 @@ from fewstep.core.types import Conditioning
 from fewstep.models import Backbone
 from fewstep.objectives import build_all
 from fewstep.planning.dummy_conditioning import dummy_conditioning
-from fewstep.planning.suggestions import Estimate
+from fewstep.planning.estimate import Estimate
+from fewstep.planning.memory import memory_items
 from fewstep.train.distributed import SINGLE
 from fewstep.train.memory.quantization import quantize
 from fewstep.train.roles import cast
@@ -132,9 +133,9 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
     with tempfile.TemporaryDirectory() as folder:
         write_configs(model, Path(folder), tiny=size.tiny)
         backbone = models.load_meta(folder, **recipe.model.options)
-    estimate = Estimate(backbone, objectives, cuda=not size.tiny)
-    items = [i for i in estimate.memory(recipe) if i.in_training and i.name not in NOT_HERE]
-    flops = estimate.trace(recipe).flops
+    estimate = Estimate(recipe, backbone, objectives, cuda=not size.tiny)
+    items = [i for i in memory_items(estimate) if i.in_training and i.name not in NOT_HERE]
+    flops = estimate.trace.flops
     torch.manual_seed(0)
     dtype, empty = getattr(torch, recipe.model.dtype), backbone.net
     with default_dtype(dtype), size.device:
@@ -146,7 +147,7 @@ def build(model: str, name: str, overrides: list[str], size: Size) -> Subject:
         recipe,
         backbone,
         _train_state(recipe, backbone, objectives, SINGLE),
-        estimate.algorithm(recipe),
+        estimate.algorithm,
         Batch(texts(backbone, count), texts(backbone, count), torch.arange(count)),
         tflop=flops / 1e12,
         planned=sum(item.size for item in items),

@@ -135,7 +135,7 @@ def test_memory_is_as_the_recipe_says(name, folders):
     found = dry_run(recipe)
     text = shipped.find(name).read_text(encoding="utf-8")
     if counted := re.search(r"Memory: about (\d+) GB", text):
-        assert float(counted[1]) == pytest.approx(found.training_bytes / 1e9, rel=0.1, abs=1)
+        assert float(counted[1]) == pytest.approx(found.peak_bytes / 1e9, rel=0.1, abs=1)
 
 
 def _guidance(family):

@@ -11,7 +11,7 @@ import torch
 from fewstep import cli, models
 from fewstep.config import LoraRecipe
 from fewstep.planning import count_parameters, dry_run
-from fewstep.planning.files import checkpoints_kept
+from fewstep.planning.dry_run import checkpoints_kept
 from fewstep.train import distill
 from fewstep.train.memory.adapters import adapter_parameters, add_adapters
 from fewstep.utils.errors import FewstepError

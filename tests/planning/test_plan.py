@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from fewstep import cli
+from fewstep.config import Recipe
 from fewstep.planning import plan
+from fewstep.planning.estimate import micro_batch
 from fewstep.planning.gpus import GPUS, Gpu
-from fewstep.planning.memory import micro_batch
 from fewstep.planning.memory_tracker import MemoryTracker
-from fewstep.planning.suggestions import changed
 from fewstep.train.trainer import Trainer
 from fewstep.utils.errors import FewstepError
 
@@ -73,7 +73,8 @@ def assert_predicted(recipe, folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_is_that_of_a_run(size, mode, checkpointed, dtype, folders, training, tmp_path):
     student = {"mode": mode, "gradient_checkpointing": checkpointed}
-    recipe = changed(training(folders[size], student=student), {"model.dtype": dtype})
+    recipe = training(folders[size], student=student)
+    recipe = Recipe.from_values(dict(recipe), {"model.dtype": dtype})
     assert_predicted(recipe, tmp_path / "run")
 
 
@@ -91,7 +92,7 @@ def test_peak_memory_is_that_of_a_run(size, mode, checkpointed, dtype, folders, 
 )
 def test_peak_memory_follows_what_a_recipe_says(mode, settings, folders, training, tmp_path):
     student = {"mode": mode, "gradient_checkpointing": True}
-    recipe = changed(training(folders["small"], student=student), settings)
+    recipe = Recipe.from_values(dict(training(folders["small"], student=student)), settings)
     assert_predicted(recipe, tmp_path / "run")
 
 
@@ -112,7 +113,7 @@ BITS = [f"{role}.optimizer.name" for role in ("student", "fake_teacher")]
 def test_peak_memory_is_that_of_a_run_in_fewer_bits(mode, settings, folders, training, tmp_path):
     student = {"mode": mode, "gradient_checkpointing": True}
     recipe = training(folders["large"], student=student)
-    recipe = changed(recipe, {"model.dtype": "bfloat16", **settings})
+    recipe = Recipe.from_values(dict(recipe), {"model.dtype": "bfloat16", **settings})
     assert_predicted(recipe, tmp_path / "run")
 
 

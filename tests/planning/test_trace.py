@@ -8,8 +8,7 @@ import torch
 import published
 from fewstep import models
 from fewstep.config import Recipe
-from fewstep.planning.op_cache import MetaTracker, OpCache
-from fewstep.planning.suggestions import changed
+from fewstep.planning.memory_tracker import MetaTracker, OpCache
 from fewstep.planning.trace import MetaNetworks, trace
 
 
@@ -24,7 +23,7 @@ def with_and_without_cache(recipe, with_gradients):
 def test_the_cache_changes_nothing(mode, with_gradients, pipeline_folder):
     recipe = Recipe.named("demo", [f"model.path={pipeline_folder}"])
     settings = {"student.mode": mode, "student.gradient_checkpointing": with_gradients}
-    recipe = changed(recipe, {"model.dtype": "bfloat16", **settings})
+    recipe = Recipe.from_values(dict(recipe), {"model.dtype": "bfloat16", **settings})
     plain, cached = with_and_without_cache(recipe, with_gradients)
     assert plain == cached and plain.flops > 0 and plain.graph > 0
 

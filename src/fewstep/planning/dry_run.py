@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from fewstep import models, objectives
 from fewstep.config import Recipe, missing_files
 from fewstep.core.schedules import RandomGrid, few_step_sigmas, with_shift
-from fewstep.models.base import Backbone
-from fewstep.objectives import Objective
-from fewstep.planning.dummy_conditioning import dummy_conditioning
-from fewstep.planning.evaluations import Evaluations
-from fewstep.planning.files import File, files_of
-from fewstep.planning.memory import Item, peak
-from fewstep.planning.parameters import Parameters
-from fewstep.planning.suggestions import Estimate
+from fewstep.planning.counts import Evaluations, Parameters
+from fewstep.planning.estimate import Estimate
+from fewstep.planning.memory import FLOAT32, Item, memory_items, peak
 from fewstep.utils.tables import Table, text_tables
 
 STEPS = 4
@@ -27,56 +20,95 @@ WIDTH = 80
 
 
 @dataclass(frozen=True)
-class DryRun:
+class File:
+    """A file, or files of one kind.
+
+    Attributes:
+        path: Inside the run folder.
+        count: How many there are at the end of the run.
+        size: Of all of them in bytes; None: small.
+    """
+
+    path: str
+    count: int = 1
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
     """What a recipe comes to. As a string: readable tables.
 
     Attributes:
         model: What the recipe distils.
         family: The model family.
-        blocks: Repeated blocks of its network.
         parameters: How many there are, and are trained.
-        few_step: The student's sigmas for four steps, after the model's shift.
-        anchors: Highest and lowest sigma that training grids can have after their first, after the
-            model's shift; None where they have only one.
-        steps: Fewest and most steps of the training grids.
         evaluations: Network evaluations of an iteration, per sample.
-        run_evaluations: Network evaluations of a whole run, all samples.
-        memory: Item by item.
-        files: That the run would write.
-        missing: Files that the recipe names and that do not exist, by key.
+        memory: Item by item, on one device, at the fullest moment.
     """
 
     model: str
     family: str
-    blocks: int
     parameters: Parameters
-    few_step: tuple[float, ...]
-    anchors: tuple[float, float] | None
-    steps: tuple[int, int]
     evaluations: Evaluations
-    run_evaluations: int
     memory: tuple[Item, ...]
-    files: tuple[File, ...]
-    missing: dict[str, str]
 
     @property
-    def training_bytes(self) -> int:
+    def peak_bytes(self) -> int:
         """Memory at the fullest moment, while training or while prompts are encoded ahead."""
         return peak(self.memory)
-
-    @property
-    def disk_bytes(self) -> int:
-        """Size of the run folder."""
-        return sum(file.size or 0 for file in self.files)
 
     def __str__(self) -> str:
         return text_tables(self.tables(), WIDTH)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; sizes in bytes."""
-        content = asdict(self) | {"training_bytes": self.training_bytes}
+        content = asdict(self)
         content["evaluations"]["total"] = self.evaluations.total
-        return content | {"disk_bytes": self.disk_bytes}
+        return content
+
+    def tables(self) -> list[Table]:
+        """Title, columns and rows of each table that people are shown."""
+        raise NotImplementedError
+
+    def memory_table(self, total: str, made_of: str) -> Table:
+        """Title, columns and rows of the table of memory.
+
+        Args:
+            total: What the last line, of the peak, is called.
+            made_of: What is said of it.
+        """
+        rows = [(i.name, gb(i.size) if i.in_training else "-", i.made_of) for i in self.memory]
+        rows.append((total, gb(self.peak_bytes), made_of))
+        return "", ("memory on one device", "GB", "made of"), rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun(Forecast):
+    """What a recipe would train, call, hold in memory and write.
+
+    Attributes:
+        blocks: Repeated blocks of its network.
+        few_step: The student's sigmas for four steps, after the model's shift.
+        anchors: Highest and lowest sigma that training grids can have after their first, after the
+            model's shift; None where they have only one.
+        steps: Fewest and most steps of the training grids.
+        run_evaluations: Network evaluations of a whole run, all samples.
+        files: That the run would write.
+        missing: Files that the recipe names and that do not exist, by key.
+    """
+
+    blocks: int
+    few_step: tuple[float, ...]
+    anchors: tuple[float, float] | None
+    steps: tuple[int, int]
+    run_evaluations: int
+    files: tuple[File, ...]
+    missing: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; sizes in bytes."""
+        disk = sum(file.size or 0 for file in self.files)
+        return super().as_json() | {"training_bytes": self.peak_bytes, "disk_bytes": disk}
 
     def tables(self) -> list[Table]:
         """Title, columns and rows of each table that people are shown."""
@@ -104,17 +136,13 @@ class DryRun:
             ("of them backward too", evaluations.backward),
             ("the whole run, all samples", self.run_evaluations),
         ]
-        memory = [
-            *memory_rows(self.memory),
-            ("while training", gb(self.training_bytes), "estimate"),
-        ]
         files = [(f.path, f.count, None if f.size is None else gb(f.size)) for f in self.files]
         title = f"{self.model} ({self.family}, {self.blocks} blocks)"
         return [
             (title, ("parameters", "millions"), parameters),
             ("", ("grids after the model's shift", "sigmas"), grids),
             ("", ("evaluations an iteration, per sample", "on average"), counts),
-            ("", ("memory on one device", "GB", "made of"), memory),
+            self.memory_table("while training", "estimate"),
             ("", ("files that would be written", "how many", "GB"), files),
         ]
 
@@ -130,62 +158,65 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
     Raises:
         FewstepError: The run would be refused for the same reason.
     """
-    backbone, built = load_checked(recipe)
-    estimate = Estimate(backbone, built)
-    sizes = estimate.parameters(recipe)
-    evaluations = estimate.evaluations(recipe)
-    few_step, anchors, steps = grid_ranges(recipe, backbone)
+    estimate = Estimate.load(recipe)
+    sizes, evaluations, backbone = estimate.parameters, estimate.evaluations, estimate.backbone
+    grid, shift = recipe.grid, estimate.algorithm.shift
+    if isinstance(grid, RandomGrid):
+        base, steps = [1.0, grid.high, grid.low], (grid.min_steps, grid.max_steps)
+    else:
+        base, steps = list(grid.sigmas), (len(grid.sigmas), len(grid.sigmas))
+    _, *later = shift(torch.tensor(base)).tolist()
     samples = recipe.train.steps * recipe.data.batch_size
     return DryRun(
         model=recipe.model.path,
         family=backbone.name,
         blocks=len(backbone.blocks(backbone.net)),
         parameters=sizes,
-        few_step=few_step,
-        anchors=anchors,
+        few_step=tuple(with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).tolist()),
+        anchors=(later[0], later[-1]) if later and steps[1] > 1 else None,
         steps=steps,
         evaluations=evaluations,
         run_evaluations=round(samples * evaluations.total),
-        memory=tuple(estimate.memory(recipe) if walk else ()),
+        memory=tuple(memory_items(estimate) if walk else ()),
         files=tuple(files_of(recipe, sizes)),
         missing=missing_files(recipe),
     )
 
 
-def load_checked(recipe: Recipe) -> tuple[Backbone, list[Objective]]:
-    """A recipe's model on the meta device, and its objectives.
-
-    Raises:
-        FewstepError: A run would be refused, since they do not exist or do not go together.
-    """
-    built = objectives.build_all(recipe)
-    model, size = recipe.model, recipe.resolution
-    backbone = models.load_meta(model.path, force=model.force, **model.options)
-    takes_guidance = "guidance" in dummy_conditioning(backbone, 1, torch.float32).tensors
-    guidance = "embedded" if takes_guidance else "cfg"
-    objectives.refuse_unsupported(built, guidance, backbone.name)
-    backbone.effective_shift(recipe.grid.shift, size.height, size.width)
-    return backbone, built
-
-
-def grid_ranges(
-    recipe: Recipe, backbone: Backbone
-) -> tuple[tuple[float, ...], tuple[float, float] | None, tuple[int, int]]:
-    """Few-step sigmas, range of the training grids' later sigmas, fewest and most steps."""
-    grid, size = recipe.grid, recipe.resolution
-    shift = backbone.effective_shift(grid.shift, size.height, size.width)
-    few_step = with_shift(torch.tensor(few_step_sigmas(STEPS)), shift).tolist()
-    if isinstance(grid, RandomGrid):
-        base, steps = [1.0, grid.high, grid.low], (grid.min_steps, grid.max_steps)
-    else:
-        base, steps = list(grid.sigmas), (len(grid.sigmas), len(grid.sigmas))
-    _, *later = shift(torch.tensor(base)).tolist()
-    return tuple(few_step), (later[0], later[-1]) if later and steps[1] > 1 else None, steps
+def files_of(recipe: Recipe, sizes: Parameters) -> list[File]:
+    """Files of a finished run; an export, measurements and a report come later, on request."""
+    steps, every = recipe.train.steps, recipe.preview.every
+    previews = 1 + steps // every + (steps % every > 0)
+    checkpoints = checkpoints_kept(recipe)
+    height, width = recipe.resolution.height, recipe.resolution.width
+    teacher = recipe.preview.count * 3 * height * width * FLOAT32
+    trained = sizes.trained * FLOAT32
+    groups = {"student": trained, "fake_teacher": trained, "optimizers": 4 * trained}
+    if recipe.ema:
+        groups["ema"] = trained
+    return [
+        File("config.yaml"),
+        File("metrics.jsonl"),
+        File("previews/previews.json"),
+        File("previews/teacher-*.safetensors", 1, teacher),
+        File("previews/step-*.png", previews),
+        *(
+            File(f"checkpoints/step-*/{group}.safetensors", checkpoints, checkpoints * size)
+            for group, size in groups.items()
+        ),
+        File("checkpoints/step-*/state.json", checkpoints),
+    ]
 
 
-def memory_rows(items: Sequence[Item]) -> list[tuple[str, str, str]]:
-    """Rows of the table of memory."""
-    return [(i.name, gb(i.size) if i.in_training else "-", i.made_of) for i in items]
+def checkpoints_kept(recipe: Recipe) -> int:
+    """Most checkpoints that exist at once: the newest, and the best that are not among them."""
+    steps, checkpoint = recipe.train.steps, recipe.checkpoint
+    saved = set(range(checkpoint.every, steps + 1, checkpoint.every)) | {steps}
+    scored = set(range(recipe.preview.every, steps + 1, recipe.preview.every)) | {steps}
+    newest = min(checkpoint.keep_last, len(saved))
+    return min(
+        newest + checkpoint.keep_best, len(saved | (scored if checkpoint.keep_best else set()))
+    )
 
 
 def gb(size: int) -> str:

@@ -1,185 +1,143 @@
-"""What a recipe will take on given accelerators: memory, time and money, before any is spent."""
+"""What a recipe and its variants take, counted without weights."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
 
+import torch
+
+from fewstep import models, objectives
 from fewstep.config import Recipe
-from fewstep.planning.dry_run import WIDTH, gb, load_checked, memory_rows, millions
-from fewstep.planning.evaluations import Evaluations
-from fewstep.planning.gpus import Gpu, find_gpu
-from fewstep.planning.memory import Item, peak
-from fewstep.planning.parameters import Parameters
-from fewstep.planning.suggestions import Change, Estimate
-from fewstep.utils.errors import FewstepError
-from fewstep.utils.tables import Table, text_tables
+from fewstep.models.base import Backbone
+from fewstep.objectives import Objective
+from fewstep.planning.counts import (
+    CountingNetworks,
+    Evaluations,
+    Parameters,
+    count_calls,
+    count_evaluations,
+    count_parameters,
+)
+from fewstep.planning.dummy_conditioning import dummy_conditioning
+from fewstep.planning.memory_tracker import OpCache
+from fewstep.planning.trace import MetaNetworks, Trace, trace
+from fewstep.train.step import Algorithm
 
-UTILISATION = 0.4
-"""Share of an accelerator's matrix peak that training is assumed to reach by default."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe comes to on given accelerators. As a string: readable tables.
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What a recipe takes; variants of it with equal calls share a trace.
 
     Attributes:
-        model: What the recipe distils.
-        family: The model family.
-        gpu: Kind of accelerator.
-        gpus: How many.
-        parameters: How many there are, and are trained.
-        evaluations: Network evaluations of an iteration, per sample.
-        forward_flops: Of one forward pass of one sample.
-        iteration_flops: Of one iteration, all samples; a student update is every k-th.
-        run_flops: Of the run.
-        memory: Item by item, on one device, at the fullest moment.
-        changes: What would make it fit, if it does not; cumulative.
-        utilisation: Share of the matrix peak that is assumed.
-        assumed: Whether that share is the default.
-        hours: That the run takes.
-        price: Of one accelerator and hour; None: not given.
-    """
-
-    model: str
-    family: str
-    gpu: Gpu
-    gpus: int
-    parameters: Parameters
-    evaluations: Evaluations
-    forward_flops: float
-    iteration_flops: float
-    run_flops: float
-    memory: tuple[Item, ...]
-    changes: tuple[Change, ...]
-    utilisation: float
-    assumed: bool
-    hours: float
-    price: float | None
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most memory at once, on one device."""
-        return peak(self.memory)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the peak is within the accelerator's room."""
-        return self.peak_bytes <= self.gpu.room
-
-    @property
-    def cost(self) -> float | None:
-        """Of the run, in the price's currency."""
-        return None if self.price is None else self.price * self.hours * self.gpus
-
-    def __str__(self) -> str:
-        return text_tables(self.tables(), WIDTH)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; sizes in bytes."""
-        content = asdict(self) | {"peak_bytes": self.peak_bytes, "fits": self.fits}
-        content["evaluations"]["total"] = self.evaluations.total
-        return content | {"room_bytes": self.gpu.room, "cost": self.cost, "measured": False}
-
-    def tables(self) -> list[Table]:
-        """Title, columns and rows of each table that people are shown."""
-        sizes, evaluations = self.parameters, self.evaluations
-        verdict = "fits" if self.fits else "does not fit"
-        room = f"{verdict} into {gb(self.gpu.room)}: {self.gpu.memory} less 8 % for the libraries"
-        figures = [
-            ("parameters", f"{millions(sizes.network)} million"),
-            ("trained, in each of two roles", f"{millions(sizes.trained)} million"),
-            ("a forward pass of one sample", f"{self.forward_flops / 1e12:.2f} TFLOP"),
-            ("evaluations an iteration, per sample", evaluations.total),
-            ("of them backward too", evaluations.backward),
-            ("an iteration, all samples", f"{self.iteration_flops / 1e15:.3g} PFLOP"),
-            ("the run", f"{self.run_flops / 1e18:.3g} EFLOP"),
-        ]
-        share = f"{self.utilisation:g} of {self.gpu.tflops:g} TFLOP/s{', assumed' * self.assumed}"
-        cost = ("cost", "-", "give a price, of one device and hour")
-        if self.cost is not None:
-            cost = ("cost", f"{self.cost:.0f}", f"{self.price:g} x {self.gpus} x hours")
-        memory = [*memory_rows(self.memory), ("peak", gb(self.peak_bytes), room)]
-        time = [("hours", f"{self.hours:.3g}", f"{share}; no previews, no evaluation"), cost]
-        title = f"{self.model} ({self.family}) on {self.gpus} x {self.gpu.name}"
-        tables: list[Table] = [
-            (title, ("what", "how much"), figures),
-            ("", ("memory on one device", "GB", "made of"), memory),
-            ("", ("time", "estimate", "made of"), time),
-        ]
-        if self.changes:
-            title = "settings that take less, each on top of those above it"
-            tables.append((title, ("--set", "peak GB", "fits", "costs"), self._change_rows()))
-        return tables
-
-    def _change_rows(self) -> list[tuple[object, ...]]:
-        """A line for each setting; figures of a change are in its last line."""
-        rows: list[tuple[object, ...]] = []
-        for change in self.changes:
-            *others, last = change.settings
-            rows += [(setting, "", "", "") for setting in others]
-            rows.append((last, gb(change.bytes), change.fits, change.price))
-        return rows
-
-
-def plan(
-    recipe: Recipe,
-    gpu: str,
-    *,
-    gpus: int = 1,
-    utilisation: float | None = None,
-    price: float | None = None,
-    cuda: bool = True,
-) -> Plan:
-    """Estimate memory, time and cost from the model's configurations alone; writes nothing.
-
-    Args:
         recipe: What would be run.
-        gpu: Kind of accelerator, see `fewstep.planning.gpus`.
-        gpus: How many of them work together.
-        utilisation: Share of the accelerator's matrix peak that training reaches; None assumes 0.4.
-        price: Of one accelerator and hour, for the cost.
-        cuda: Count memory as on CUDA; else as on a processor.
-
-    Raises:
-        FewstepError: Such an accelerator is not known, or the run would be refused.
+        backbone: Its model, on the meta device.
+        objectives: Those of the recipe.
+        gpus: Devices that work together.
+        cuda: Follow CUDA's autocast; else a processor's.
     """
-    kind = find_gpu(gpu)
-    backbone, objectives = load_checked(recipe)
-    _refuse_uneven(recipe, gpus)
-    estimate = Estimate(backbone, objectives, gpus, cuda=cuda)
-    forward, items = estimate.trace(recipe).flops, tuple(estimate.memory(recipe))
-    evaluations = estimate.evaluations(recipe)
-    checkpointed = int(recipe.student.gradient_checkpointing)  # every so many-th block, 0: none
-    backward = 2 + (1 / checkpointed if checkpointed else 0)
-    passes = evaluations.total + evaluations.backward * backward
-    iteration = passes * forward * recipe.data.batch_size
-    run, share = iteration * recipe.train.steps, utilisation or UTILISATION
-    fits = peak(items) <= kind.room
-    return Plan(
-        model=recipe.model.path,
-        family=backbone.name,
-        gpu=kind,
-        gpus=gpus,
-        parameters=estimate.parameters(recipe),
-        evaluations=evaluations,
-        forward_flops=forward,
-        iteration_flops=iteration,
-        run_flops=run,
-        memory=items,
-        changes=() if fits else tuple(estimate.changes(recipe, kind)),
-        utilisation=share,
-        assumed=utilisation is None,
-        hours=run / (gpus * kind.tflops * 1e12 * share) / 3600,
-        price=price,
-    )
 
+    recipe: Recipe
+    backbone: Backbone
+    objectives: list[Objective]
+    gpus: int = 1
+    cuda: bool = True
+    _op_cache: OpCache = field(default_factory=OpCache)
+    _results: dict[Any, Any] = field(default_factory=dict)
 
-def _refuse_uneven(recipe: Recipe, gpus: int) -> None:
-    size = recipe.data.batch_size
-    if size % gpus:
-        raise FewstepError(
-            f"data.batch_size: {size} samples cannot be shared evenly by {gpus} devices; "
-            f"take a multiple of {gpus}, or another number of devices",
-            code="out-of-range",
+    @classmethod
+    def load(cls, recipe: Recipe, gpus: int = 1, *, cuda: bool = True) -> Self:
+        """Estimate of a recipe, with its model and its objectives.
+
+        Raises:
+            FewstepError: A run would be refused, since they do not exist or do not go together.
+        """
+        built = objectives.build_all(recipe)
+        backbone = models.load_meta(
+            recipe.model.path, force=recipe.model.force, **recipe.model.options
         )
+        takes_guidance = "guidance" in dummy_conditioning(backbone, 1, torch.float32).tensors
+        guidance = "embedded" if takes_guidance else "cfg"
+        objectives.refuse_unsupported(built, guidance, backbone.name)
+        estimate = cls(recipe, backbone, built, gpus, cuda)
+        estimate.algorithm  # noqa: B018  refuses a resolution that the model cannot have
+        return estimate
+
+    def variant(self, settings: Mapping[str, Any]) -> Self:
+        """Estimate of the recipe with other settings, by dotted key.
+
+        Raises:
+            ConfigError: They do not go with the rest of the recipe.
+        """
+        return replace(self, recipe=Recipe.from_values(dict(self.recipe), settings))
+
+    @property
+    def shards(self) -> int:
+        """Devices that one copy of the networks is split over."""
+        parallel = self.recipe.parallel
+        return 1 if parallel.shard == "none" else max(self.gpus // parallel.replicate, 1)
+
+    @property
+    def parameters(self) -> Parameters:
+        """The model's numbers of parameters, and those of the student."""
+        student = self.recipe.student
+        key = student.model_dump_json(include={"mode", "lora"})
+        return self._shared(lambda: count_parameters(self.backbone, student), key)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What an iteration does."""
+        recipe, size = self.recipe, (self.recipe.resolution.height, self.recipe.resolution.width)
+        shift = self.backbone.effective_shift(recipe.grid.shift, *size)
+        shape = self.backbone.latent_shape(*size)
+        return Algorithm.from_recipe(recipe, self.objectives, latent_shape=shape, shift=shift)
+
+    @property
+    def calls(self) -> CountingNetworks:
+        """What one sample costs in a student update."""
+        algorithm = self.algorithm
+        key = algorithm.fused, algorithm.batch_teachers
+        return self._shared(lambda: count_calls(self.recipe, self.backbone, algorithm), key)
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """Network evaluations of an iteration."""
+        parts = self.recipe.data.parts(self.gpus)
+        return count_evaluations(self.algorithm, self.calls, parts=parts)
+
+    @property
+    def trace(self) -> Trace:
+        """A call of the recipe's networks.
+
+        Gradients take the place of activations during a backward pass. Not where parts of a batch
+        add to the same gradients, nor where gradients are split over devices, so that little of
+        them stays on any.
+        """
+        recipe, largest = self.recipe, self.calls.largest
+        split = recipe.student.mode == "full" and self.shards > 1
+        with_gradients = recipe.data.parts(self.gpus) == 1 and not split
+        batch = micro_batch(recipe, self.gpus)
+        student = recipe.student.model_dump_json(exclude={"optimizer"})
+        dtypes = recipe.model.dtype, recipe.memory.trained_dtype, recipe.memory.teacher_dtype
+
+        def traced() -> Trace:
+            networks = MetaNetworks(recipe, self.backbone, cuda=self.cuda, op_cache=self._op_cache)
+            return trace(networks, batch=batch, largest=largest, with_gradients=with_gradients)
+
+        return self._shared(traced, batch, *largest.items(), with_gradients, student, dtypes)
+
+    def _shared(self, compute: Callable[[], T], *key: object) -> T:
+        """A result that variants with equal keys share."""
+        if key not in self._results:
+            self._results[key] = compute()
+        result: T = self._results[key]
+        return result
+
+
+def micro_batch(recipe: Recipe, gpus: int) -> int:
+    """Samples that one device works on at a time."""
+    data = recipe.data
+    return -(-(data.batch_size // gpus) // data.parts(gpus))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 
+from fewstep.utils import yaml
 from fewstep.utils.errors import unknown
 
 SPARE = 0.08
@@ -30,24 +32,8 @@ class Gpu:
         return round(self.memory * 1e9 * (1 - SPARE))
 
 
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("b200-180", 180, 2250),
-        Gpu("h200-141", 141, 989),
-        Gpu("h100-80", 80, 989),
-        Gpu("a100-80", 80, 312),
-        Gpu("a100-40", 40, 312),
-        Gpu("l40s-48", 48, 362),
-        Gpu("a6000-48", 48, 155),
-        Gpu("rtx4090-24", 24, 165),
-        Gpu("rtx3090-24", 24, 71),
-        Gpu("a10-24", 24, 125),
-        Gpu("l4-24", 24, 121),
-        Gpu("rtx4080-16", 16, 97.5),
-        Gpu("t4-16", 16, 65),  # in float16: it has no bfloat16
-    )
-}
+_FILE = files("fewstep.planning") / "gpus.yaml"
+GPUS = {name: Gpu(name, **row) for name, row in yaml.load(_FILE.read_text("utf-8")).items()}
 
 
 def find_gpu(name: str) -> Gpu:

@@ -10,9 +10,8 @@ from torch import nn
 from fewstep.config import OptimizerRecipe, Recipe
 from fewstep.models.base import Backbone
 from fewstep.objectives import TrainedNetwork, by_site
-from fewstep.planning.parameters import Parameters
-from fewstep.planning.trace import Trace
-from fewstep.train.step import Algorithm
+from fewstep.planning.counts import Parameters, count
+from fewstep.planning.estimate import Estimate, micro_batch
 
 FLOAT32 = 4
 WIDTHS = {None: FLOAT32, "float32": FLOAT32, "bfloat16": 2}
@@ -49,119 +48,75 @@ def peak(items: Sequence[Item]) -> int:
     return max(training, sum(item.size for item in items if item.in_encoding))
 
 
-# ----------------------------------------------------------------------------- what a recipe says
-
-
 def optimizers(recipe: Recipe) -> tuple[OptimizerRecipe, OptimizerRecipe]:
     """The student's and the fake teacher's."""
     return recipe.student.optimizer, recipe.fake_teacher.optimizer
 
 
-def shards(recipe: Recipe, gpus: int) -> int:
-    """Devices that one copy of the networks is split over."""
-    parallel = recipe.parallel
-    return 1 if parallel.shard == "none" else max(gpus // parallel.replicate, 1)
+def memory_items(estimate: Estimate) -> list[Item]:
+    """Everything that training holds on one device at its fullest moment."""
+    recipe, sizes, shards = estimate.recipe, estimate.parameters, estimate.shards
+    lora, memory = recipe.student.mode == "lora", recipe.memory
+    trained_shards = 1 if lora else shards  # adapters stay whole
+    trained, width = sizes.trained // trained_shards, WIDTHS[memory.trained_dtype]
+    split = _over(trained_shards)
+    moments = round(2 * trained * sum(MOMENTS[optimizer.name] for optimizer in optimizers(recipe)))
+    samples = micro_batch(recipe, estimate.gpus)
+    base, made_of = _base(estimate)
+    on_host = "; on the host"
+    items = [
+        Item("shared base, frozen" if lora else "teacher, frozen", base // shards,
+             made_of + _over(shards)),
+        Item("student and fake teacher", 2 * trained * width, f"2 x trained x {width} B{split}"),
+        Item("optimizers", moments,
+             f"2 roles x 2 moments{split}{on_host * memory.offload_optimizer}",
+             in_training=not memory.offload_optimizer),
+        Item("gradients", trained * width, f"trained x {width} B{split}"),
+        Item("activations and casts", _activations(estimate, sizes.trained * width),
+             f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment"),
+    ]  # fmt: skip
+    if memory.base is not None:
+        items.append(_decoded(estimate.backbone, memory.base, WIDTHS[recipe.model.dtype]))
+    if recipe.ema:
+        made_of = f"trained x {FLOAT32} B{split}{on_host * memory.offload_ema}"
+        items.append(Item("running mean (EMA)", trained * FLOAT32, made_of,
+                          in_training=not memory.offload_ema))  # fmt: skip
+    if estimate.gpus > 1:
+        items.append(_exchanged(estimate, sizes.trained * width))
+    items += _frozen_parts(recipe, sizes)
+    if brought := _of_objectives(estimate.calls.trained.values()):
+        items.append(Item("networks of objectives", brought, "weights, gradients and moments"))
+    return items
 
 
-def micro_batch(recipe: Recipe, gpus: int) -> int:
-    """Samples that one device works on at a time."""
-    data = recipe.data
-    return -(-(data.batch_size // gpus) // data.parts(gpus))
-
-
-def gradients_arise(recipe: Recipe, gpus: int) -> bool:
-    """Whether gradients take the place of activations during a backward pass.
-
-    Not where parts of a batch add to the same gradients, nor where gradients are split over
-    devices, so that little of them stays on any.
-    """
-    split = recipe.student.mode == "full" and shards(recipe, gpus) > 1
-    return recipe.data.parts(gpus) == 1 and not split
-
-
-# ----------------------------------------------------------------------------------------- items
-
-
-def activations(
-    recipe: Recipe, algorithm: Algorithm, trace: Trace, *, gradients: int, gpus: int
-) -> int:
+def _activations(estimate: Estimate, gradients: int) -> int:
     """Most bytes of activations and casts at once in an iteration, beyond all of the gradients.
 
     Graphs add up where the student is called at several sites before its one backward pass, and
     where its prediction at the anchor is kept while the fake teacher learns. Devices that average
     gradients do so when a role's other activations are gone.
-
-    Args:
-        recipe: What is trained.
-        algorithm: What an iteration does.
-        trace: A call of its network.
-        gradients: Bytes of all gradients of a role.
-        gpus: Devices that work together.
     """
+    algorithm, trace = estimate.algorithm, estimate.trace
     graphs = max(len(by_site(group)) for group in algorithm.backward_groups)
-    kept = algorithm.reuses_anchor_prediction(recipe.data.parts(gpus)) * trace.graph
+    reused = algorithm.reuses_anchor_prediction(estimate.recipe.data.parts(estimate.gpus))
+    kept = reused * trace.graph
     one_call = max(trace.forward, trace.backward)
     student = (graphs - 1) * trace.graph + max(one_call, trace.graph + trace.no_grad)
     most = max(kept + one_call, student, trace.no_grad)
     beyond = max(most - gradients, 0) if trace.with_gradients else most
-    averaging = gpus > 1 and shards(recipe, gpus) == 1
+    averaging = estimate.gpus > 1 and estimate.shards == 1
     return max(beyond, kept + _averaged(gradients)) if averaging else beyond
 
 
-def held(
-    recipe: Recipe, backbone: Backbone, sizes: Parameters, *, gpus: int, working: int
-) -> list[Item]:
-    """Everything that training holds on one of `gpus` devices at its fullest moment.
-
-    Args:
-        recipe: What is trained.
-        backbone: Its model, on the meta device.
-        sizes: Its numbers of parameters.
-        gpus: Devices that work together.
-        working: Bytes of `activations`.
-    """
-    lora, memory = recipe.student.mode == "lora", recipe.memory
-    parts = shards(recipe, gpus)
-    trained_parts = 1 if lora else parts  # adapters stay whole
-    trained, width = sizes.trained // trained_parts, WIDTHS[memory.trained_dtype]
-    split = _over(trained_parts)
-    moments = round(2 * trained * sum(MOMENTS[optimizer.name] for optimizer in optimizers(recipe)))
-    samples = micro_batch(recipe, gpus)
-
-    def away(offloaded: bool) -> str:
-        return "; on the host" if offloaded else ""
-
-    base, made_of = _base(recipe, backbone, sizes)
-    items = [
-        Item("shared base, frozen" if lora else "teacher, frozen", base // parts,
-             made_of + _over(parts)),
-        Item("student and fake teacher", 2 * trained * width, f"2 x trained x {width} B{split}"),
-        Item("optimizers", moments, f"2 roles x 2 moments{split}{away(memory.offload_optimizer)}",
-             in_training=not memory.offload_optimizer),
-        Item("gradients", trained * width, f"trained x {width} B{split}"),
-        Item("activations and casts", working,
-             f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment"),
-    ]  # fmt: skip
-    if memory.base is not None:
-        items.append(_decoded(backbone, memory.base, WIDTHS[recipe.model.dtype]))
-    if recipe.ema:
-        made_of = f"trained x {FLOAT32} B{split}{away(memory.offload_ema)}"
-        items.append(Item("running mean (EMA)", trained * FLOAT32, made_of,
-                          in_training=not memory.offload_ema))  # fmt: skip
-    if gpus > 1:
-        items.append(_exchanged(recipe, backbone, sizes, parts))
-    return [*items, *_frozen_parts(recipe, sizes)]
-
-
-def of_objectives(networks: Iterable[TrainedNetwork]) -> list[Item]:
-    """Networks that objectives bring along: weights, gradients and moments, whole everywhere."""
-    size = sum(
-        parameter.numel() * (2 * FLOAT32 + 2 * MOMENTS[network.optimizer.name])
-        for network in networks
-        for parameter in network.module.parameters()
+def _of_objectives(networks: Iterable[TrainedNetwork]) -> int:
+    """Bytes of networks that objectives bring along, which are whole on every device."""
+    return round(
+        sum(
+            parameter.numel() * (2 * FLOAT32 + 2 * MOMENTS[network.optimizer.name])
+            for network in networks
+            for parameter in network.module.parameters()
+        )
     )
-    made_of = "weights, gradients and moments"
-    return [Item("networks of objectives", round(size), made_of)] if size else []
 
 
 def _over(parts: int) -> str:
@@ -186,33 +141,30 @@ def _averaged(gradients: int) -> int:
     return 3 * min(BUCKET, gradients)
 
 
-def _exchanged(recipe: Recipe, backbone: Backbone, sizes: Parameters, parts: int) -> Item:
+def _exchanged(estimate: Estimate, gradients: int) -> Item:
     """What devices send each other and each holds for a while."""
-    if parts == 1:
-        size = _averaged(sizes.trained * WIDTHS[recipe.memory.trained_dtype])
+    if estimate.shards == 1:
         made_of = "averaged gradients; activations are gone then"
-        return Item("exchange", size, made_of, in_training=False)
-    blocks = [
-        sum(parameter.numel() for parameter in block.parameters())
-        for block in backbone.blocks(backbone.net)
-    ]
-    whole = 2 * max(blocks) + sizes.network - sum(blocks)
-    if recipe.student.mode == "lora":
-        width = WIDTHS[recipe.model.dtype]
+        return Item("exchange", _averaged(gradients), made_of, in_training=False)
+    backbone, network = estimate.backbone, estimate.parameters.network
+    blocks = [count(block) for block in backbone.blocks(backbone.net)]
+    whole = 2 * max(blocks) + network - sum(blocks)
+    if estimate.recipe.student.mode == "lora":
+        width = WIDTHS[estimate.recipe.model.dtype]
         return Item("exchange", whole * width, f"two blocks and the rest, whole x {width} B")
     made_of = f"two blocks and the rest, whole, with gradients x {FLOAT32} B"
     return Item("exchange", 2 * whole * FLOAT32, made_of)
 
 
-def _base(recipe: Recipe, backbone: Backbone, sizes: Parameters) -> tuple[int, str]:
+def _base(estimate: Estimate) -> tuple[int, str]:
     """Bytes of the frozen network, and how they come about."""
-    memory = recipe.memory
-    width = WIDTHS[memory.teacher_dtype or recipe.model.dtype]
-    if memory.base is None:
-        return sizes.network * width, f"network x {width} B"
+    recipe, network, backbone = estimate.recipe, estimate.parameters.network, estimate.backbone
+    width = WIDTHS[recipe.memory.teacher_dtype or recipe.model.dtype]
+    if recipe.memory.base is None:
+        return network * width, f"network x {width} B"
     quantised = sum(sum(_linear_sizes(block)) for block in backbone.blocks(backbone.net))
-    size = round(quantised * BASES[memory.base]) + (sizes.network - quantised) * width
-    return size, f"blocks' layers in {memory.base}, the rest x {width} B"
+    size = round(quantised * BASES[recipe.memory.base]) + (network - quantised) * width
+    return size, f"blocks' layers in {recipe.memory.base}, the rest x {width} B"
 
 
 def _decoded(backbone: Backbone, base: str, width: int) -> Item:

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from fewstep.config import Recipe
 from fewstep.models.base import Backbone
 from fewstep.planning.dummy_conditioning import dummy_conditioning
-from fewstep.planning.op_cache import MetaTracker, OpCache
+from fewstep.planning.memory_tracker import MetaTracker, OpCache
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, Roles, cast
 
 _LOW = {
@@ -58,32 +58,21 @@ class Trace:
     with_gradients: bool
 
 
+@dataclass(eq=False)
 class MetaNetworks:
-    """The networks of a run on the meta device.
+    """The networks of a run on the meta device, built when they are first needed.
 
     Attributes:
         recipe: What is trained, how, and in which precision.
         backbone: Its model, on the meta device; it is left as it is.
+        cuda: Follow CUDA's autocast, which does more in float32 than a processor's.
+        op_cache: Results of earlier traces, which make it faster; None runs every operation.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        backbone: Backbone,
-        *,
-        cuda: bool = True,
-        op_cache: OpCache | None = None,
-    ) -> None:
-        """Networks that are built when they are first needed.
-
-        Args:
-            recipe: What is trained.
-            backbone: Its model.
-            cuda: Follow CUDA's autocast, which does more in float32 than a processor's.
-            op_cache: Results of earlier traces, which make it faster; None runs every operation.
-        """
-        self.recipe, self.backbone = recipe, backbone
-        self._cuda, self._op_cache = cuda, op_cache
+    recipe: Recipe
+    backbone: Backbone
+    cuda: bool = True
+    op_cache: OpCache | None = None
 
     @cached_property
     def roles(self) -> Roles:
@@ -101,13 +90,13 @@ class MetaNetworks:
         memory, net = self.recipe.memory, self.roles.net(role)
         teacher_dtype = memory.teacher_dtype if role == TEACHER else None
         dtype = getattr(torch, teacher_dtype or self.recipe.model.dtype)
-        tracker = MetaTracker(self._op_cache)
-        autocast = _Autocast(dtype, tracker, cuda=self._cuda, texts=self.backbone.text_tokens)
+        tracker = MetaTracker(self.op_cache)
+        autocast = _Autocast(dtype, tracker, cuda=self.cuda, texts=self.backbone.text_tokens)
         tracker.watch([*net.parameters(), *net.buffers()])
         for module in net.modules():
             name = "_gradient_checkpointing_func"
             if checkpoint := getattr(module, name, None):
-                setattr(module, name, partial(_recomputed, checkpoint, autocast))
+                setattr(module, name, partial(autocast.recomputed, checkpoint))
         with self.roles.active(role), autocast, tracker, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
             yield tracker, autocast
@@ -177,14 +166,7 @@ class _Autocast(TorchFunctionMode):
     """
 
     def __init__(self, dtype: torch.dtype, tracker: MetaTracker, *, cuda: bool, texts: int) -> None:
-        """Precision of a call.
-
-        Args:
-            dtype: What matrix products are done in.
-            tracker: Where the arithmetic of attention is counted.
-            cuda: Follow CUDA's autocast.
-            texts: Tokens of each text, for networks that count those of a mask.
-        """
+        """Products are done in `dtype`; `texts` are the tokens of a text, which masks tell."""
         super().__init__()
         self.in_backward = False
         self._tracker, self._texts = tracker, texts
@@ -199,10 +181,11 @@ class _Autocast(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Runs a function as autocast would."""
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        if func is torch.Tensor.__getitem__ and _is_meta_mask(args[1]):
+        index = args[1] if func is torch.Tensor.__getitem__ else None
+        if isinstance(index, Tensor) and index.dtype == torch.bool and index.is_meta:
             return args[0].view_as(args[0])  # a mask without values selects everything
         if func is torch.Tensor.tolist and args[0].is_meta:
             return [self._texts] * len(args[0])
@@ -227,26 +210,18 @@ class _Autocast(TorchFunctionMode):
             output: Tensor = flash(query, key, value)[0]
         return output
 
-    def also_in_backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that runs in this mode also where a backward pass calls it."""
+    def recomputed(self, checkpoint: Any, part: Any, *args: Any) -> Any:
+        """Lets a part that a backward pass recomputes run in this mode there as well."""
+        if isinstance(part, nn.Module) and "forward" not in vars(part):
+            forward = part.forward
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self if self.in_backward else nullcontext():
-                return function(*args, **kwargs)
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with self if self.in_backward else nullcontext():
+                    return forward(*args, **kwargs)
 
-        return run
+            part.forward = run
+        return checkpoint(part, *args)
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _is_meta_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype == torch.bool and index.is_meta
-
-
-def _recomputed(checkpoint: Any, autocast: _Autocast, part: Any, *args: Any) -> Any:
-    """Lets a part that is recomputed run in the same precision again."""
-    if isinstance(part, nn.Module) and "forward" not in vars(part):
-        part.forward = autocast.also_in_backward(part.forward)
-    return checkpoint(part, *args)

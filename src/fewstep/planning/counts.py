@@ -1,24 +1,72 @@
-"""Network evaluations of an iteration, counted by running its objectives on stand-in networks."""
+"""What a model has and what an iteration calls: parameters, and network evaluations.
+
+Evaluations are counted by running a recipe's objectives on stand-in networks.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.config import Recipe
+from fewstep.config import LoraRecipe, Recipe, StudentRecipe
 from fewstep.core.noise import Draws
-from fewstep.core.schedules import Grid, RandomGrid
+from fewstep.core.schedules import RandomGrid
 from fewstep.core.types import Anchor, Conditioning
 from fewstep.models.base import Backbone
 from fewstep.objectives import AnchorBatch, Objective, contexts, drive, evaluate
 from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.trace import MetaNetworks
+from fewstep.train.memory.adapters import adapter_parameters, add_adapters
+from fewstep.train.roles import STUDENT
 from fewstep.train.step import Algorithm
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters.
+
+    Attributes:
+        network: Of the network that is distilled.
+        trained: Of the student that are trained; the fake teacher has as many.
+        encoders: Of the text encoders.
+        vae: Of what decodes latents, and all else that is no text encoder.
+    """
+
+    network: int
+    trained: int
+    encoders: int
+    vae: int
+
+
+def count_parameters(backbone: Backbone, recipe: StudentRecipe) -> Parameters:
+    """Count a model's parameters; it may be on the meta device.
+
+    Raises:
+        FewstepError: A LoRA target that no layer of the network matches.
+    """
+    net = backbone.net
+    trained: Iterable[nn.Parameter] = net.parameters()
+    if recipe.mode == "lora":
+        adapted = copy.deepcopy(net)
+        add_adapters(backbone, adapted, recipe.lora or LoraRecipe(), [STUDENT], seed=0)
+        trained = adapter_parameters(adapted, STUDENT).values()
+    modules = {
+        name: part for name, part in backbone.pipe.components.items() if isinstance(part, nn.Module)
+    }
+    encoders = [modules.pop(name) for name in backbone.encoder_names if name in modules]
+    vae = [part for part in modules.values() if part is not net]
+    return Parameters(count(net), sum(p.numel() for p in trained), count(*encoders), count(*vae))
+
+
+def count(*modules: nn.Module) -> int:
+    """Number of parameters of some modules."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 @dataclass(frozen=True)
@@ -58,7 +106,11 @@ def count_evaluations(
         counted: What its objectives call in an iteration, see `count_calls`.
         parts: Parts of the batch that are worked through one after the other.
     """
-    every, steps = algorithm.every, mean_steps(algorithm.grid)
+    grid, every = algorithm.grid, algorithm.every
+    if isinstance(grid, RandomGrid):
+        steps = (grid.min_steps + grid.max_steps) / 2
+    else:
+        steps = float(len(grid.sigmas))
     simulation = (steps + 1) / 2 if algorithm.stops_at_anchors else steps
     if algorithm.reuses_anchor_prediction(parts):
         simulation -= 1 / every  # counted as the objectives'
@@ -71,13 +123,6 @@ def count_evaluations(
         networks=float(counted.samples_of_networks),
         backward=algorithm.fake_updates + counted.backward / every,
     )
-
-
-def mean_steps(grid: Grid) -> float:
-    """Average number N of a grid's steps."""
-    if isinstance(grid, RandomGrid):
-        return (grid.min_steps + grid.max_steps) / 2
-    return float(len(grid.sigmas))
 
 
 class CountingNetworks:

@@ -1,0 +1,160 @@
+"""What a recipe will take on given accelerators: memory, time and money, before any is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.config import Recipe
+from fewstep.planning.dry_run import Forecast, gb, millions
+from fewstep.planning.estimate import Estimate
+from fewstep.planning.gpus import Gpu, find_gpu
+from fewstep.planning.memory import memory_items, peak
+from fewstep.planning.suggestions import Change, changes
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.tables import Table
+
+UTILISATION = 0.4
+"""Share of an accelerator's matrix peak that training is assumed to reach by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Forecast):
+    """What a recipe comes to on given accelerators.
+
+    Attributes:
+        gpu: Kind of accelerator.
+        gpus: How many.
+        forward_flops: Of one forward pass of one sample.
+        iteration_flops: Of one iteration, all samples; a student update is every k-th.
+        run_flops: Of the run.
+        changes: What would make it fit, if it does not; cumulative.
+        utilisation: Share of the matrix peak that is assumed.
+        assumed: Whether that share is the default.
+        hours: That the run takes.
+        price: Of one accelerator and hour; None: not given.
+    """
+
+    gpu: Gpu
+    gpus: int
+    forward_flops: float
+    iteration_flops: float
+    run_flops: float
+    changes: tuple[Change, ...]
+    utilisation: float
+    assumed: bool
+    hours: float
+    price: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the accelerator's room."""
+        return self.peak_bytes <= self.gpu.room
+
+    @property
+    def cost(self) -> float | None:
+        """Of the run, in the price's currency."""
+        return None if self.price is None else self.price * self.hours * self.gpus
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; sizes in bytes."""
+        return super().as_json() | {
+            "peak_bytes": self.peak_bytes,
+            "fits": self.fits,
+            "room_bytes": self.gpu.room,
+            "cost": self.cost,
+            "measured": False,
+        }
+
+    def tables(self) -> list[Table]:
+        """Title, columns and rows of each table that people are shown."""
+        sizes, evaluations = self.parameters, self.evaluations
+        verdict = "fits" if self.fits else "does not fit"
+        room = f"{verdict} into {gb(self.gpu.room)}: {self.gpu.memory} less 8 % for the libraries"
+        figures = [
+            ("parameters", f"{millions(sizes.network)} million"),
+            ("trained, in each of two roles", f"{millions(sizes.trained)} million"),
+            ("a forward pass of one sample", f"{self.forward_flops / 1e12:.2f} TFLOP"),
+            ("evaluations an iteration, per sample", evaluations.total),
+            ("of them backward too", evaluations.backward),
+            ("an iteration, all samples", f"{self.iteration_flops / 1e15:.3g} PFLOP"),
+            ("the run", f"{self.run_flops / 1e18:.3g} EFLOP"),
+        ]
+        share = f"{self.utilisation:g} of {self.gpu.tflops:g} TFLOP/s{', assumed' * self.assumed}"
+        cost = ("cost", "-", "give a price, of one device and hour")
+        if self.cost is not None:
+            cost = ("cost", f"{self.cost:.0f}", f"{self.price:g} x {self.gpus} x hours")
+        time = [("hours", f"{self.hours:.3g}", f"{share}; no previews, no evaluation"), cost]
+        title = f"{self.model} ({self.family}) on {self.gpus} x {self.gpu.name}"
+        tables: list[Table] = [
+            (title, ("what", "how much"), figures),
+            self.memory_table("peak", room),
+            ("", ("time", "estimate", "made of"), time),
+        ]
+        if self.changes:
+            rows: list[tuple[object, ...]] = []
+            for change in self.changes:  # a line for each setting; figures are in the last
+                *others, last = change.settings
+                rows += [(setting, "", "", "") for setting in others]
+                rows.append((last, gb(change.bytes), change.fits, change.price))
+            title = "settings that take less, each on top of those above it"
+            tables.append((title, ("--set", "peak GB", "fits", "costs"), rows))
+        return tables
+
+
+def plan(
+    recipe: Recipe,
+    gpu: str,
+    *,
+    gpus: int = 1,
+    utilisation: float | None = None,
+    price: float | None = None,
+    cuda: bool = True,
+) -> Plan:
+    """Estimate memory, time and cost from the model's configurations alone; writes nothing.
+
+    Args:
+        recipe: What would be run.
+        gpu: Kind of accelerator, see `fewstep.planning.gpus`.
+        gpus: How many of them work together.
+        utilisation: Share of the accelerator's matrix peak that training reaches; None assumes 0.4.
+        price: Of one accelerator and hour, for the cost.
+        cuda: Count memory as on CUDA; else as on a processor.
+
+    Raises:
+        FewstepError: Such an accelerator is not known, or the run would be refused.
+    """
+    kind = find_gpu(gpu)
+    estimate = Estimate.load(recipe, gpus, cuda=cuda)
+    size = recipe.data.batch_size
+    if size % gpus:
+        raise FewstepError(
+            f"data.batch_size: {size} samples cannot be shared evenly by {gpus} devices; "
+            f"take a multiple of {gpus}, or another number of devices",
+            code="out-of-range",
+        )
+    forward, items = estimate.trace.flops, tuple(memory_items(estimate))
+    evaluations = estimate.evaluations
+    checkpointed = int(recipe.student.gradient_checkpointing)  # every so many-th block, 0: none
+    backward = 2 + (1 / checkpointed if checkpointed else 0)
+    passes = evaluations.total + evaluations.backward * backward
+    iteration = passes * forward * size
+    run, share = iteration * recipe.train.steps, utilisation or UTILISATION
+    fits = peak(items) <= kind.room
+    return Plan(
+        model=recipe.model.path,
+        family=estimate.backbone.name,
+        gpu=kind,
+        gpus=gpus,
+        parameters=estimate.parameters,
+        evaluations=evaluations,
+        forward_flops=forward,
+        iteration_flops=iteration,
+        run_flops=run,
+        memory=items,
+        changes=() if fits else tuple(changes(estimate, kind.room)),
+        utilisation=share,
+        assumed=utilisation is None,
+        hours=run / (gpus * kind.tflops * 1e12 * share) / 3600,
+        price=price,
+    )
