@@ -339,3 +339,14 @@ def test_a_lora_without_a_note_needs_its_base(make_run, pipeline_folder, tmp_pat
     assert caught.value.code == "missing-input"
     opened = open_model(adapter, base=str(pipeline_folder), max_sequence_length=16)
     assert torch.equal(sample(opened), expected)
+
+
+def test_an_export_on_a_grid_of_earlier_versions_is_refused(make_run):
+    exported = export_model(make_run())
+    note = json.loads((exported / "fewstep.json").read_text())
+    (exported / "fewstep.json").write_text(json.dumps(note | {"shift_scale": 1.0}))
+    open_model(exported)
+    (exported / "fewstep.json").write_text(json.dumps(note | {"shift_scale": 0.42}))
+    with pytest.raises(FewstepError) as caught:
+        open_model(exported)
+    assert caught.value.code == "version"

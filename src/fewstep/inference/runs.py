@@ -130,7 +130,14 @@ class Place:
     @property
     def note(self) -> dict[str, Any]:
         """What an exported folder says of itself; nothing where it is an ordinary one."""
-        return read_json(self.folder / NOTE) or {}
+        note = read_json(self.folder / NOTE) or {}
+        if note.get("shift_scale", 1.0) != 1.0:
+            raise FewstepError(
+                f"{self.folder}: exported by an earlier version, on a grid that this one does not "
+                "know; export the run again",
+                code="version",
+            )
+        return note
 
     @property
     def is_lora(self) -> bool:
