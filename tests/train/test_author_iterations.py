@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fewstep.config import Recipe
+from fewstep.config.migrate import migrated
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
 from fewstep.utils.resources import resolve
@@ -38,9 +39,9 @@ def theirs() -> dict[str, np.ndarray]:
 
 def recipe_of(theirs: dict[str, np.ndarray], step: str) -> Recipe:
     """The recorded recipe, for as many iterations; what evaluates a run is left out."""
-    text = str(theirs["recipe"]).replace("package://fewstep.world/", "package://fewstep.toyworld/")
-    data = json.loads(text)
+    data = json.loads(str(theirs["recipe"]))
     del data["evaluate"]
+    data = migrated(data)  # it was recorded with the settings of version 0.1.0
     data["train"] |= {"steps": ITERATIONS, "step": step, "device": "cpu"}
     data["data"]["encode_ahead"] = False
     data["checkpoint"]["every"] = ITERATIONS
