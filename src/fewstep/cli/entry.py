@@ -33,7 +33,6 @@ PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; unexpected exceptions pass through."""
-    _prepare()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if "--help" not in given:  # which computes nothing, and is to be quick
         _prepare()
