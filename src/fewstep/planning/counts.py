@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fewstep.config import LoraRecipe, Recipe, StudentRecipe
 from fewstep.core.noise import Draws
-from fewstep.core.schedules import RandomGrid
 from fewstep.core.types import Anchor, Conditioning
 from fewstep.models.base import Backbone
 from fewstep.objectives import AnchorBatch, Objective, contexts, drive, evaluate
@@ -94,35 +93,6 @@ class Evaluations:
         """All of them, as a run's metrics count them."""
         teachers = self.fake_teacher + self.teachers + self.networks
         return self.simulation + self.student + teachers
-
-
-def count_evaluations(
-    algorithm: Algorithm, counted: CountingNetworks, *, parts: int = 1
-) -> Evaluations:
-    """Average evaluations of an iteration, per sample; previews and health are left out.
-
-    Args:
-        algorithm: The recipe's.
-        counted: What its objectives call in an iteration, see `count_calls`.
-        parts: Parts of the batch that are worked through one after the other.
-    """
-    grid, every = algorithm.grid, algorithm.every
-    if isinstance(grid, RandomGrid):
-        steps = (grid.min_steps + grid.max_steps) / 2
-    else:
-        steps = float(len(grid.sigmas))
-    simulation = (steps + 1) / 2 if algorithm.stops_at_anchors else steps
-    if algorithm.reuses_anchor_prediction(parts):
-        simulation -= 1 / every  # counted as the objectives'
-    samples = counted.samples
-    return Evaluations(
-        simulation=simulation,
-        fake_teacher=float(algorithm.fake_updates),
-        student=samples["student"] / every,
-        teachers=(samples["teacher"] + samples["fake_teacher"]) / every,
-        networks=float(counted.samples_of_networks),
-        backward=algorithm.fake_updates + counted.backward / every,
-    )
 
 
 class CountingNetworks:

@@ -10,6 +10,7 @@ import torch
 
 from fewstep import models, objectives
 from fewstep.config import Recipe
+from fewstep.core.schedules import RandomGrid
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.planning.counts import (
@@ -17,7 +18,6 @@ from fewstep.planning.counts import (
     Evaluations,
     Parameters,
     count_calls,
-    count_evaluations,
     count_parameters,
 )
 from fewstep.planning.dummy_conditioning import dummy_conditioning
@@ -62,9 +62,7 @@ class Estimate:
         takes_guidance = "guidance" in dummy_conditioning(backbone, 1, torch.float32).tensors
         guidance = "embedded" if takes_guidance else "cfg"
         objectives.refuse_unsupported(built, guidance, backbone.name)
-        estimate = cls(recipe, backbone, built, gpus, cuda)
-        estimate.algorithm  # noqa: B018  refuses a resolution that the model cannot have
-        return estimate
+        return cls(recipe, backbone, built, gpus, cuda)
 
     def variant(self, settings: Mapping[str, Any]) -> Self:
         """Estimate of the recipe with other settings, by dotted key.
@@ -104,17 +102,32 @@ class Estimate:
 
     @property
     def evaluations(self) -> Evaluations:
-        """Network evaluations of an iteration."""
-        parts = self.recipe.data.parts(self.gpus)
-        return count_evaluations(self.algorithm, self.calls, parts=parts)
+        """Network evaluations of an iteration; previews and health are left out."""
+        algorithm, calls = self.algorithm, self.calls
+        grid, every, samples = algorithm.grid, algorithm.every, calls.samples
+        if isinstance(grid, RandomGrid):
+            steps = (grid.min_steps + grid.max_steps) / 2  # on average
+        else:
+            steps = float(len(grid.sigmas))
+        simulation = (steps + 1) / 2 if algorithm.stops_at_anchors else steps
+        if algorithm.reuses_anchor_prediction(self.recipe.data.parts(self.gpus)):
+            simulation -= 1 / every  # counted as the objectives'
+        return Evaluations(
+            simulation=simulation,
+            fake_teacher=float(algorithm.fake_updates),
+            student=samples["student"] / every,
+            teachers=(samples["teacher"] + samples["fake_teacher"]) / every,
+            networks=float(calls.samples_of_networks),
+            backward=algorithm.fake_updates + calls.backward / every,
+        )
 
     @property
     def trace(self) -> Trace:
         """A call of the recipe's networks.
 
-        Gradients take the place of activations during a backward pass. Not where parts of a batch
-        add to the same gradients, nor where gradients are split over devices, so that little of
-        them stays on any.
+        Gradients are counted from when they take the place of activations in a backward pass; not
+        where parts of a batch add to the same gradients, nor where gradients are split over
+        devices, so that little of them stays on any.
         """
         recipe, largest = self.recipe, self.calls.largest
         split = recipe.student.mode == "full" and self.shards > 1
