@@ -155,14 +155,12 @@ def plan(
             f"take a multiple of {gpus}, or another number of devices",
             code="out-of-range",
         )
-    forward, items = estimate.trace.flops, tuple(memory_items(estimate))
-    evaluations = estimate.evaluations
+    forward, evaluations = estimate.trace.flops, estimate.evaluations
     checkpointed = int(recipe.student.gradient_checkpointing)  # every so many-th block, 0: none
     backward = 2 + (1 / checkpointed if checkpointed else 0)
     passes = evaluations.total + evaluations.backward * backward
     iteration = passes * forward * size
     run, share = iteration * recipe.train.steps, utilisation or UTILISATION
-    fits = peak(items) <= kind.room
     return Plan(
         model=recipe.model.path,
         family=estimate.backbone.name,
@@ -173,8 +171,8 @@ def plan(
         forward_flops=forward,
         iteration_flops=iteration,
         run_flops=run,
-        memory=items,
-        changes=() if fits else tuple(changes(estimate, kind.room)),
+        memory=tuple(memory_items(estimate)),
+        changes=tuple(changes(estimate, kind.room)),
         utilisation=share,
         assumed=utilisation is None,
         hours=run / (gpus * kind.tflops * 1e12 * share) / 3600,
@@ -192,6 +190,8 @@ def changes(estimate: Estimate, room: int) -> Iterator[Change]:
         room: Bytes that a device has.
     """
     chosen: list[Suggestion] = []
+    if peak(memory_items(estimate)) <= room:
+        return
     for suggestion in suggestions(estimate.recipe, estimate.gpus):
         size = _peak_with(estimate, [*chosen, suggestion])
         if size is None:  # it does not go with the recipe's other settings
