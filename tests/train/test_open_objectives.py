@@ -15,6 +15,7 @@ from fewstep import objectives
 from fewstep.config import Recipe
 from fewstep.core.flow import x0_from_velocity
 from fewstep.core.noise import Draws
+from fewstep.core.types import Anchor
 from fewstep.objectives import AnchorBatch, Query, drive
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
@@ -112,6 +113,37 @@ def test_a_loss_through_both_teachers_reaches_the_student(installed, roles, anch
     )
     graph = torch.autograd.grad(term.loss.sum(), list(roles.student_net.parameters()))
     assert all(gradient.any() for gradient in graph)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_recomputed_activations_are_those_of_the_network_that_was_queried(
+    mode, installed, make_run
+):
+    """With one network for all roles, a block is recomputed with the adapters of its query."""
+    gradients = []
+    for recompute in ("false", "true"):
+        run = make_run(
+            f"student.mode={mode}",
+            f"student.gradient_checkpointing={recompute}",
+            "objectives=[{name: score_identity}, {name: dm}]",
+        )
+        roles, rng = run.train_state.roles, torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for role in ("student", "fake_teacher"):
+                for parameter in roles.parameters(role).values():
+                    parameter += 0.02 * torch.randn(parameter.shape, generator=rng)
+        xt = torch.randn(2, *run.algorithm.latent_shape, generator=rng)
+        sigma = torch.tensor([0.8, 0.4])
+        anchor = Anchor(xt, sigma, sigma / 2, velocity=xt, x0=xt, final=xt)
+        cond, null = run.encoder.encode(["a ring", "a star"]), run.encoder.null(2)
+        where = AnchorBatch(anchor, cond, null, Draws(0, 0), torch.arange(2))
+        terms = objectives.evaluate(run.algorithm.objectives, roles, where, batched=True)
+        roles.backward("student", torch.stack([term.loss.sum() for term in terms]).sum())
+        grads = [p.grad for p in roles.parameters("student").values() if p.grad is not None]
+        gradients.append(torch.cat([grad.flatten() for grad in grads]))
+    plain, recomputed = gradients
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
 
 
 # -------------------------------------------------------------------------------------- real runs

@@ -315,6 +315,7 @@ def _update(
         loss = loss_of(each).sum() / total
         state.roles.backward(network, loss)
         losses.append(loss.detach())
+    state.roles.discard_gradients(keep=network)
     mean = torch.stack(losses).sum()
     norm = state.optimizers[network].update({network: mean}, draws.step + 1)
     return {f"loss/{network}": mean, f"grad_norm/{network}": norm}
