@@ -37,6 +37,7 @@ from transformers import T5Config, T5EncoderModel
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid
 from fewstep.data.prompts import ENCODE_BATCH
+from fewstep.models import shipped_configs
 from fewstep.train.determinism import deterministic
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER
 from fewstep.train.step import iteration
@@ -330,15 +331,12 @@ def _on_base(base: str, size: Size) -> dict[str, Any]:
 @torch.no_grad()
 def encoders(size: Size) -> dict[str, Any]:
     """Activations that `fewstep plan` leaves out: T5-XXL on prompts, the VAE on 1024 x 1024."""
-    import paths  # noqa: F401
-
-    from published import KL16, T5_XXL
-
+    parts = shipped_configs.components(SD3)
     toy = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4}
-    settings: Mapping[str, Any] = {**T5_XXL[1], **(toy if size.tiny else {})}
+    settings: Mapping[str, Any] = {**parts["text_encoder_3"][1], **(toy if size.tiny else {})}
     with default_dtype(torch.bfloat16), size.device:
         t5 = T5EncoderModel(T5Config(**settings)).eval()
-        vae = diffusers.AutoencoderKL(**KL16[1]).eval()
+        vae = diffusers.AutoencoderKL(**parts["vae"][1]).eval()
     results, prompts, side = {}, 2 if size.tiny else ENCODE_BATCH, 16 if size.tiny else 128
     for tokens in (256, 512):
         ids = torch.zeros(prompts, tokens, dtype=torch.long, device=size.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep import models
 from fewstep.config import Recipe
 from fewstep.core.types import Conditioning
-from fewstep.models import Backbone
+from fewstep.models import Backbone, shipped_configs
 from fewstep.objectives import build_all
 from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.estimate import Estimate
@@ -48,15 +48,11 @@ TOYS: dict[str, dict[str, Any]] = {
 
 def write_configs(model: str, folder: Path, *, tiny: bool) -> None:
     """A published model's folder: its network and scheduler, of which only configurations."""
-    import paths  # noqa: F401
-
-    from published import MODELS
-
-    known = MODELS[model]
-    cls, settings = known.net
+    known = shipped_configs.components(model)
+    cls, settings = known["transformer"]
     parts = {"transformer": (cls, settings | (TOYS[model] if tiny else {}))}
-    parts["scheduler"] = known.scheduler
-    index: dict[str, Any] = {"_class_name": known.pipeline}
+    parts["scheduler"] = known["scheduler"]
+    index: dict[str, Any] = {"_class_name": shipped_configs.pipeline_class(model)}
     for name, (cls, settings) in parts.items():
         index[name] = ["diffusers", cls]
         file = "config.json" if name == "transformer" else "scheduler_config.json"

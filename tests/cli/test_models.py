@@ -9,9 +9,9 @@ from itertools import pairwise
 import diffusers
 import pytest
 
-import published
 from fewstep import cli, models
 from fewstep.config import Recipe, shipped
+from fewstep.models import shipped_configs
 from fewstep.objectives import build_all, refuse_unsupported
 from fewstep.planning import dry_run
 
@@ -35,21 +35,6 @@ EXPECTED = {
     "Wan 2.1 T2V 1.3B",
 }
 REAL = [name for name in shipped.available() if not name.startswith("demo")]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """``folders(repo)``: that model's configurations, written once."""
-    written = {}
-
-    def of(repo):
-        if repo not in written:
-            place = tmp_path_factory.mktemp("published") / repo.rpartition("/")[2]
-            place.mkdir()
-            written[repo] = published.write(repo, place)
-        return written[repo]
-
-    return of
 
 
 def answer(arguments, capsys):
@@ -94,6 +79,12 @@ def test_what_is_refused_is_not_offered():
     assert {each.instead for each in models.REFUSED} <= offered
 
 
+def test_every_model_of_the_table_can_be_planned_without_the_hub():
+    assert {each.repo for family in models.available() for each in family.models} <= set(
+        shipped_configs.available()
+    )
+
+
 def test_every_family_has_a_recipe(capsys):
     rows = answer(["models"], capsys)["models"]
     served = {row["class"] for row in rows if row["recipes"]}
@@ -104,24 +95,25 @@ LISTED = {each.repo: each for family in models.available() for each in family.mo
 WALKED = {Recipe.named(name).model.path for name in REAL}
 
 
-@pytest.mark.parametrize("repo", sorted(set(published.MODELS) - WALKED))
-def test_sizes_without_a_recipe_are_as_listed(repo, folders):
-    backbone = models.load_meta(folders(repo))
+@pytest.mark.parametrize("repo", sorted(set(shipped_configs.available()) - WALKED))
+def test_sizes_without_a_recipe_are_as_listed(repo):
+    backbone = models.load_meta(repo)
     found = sum(parameter.numel() for parameter in backbone.net.parameters())
     assert found / 1e9 == pytest.approx(LISTED[repo].parameters, rel=0.02)
     assert all(parameter.is_meta for parameter in backbone.net.parameters())
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_every_recipe_can_be_walked_through(name, folders):
-    path = Recipe.named(name).model.path
-    recipe = Recipe.named(name, [f"model.path={folders(path)}"])
+def test_every_recipe_can_be_walked_through(name):
+    recipe = Recipe.named(name)
     found = dry_run(recipe, walk=False)
     refuse_unsupported(build_all(recipe), _guidance(found.family), found.family)
     few, anchors = found.few_step, found.anchors
     assert few[-1] == 0 and all(a > b for a, b in pairwise(few))
     assert few[0] >= anchors[0] > anchors[1] > 0
-    assert found.parameters.network / 1e9 == pytest.approx(LISTED[path].parameters, rel=0.02)
+    assert found.parameters.network / 1e9 == pytest.approx(
+        LISTED[recipe.model.path].parameters, rel=0.02
+    )
     assert 0 < found.parameters.trained <= found.parameters.network
     assert found.evaluations.total > found.evaluations.backward > 1
     assert f"fewstep distill {name}" in shipped.find(name).read_text(encoding="utf-8")
@@ -129,10 +121,8 @@ def test_every_recipe_can_be_walked_through(name, folders):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_memory_is_as_the_recipe_says(name, folders):
-    path = Recipe.named(name).model.path
-    recipe = Recipe.named(name, [f"model.path={folders(path)}"])
-    found = dry_run(recipe)
+def test_memory_is_as_the_recipe_says(name):
+    found = dry_run(Recipe.named(name))
     text = shipped.find(name).read_text(encoding="utf-8")
     if counted := re.search(r"Memory: about (\d+) GB", text):
         assert float(counted[1]) == pytest.approx(found.peak_bytes / 1e9, rel=0.1, abs=1)

@@ -104,7 +104,8 @@ def load(
     """
     import torch
 
-    family = _checked_family(path_or_repo_id, options, force=force, teacher=teacher)
+    configs = hub.download_configs(path_or_repo_id)
+    family = _checked_family(path_or_repo_id, configs, options, force=force, teacher=teacher)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise FewstepError(
             f"unknown dtype {dtype!r}: {did_you_mean(dtype, _DTYPES)}", code="unknown-name"
@@ -132,10 +133,11 @@ def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: An
     """Loads a pipeline without weights and tokenizers: all networks are on the meta device.
 
     It knows sizes, shifts, blocks and LoRA targets, and cannot compute. Of a repo, only the
-    configurations are fetched. Arguments and errors are those of `load`.
+    configurations are fetched; those of published models are shipped for when that fails. Arguments
+    and errors are those of `load`.
     """
-    family = _checked_family(path_or_repo_id, options, force=force, teacher=True)
-    folder = hub.download_configs(path_or_repo_id)
+    folder = hub.download_configs(path_or_repo_id, or_shipped=True)
+    family = _checked_family(path_or_repo_id, folder, options, force=force, teacher=True)
     return family(meta_pipeline(folder, family.pipeline_class), folder, **options)
 
 
@@ -173,10 +175,14 @@ def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
 
 
 def _checked_family(
-    path_or_repo_id: str | Path, options: dict[str, Any], *, force: bool, teacher: bool
+    path_or_repo_id: str | Path,
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    force: bool,
+    teacher: bool,
 ) -> type[Backbone]:
     """The family of a pipeline that may be loaded with these options; reads configurations only."""
-    folder = hub.download_configs(path_or_repo_id)
     family = family_of(folder)
     if teacher and (why := distilled.recognise(str(path_or_repo_id), folder)):
         if not force:

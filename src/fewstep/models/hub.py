@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fewstep.models import shipped_configs
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.resources import resolve
 
@@ -13,8 +14,13 @@ _CONFIGS = ("model_index.json", "*/config.json", "scheduler/*.json", "fewstep.js
 """Everything about a pipeline but its weights and vocabularies; some kilobytes."""
 
 
-def download_configs(path_or_repo_id: str | Path) -> Path:
+def download_configs(path_or_repo_id: str | Path, *, or_shipped: bool = False) -> Path:
     """The folder of a pipeline with at least its configurations; of a repo, only these are fetched.
+
+    Args:
+        path_or_repo_id: A folder, or `owner/name`.
+        or_shipped: Of a published model that the hub does not give (no network, or its licence is
+            not accepted yet), take the configurations that are shipped.
 
     Raises:
         FewstepError: There is neither such a folder nor such a repo.
@@ -25,7 +31,12 @@ def download_configs(path_or_repo_id: str | Path) -> Path:
 
         return snapshot_download(repo, allow_patterns=list(_CONFIGS))
 
-    return _find(path_or_repo_id, fetch)
+    try:
+        return _find(path_or_repo_id, fetch)
+    except FewstepError:
+        if or_shipped and str(path_or_repo_id) in shipped_configs.available():
+            return shipped_configs.folder_of(str(path_or_repo_id))
+        raise
 
 
 def download(path_or_repo_id: str | Path, pipeline: Any) -> Path:
