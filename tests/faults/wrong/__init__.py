@@ -1,0 +1,1 @@
+"""The table of wrong inputs, an area a module."""
