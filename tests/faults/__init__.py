@@ -21,5 +21,6 @@ It runs by the program's own entry point, in a process and an empty working fold
   right: pictures, figures, files. There is no accepted case without a check.
 
 ``python -m faults.table [AREA [WORDS]]``, with ``src`` and ``tests`` on PYTHONPATH, runs an area
-(or those of its cases whose names fit an expression), prints what breaks the rules, and counts. ``make test`` runs a few of each area, ``make test-slow`` all of them.
+(or those of its cases whose names fit an expression), prints what breaks the rules, and counts.
+``make test`` runs a few of each area, ``make test-slow`` all of them.
 """

@@ -7,18 +7,21 @@ import multiprocessing
 import os
 import signal
 import stat
+from pathlib import Path
 
 import pytest
 
 from fewstep.utils.files import (
     damaged_files,
     read_json,
+    read_text,
     replacing,
     sha256_of,
     write_bytes,
     write_json,
     write_text,
 )
+from refusals import refuses
 
 
 def make_file(path):
@@ -107,3 +110,28 @@ def test_json_comes_back_and_torn_json_is_none(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1')
     assert read_json(tmp_path / "a.json") is None
     assert read_json(tmp_path / "nothing.json") is None
+
+
+def test_text_is_read_from_ordinary_files_of_a_bounded_size_only(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeffein Bär".encode())
+    (tmp_path / "link").symlink_to(file)
+    assert read_text(file) == read_text(tmp_path / "link") == "ein Bär"
+    assert read_text(file, at_most=file.stat().st_size) == "ein Bär"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "latin").write_bytes("Bär".encode("latin-1"))
+    for path, code in (
+        (tmp_path, "invalid"),
+        (tmp_path / "pipe", "invalid"),
+        (tmp_path / "latin", "invalid"),
+        (Path("/dev/zero"), "invalid"),
+        (Path("a\0b"), "invalid"),
+        (tmp_path / "dangling", "missing-file"),
+        (file / "below", "missing-file"),
+        (tmp_path / ("n" * 300), "no-access"),
+    ):
+        with refuses(code, f"{path}: "):
+            read_text(path)
+    with refuses("out-of-range", f"{file}: "):
+        read_text(file, at_most=file.stat().st_size - 1)

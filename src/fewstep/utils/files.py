@@ -6,15 +6,85 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fewstep.utils.errors import Code, FewstepError
+
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed in full; beyond, its ends and its length
 _ENDS = 2**20
 _KINDS = {".safetensors", ".json", ".txt", ".model", ".py"}
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+TEXT_BYTES = 64 * 2**20
+"""Bound on a text file that is read whole, such as a recipe or a configuration; bytes."""
+
+
+def regular_file(path: Path) -> Path:
+    """The same path, if an ordinary file is there, perhaps through links.
+
+    A pipe or a device has no end, and reading it may never return.
+
+    Raises:
+        FewstepError: Nothing is there, or something else, or it may not be looked at.
+    """
+    try:
+        mode = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a character that no name may have
+        raise FewstepError(f"{path}: {_reason(error)}", code=_code(error)) from error
+    if mode != stat.S_IFREG:
+        what = _SPECIAL.get(mode, "something else")
+        raise FewstepError(f"{path}: not a file but {what}; give a file", code="invalid")
+    return path
+
+
+def read_text(path: Path, *, at_most: int = TEXT_BYTES) -> str:
+    """Content of an ordinary UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        at_most: Bytes that it may have.
+
+    Raises:
+        FewstepError: As `regular_file`; or it is larger, cannot be read, or is no UTF-8 text.
+    """
+    try:
+        with regular_file(path).open("rb") as stream:
+            content = stream.read(at_most + 1)
+    except OSError as error:
+        raise FewstepError(f"{path}: {_reason(error)}", code=_code(error)) from error
+    if len(content) > at_most:
+        raise FewstepError(
+            f"{path}: larger than {at_most / 2**20:g} MB, which is too much for such a file",
+            code="out-of-range",
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FewstepError(
+            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8", code="invalid"
+        ) from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What the system says, such as ``no such file or directory``."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _code(error: OSError | ValueError) -> Code:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing-file"
+    return "no-access" if isinstance(error, OSError) else "invalid"
 
 
 def sha256_of(path: Path) -> str:
@@ -177,7 +247,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is no such file or it is torn."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_text(path))
+    except (FewstepError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
