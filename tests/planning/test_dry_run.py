@@ -12,6 +12,7 @@ from fewstep import cli, models
 from fewstep.config import LoraRecipe
 from fewstep.planning import count_parameters, dry_run
 from fewstep.planning.dry_run import checkpoints_kept
+from fewstep.planning.estimate import Estimate
 from fewstep.train import distill
 from fewstep.train.memory.adapters import adapter_parameters, add_adapters
 from fewstep.utils.errors import FewstepError
@@ -89,6 +90,16 @@ def test_average_evaluations(sections, simulation, student, teachers, configs, r
         teachers,
     )
     assert counted.total == simulation + student + teachers + counted.fake_teacher
+
+
+def test_devices_that_share_a_network_wait_for_each_other(configs, recipe_of):
+    """Little where samples of close anchors are worked on together, and as training splits them."""
+    grid = {"name": "fixed", "sigmas": [1 - i / 16 for i in range(16)]}
+    sections = {"fake_teacher": {}, "grid": grid, "parallel": {"shard": "full"}}
+    data = {"prompts": "x", "batch_size": 128, "accumulate": 16}
+    recipe = recipe_of(configs, data=data, **sections)
+    alone, together = (Estimate.load(recipe, gpus=n).evaluations.simulation for n in (1, 8))
+    assert alone == 8.5 < together < 9.5
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,12 @@ from fewstep.planning.counts import (
 from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.memory_tracker import OpCache
 from fewstep.planning.trace import MetaNetworks, Trace, trace
+from fewstep.train.fused import lockstep_parts, walk_evaluations
 from fewstep.train.step import Algorithm
 
 T = TypeVar("T")
+
+_DRAWS = 32  # of anchors, for each number of steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +107,8 @@ class Estimate:
     def evaluations(self) -> Evaluations:
         """Network evaluations of an iteration; previews and health are left out."""
         algorithm, calls = self.algorithm, self.calls
-        grid, every, samples = algorithm.grid, algorithm.every, calls.samples
-        if isinstance(grid, RandomGrid):
-            steps = (grid.min_steps + grid.max_steps) / 2  # on average
-        else:
-            steps = float(len(grid.sigmas))
-        simulation = (steps + 1) / 2 if algorithm.stops_at_anchors else steps
+        every, samples = algorithm.every, calls.samples
+        simulation = self._simulation()
         if algorithm.reuses_anchor_prediction(self.recipe.data.parts(self.gpus)):
             simulation -= 1 / every  # counted as the objectives'
         return Evaluations(
@@ -120,6 +119,30 @@ class Estimate:
             networks=float(calls.samples_of_networks),
             backward=algorithm.fake_updates + calls.backward / every,
         )
+
+    def _simulation(self) -> float:
+        """Evaluations of the student on the way to the anchors and at them, per sample."""
+        grid, size = self.recipe.grid, self.recipe.data.batch_size
+        if isinstance(grid, RandomGrid):
+            lengths = range(grid.min_steps, grid.max_steps + 1)
+        else:
+            lengths = range(len(grid.sigmas), len(grid.sigmas) + 1)
+        mean = sum(lengths) / len(lengths)
+        if not self.algorithm.stops_at_anchors:
+            return mean
+        if self.shards == 1:
+            return (mean + 1) / 2
+        # Devices that share a network wait for each other: counted on drawn anchors.
+        parts, spent, samples = self.recipe.data.parts(self.gpus), 0, 0
+        generator = torch.Generator().manual_seed(0)
+        for length in lengths:
+            for _ in range(_DRAWS):
+                index = torch.randint(length, (size,), generator=generator)
+                for part in lockstep_parts(index, self.gpus, parts):
+                    calls = int(index[part].max()) + 1
+                    spent += sum(walk_evaluations(index[own], calls) for own in part)
+                samples += size
+        return spent / samples
 
     @property
     def trace(self) -> Trace:

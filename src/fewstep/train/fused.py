@@ -11,6 +11,32 @@ from fewstep.core.flow import euler_step, x0_from_velocity
 from fewstep.core.types import Anchor, Conditioning, VelocityFn
 
 
+def lockstep_parts(index: Tensor, processes: int, parts: int) -> list[Tensor]:
+    """Samples that processes with sharded networks work on at the same time, part by part.
+
+    All processes must call the networks equally often, up to the last anchor of any of the part's
+    samples. So each sorts its samples by anchor: those of a part then have anchors close together.
+
+    Args:
+        index: Each sample's anchor, of the global batch, [B]; every process has B / processes
+            consecutive samples.
+        processes: How many there are.
+        parts: Parts that each works through, one after the other.
+
+    Returns:
+        For every part the samples' indices in the global batch, [processes, samples of one].
+    """
+    samples = torch.arange(len(index)).view(processes, -1)
+    order = index.view(processes, -1).argsort(dim=1, descending=True, stable=True)
+    return list(samples.gather(1, order).tensor_split(parts, dim=1))
+
+
+def walk_evaluations(index: Tensor, calls: int = 0) -> int:
+    """Network evaluations, in samples, that `simulate_to` takes for some anchors [B]."""
+    walking = [int((index > i).sum()) for i in range(max(calls - 1, int(index.max())))]
+    return sum(max(count, 1) for count in walking) + len(index)
+
+
 def simulate_to(
     velocity: VelocityFn,
     noise: Tensor,

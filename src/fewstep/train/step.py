@@ -23,7 +23,7 @@ from fewstep.core.types import Conditioning, Term
 from fewstep.objectives import AnchorBatch, Objective, by_site, contexts, drive, evaluate
 from fewstep.objectives.fake_teacher import mix_weights, update_loss
 from fewstep.objectives.sites import AtAnchor
-from fewstep.train.fused import simulate_to
+from fewstep.train.fused import lockstep_parts, simulate_to
 from fewstep.train.optim import Ema, Updater
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
 
@@ -137,6 +137,27 @@ class Batch:
             )
             for s in slices
         ]
+
+
+def split(batch: Batch, parts: int, draws: Draws, algorithm: Algorithm) -> list[Batch]:
+    """The parts that a process works through one after the other.
+
+    They are consecutive samples or, where other processes must call the networks equally often,
+    samples whose anchors are close together.
+    """
+    everyone = batch.global_indices
+    if everyone is None or parts == 1 or not algorithm.stops_at_anchors:
+        return batch.split(parts)
+    steps = len(algorithm.grid(draws.shared("grid")))
+    index = replace(draws, device="cpu").integers("anchor", everyone, steps)
+    own, pieces = len(batch.indices), []
+    first = int(batch.indices[0])
+    for samples in lockstep_parts(index, len(everyone) // own, parts):
+        indices = samples[first // own]
+        rows = indices - first
+        cond, null = batch.cond.select(rows), batch.null.select(rows)
+        pieces.append(Batch(cond, null, indices, samples.flatten()))
+    return pieces
 
 
 @dataclass(eq=False)

@@ -30,7 +30,7 @@ from fewstep.train.optim import NonFiniteError
 from fewstep.train.signals import Interrupts, Stopped
 from fewstep.train.state import PREVIEWS, build, check, groups, restore, state
 from fewstep.train.state import Run as RunState
-from fewstep.train.step import Batch, iteration
+from fewstep.train.step import Batch, iteration, split
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_text
 from fewstep.utils.hardware import denormals_flushed
@@ -277,7 +277,7 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
     optimizers = run.train_state.optimizers
     rates = {f"lr/{name}": each.lr_at(run.step + 1) for name, each in optimizers.items()}
     try:
-        measured = iteration(run.train_state, _batch(run), draws, run.algorithm)
+        measured = iteration(run.train_state, _batch(run, draws), draws, run.algorithm)
     except NonFiniteError as error:
         run.saving.wait()
         raise NonFiniteError(f"{error}; {_newest(run)}") from error
@@ -344,7 +344,7 @@ def _newest(run: RunState) -> str:
     return f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
 
 
-def _batch(run: RunState) -> list[Batch]:
+def _batch(run: RunState, draws: Draws) -> list[Batch]:
     """The prompts of the coming step that are this process's, encoded, in the wanted parts."""
     size = run.recipe.data.batch_size
     everyone, own = torch.arange(size), run.processes.part(size)
@@ -352,7 +352,8 @@ def _batch(run: RunState) -> list[Batch]:
     cond, null = run.encoder.encode(prompts), run.encoder.null(len(prompts))
     global_indices = everyone if run.processes.sharded else None
     parts = run.recipe.data.parts(run.processes.size)
-    return Batch(cond, null, everyone[own], global_indices).split(parts)
+    batch = Batch(cond, null, everyone[own], global_indices)
+    return split(batch, parts, draws, run.algorithm)
 
 
 def _is_best(run: RunState) -> bool:
