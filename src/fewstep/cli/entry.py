@@ -18,6 +18,7 @@ import typer
 
 from fewstep.cli.commands import app
 from fewstep.cli.console import complain, note, say_json
+from fewstep.utils.disk import advice, system_error
 from fewstep.utils.errors import Code, FewstepError
 from fewstep.utils.ranks import rank
 
@@ -25,7 +26,8 @@ from fewstep.utils.ranks import rank
 ClickError: Any = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
-MENDABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, as torch says
 USER, INTERRUPTED = 2, 130
 _BUSY = 0.8  # cores that others use, from which they are at work
 PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
@@ -43,7 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         note("interrupted")
         return INTERRUPTED
-    except (ClickError, FewstepError, OSError) as error:
+    except Exception as error:
         told = _explain(error)
         if told is None or os.environ.get("FEWSTEP_DEBUG"):
             raise
@@ -60,12 +62,19 @@ def _explain(error: Exception) -> tuple[str, Code] | None:
         place = context.command_path if context else "fewstep"
         # It names the nearest valid word itself.
         return f"{place}: {error.format_message().rstrip('.?')}; see {place} --help", "usage"
-    if isinstance(error, MENDABLE):
-        what, where = error.strerror or type(error).__name__, error.filename or "a file"
-        code: Code = "missing-file" if isinstance(error, FileNotFoundError) else "no-access"
-        return f"{where}: {what}; check the path and your rights to it", code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{error.filename or 'disk'}: the disk is full; make room", "no-access"
+    if number := system_error(error):
+        # A name says that it is about a path; without one, only what no program can help counts.
+        where = getattr(error, "filename", None) or ("disk" if number in EXHAUSTED else None)
+        code: Code = "missing-file" if number == errno.ENOENT else "no-access"
+        return (f"{where}: {advice(number)}", code) if where else None
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    ):
+        needs = "take a smaller batch or size; `fewstep plan RECIPE` says what fits"
+        return (
+            f"out of memory ({(str(error).strip() or 'of the machine').splitlines()[0]}); {needs}",
+            "out-of-memory",
+        )
     return None
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.config import EvaluateRecipe
 from fewstep.evaluation.metrics.base import Measurements, Values
 from fewstep.utils import hardware
-from fewstep.utils.files import replacing
+from fewstep.utils.disk import WriteFailed
 from fewstep.utils.resources import resolve
+from fewstep.utils.tensors import keep_tensors, kept_tensors
+
+_PARTS = {each.name for each in fields(Values)}
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,14 @@ class FeatureCache:
         drawing.
         """
         for where, folder in (("shipped", self.shipped), ("cache", self.own)):
-            # A torn file is as good as none.
-            with suppress(FileNotFoundError, SafetensorError, KeyError, ValueError):
-                if folder is not None:
-                    measurements, made = load_measurements(folder / f"{key}.safetensors")
-                    return measurements, {"where": where, **made}
+            found = load_measurements(folder / f"{key}.safetensors") if folder else None
+            if found is not None:
+                return found[0], {"where": where, **found[1]}
         return None
 
     def keep(self, key: str, measurements: Measurements) -> None:
         """Writes measurements to the user's folder; a disk that refuses costs only time later."""
-        with suppress(OSError):
+        with suppress(WriteFailed):
             save_measurements(self.own / f"{key}.safetensors", measurements)
 
 
@@ -78,19 +76,21 @@ def save_measurements(
     for name, values in measurements.values.items():
         for part, tensor in vars(values).items():
             small = compact and tensor.is_floating_point()
-            tensors[f"{name}.{part}"] = (tensor.half() if small else tensor.clone()).contiguous()
+            tensors[f"{name}.{part}"] = tensor.half() if small else tensor.clone()
     made = {"date": date.today().isoformat(), "hardware": hardware.describe(), **facts}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"made": json.dumps(made)})
+    keep_tensors(path, tensors, **made)
 
 
-def load_measurements(path: Path) -> tuple[Measurements, dict[str, Any]]:
-    """Inverse of `save_measurements`: the measurements, and when and where they were made."""
+def load_measurements(path: Path) -> tuple[Measurements, dict[str, Any]] | None:
+    """Inverse of `save_measurements`: the measurements, and when and where they were made.
+
+    None where there is no such file, or it is damaged.
+    """
+    tensors, made = kept_tensors(path) or ({}, {})
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    with safe_open(path, framework="pt") as file:
-        made: dict[str, Any] = json.loads(file.metadata()["made"])
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            name, _, part = key.rpartition(".")
-            tensor: Tensor = file.get_tensor(key)
-            parts[name][part] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-    return Measurements({name: Values(**tensors) for name, tensors in parts.items()}), made
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(".")
+        parts[name][part] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    if not made.get("date") or any(each.keys() != _PARTS for each in parts.values()):
+        return None
+    return Measurements({name: Values(**each) for name, each in parts.items()}), made

@@ -142,8 +142,7 @@ def build(
     processes: ProcessGroup = SINGLE,
 ) -> Run:
     """Load the model and put a run together, at step 0; writes nothing."""
-    kind = Logger if processes.first else SilentLogger
-    log = kind(folder, recipe, console=console)
+    log = (Logger if processes.first else SilentLogger)(folder, recipe, console=console)
     wanted = recipe.model
     backbone = models.load(
         wanted.path,
@@ -172,6 +171,7 @@ def build(
         prompts=validated.preview_prompts,
         model=model,
         processes=processes,
+        attempt=log.attempt,
     )
     return Run(
         recipe=recipe,

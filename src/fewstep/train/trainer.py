@@ -34,6 +34,8 @@ from fewstep.train.step import Batch, iteration, split
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_text
 from fewstep.utils.hardware import denormals_flushed
+from fewstep.utils.lock import locked
+from fewstep.utils.resources import expand
 
 CONFIG = "config.yaml"
 _ECHO = 10.0  # seconds in which Slurm's signal and the same one by way of torchrun have come
@@ -76,7 +78,7 @@ class Trainer:
             console: Where progress is shown; standard error by default.
         """
         self.recipe = recipe
-        self.folder = Path(folder)
+        self.folder = expand(folder)
         self._resume = resume
         self._console = console
         self._context = ExitStack()
@@ -91,7 +93,8 @@ class Trainer:
         """Loads everything and opens the log.
 
         Raises:
-            FewstepError: The run cannot start; nothing was written.
+            FewstepError: The run cannot start, or another process is at work in its folder;
+                nothing was written.
         """
         recipe = self.recipe
         with ExitStack() as stack:
@@ -100,6 +103,8 @@ class Trainer:
                 init_distributed(recipe.parallel, recipe.data, recipe.train.device)
             )
             console = self._console or Console(stderr=True, quiet=not processes.first)
+            if processes.first and (note := stack.enter_context(locked(self.folder))):
+                console.print(note, markup=False, highlight=False, soft_wrap=True)
             run = _begin(recipe, self.folder, console, processes=processes, resume=self._resume)
             stack.enter_context(deterministic(recipe.train.deterministic))
             stack.enter_context(run.log.opened(run.step))

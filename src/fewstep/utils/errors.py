@@ -23,6 +23,7 @@ Code = Literal[
     "unsupported",  # a model, or something that this model or this setup cannot do
     "distilled-teacher",  # a model that was already distilled
     "non-finite",  # a loss or a gradient that is infinite or not a number
+    "out-of-memory",  # the memory of the machine or of its accelerator does not suffice
     "process-lost",  # another process of the job has ended
 ]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fewstep.utils.disk import writing
 from fewstep.utils.errors import Code, FewstepError
 
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed in full; beyond, its ends and its length
@@ -165,37 +168,79 @@ def _cached_folder(repo: str) -> Path | None:
     return next((Path(path).parent for path in paths if isinstance(path, str)), None)
 
 
+# --------------------------------------------------------------------------------------- writing
+
+
 @contextmanager
-def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def made(folder: Path) -> Iterator[None]:
+    """Context with a folder that is made if need be, and removed again if it is empty at the end.
+
+    Raises:
+        WriteFailed: It cannot be made.
+    """
+    missing: list[Path] = []
+    try:
+        with writing(folder):
+            missing = [each for each in (folder, *folder.parents) if not each.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for each in missing:
+            with suppress(OSError):
+                each.rmdir()
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be written to a folder, which need not exist; leaves nothing behind.
+
+    Raises:
+        WriteFailed: They cannot.
+    """
+    with made(folder), writing(folder):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        os.unlink(name)
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Context that writes a file or folder whole or not at all.
 
     Readers see the old content or the new, never half of it. After an error nothing is left behind
     and the old content stays; what a killed process leaves has a hidden name that ends in ``.tmp``.
+    Files have the rights that the umask leaves, whichever library wrote them.
 
     Args:
         path: What to write or replace; its folder is made if there is none.
-        sync: Wait until a file's content is on the disk before it takes its name.
+        sync: Wait until the content is on the disk before it takes its name, and then for the name.
 
     Yields:
         A path beside it with nothing there yet, to write a file or to make a folder at.
+
+    Raises:
+        WriteFailed: The disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
-    try:
-        yield temporary
-        if sync:
-            fsync(temporary)
-        if temporary.is_dir() and path.exists():
-            _exchange(temporary, path)
-        else:
-            temporary.replace(path)
-    finally:
-        _remove(temporary)
+    temporary = path.with_name(f".{path.name[:99]}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        try:
+            yield temporary
+            settle(temporary, sync=sync)
+            if path.is_dir() and not path.is_symlink():
+                _exchange(temporary, path)
+            else:
+                temporary.replace(path)
+            if sync:
+                fsync(path.parent)
+        finally:
+            remove(temporary)
 
 
 def _exchange(temporary: Path, path: Path) -> None:
     """Puts a folder in the place of another, which comes back if that fails."""
+    if not temporary.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     old = temporary.with_suffix(".old.tmp")
     path.rename(old)
     try:
@@ -203,14 +248,30 @@ def _exchange(temporary: Path, path: Path) -> None:
     except OSError:
         old.rename(path)
         raise
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it; nothing may be there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def settle(path: Path, *, sync: bool = True) -> None:
+    """Gives a file, or all of a folder, the rights that the umask leaves, and syncs it to the disk.
+
+    Libraries that write by way of a temporary file leave it readable by its owner only.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for each in (*path.rglob("*"), path):
+        if not each.is_symlink():
+            with suppress(OSError):  # file systems without rights
+                each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
+            if sync:
+                fsync(each)
 
 
 def fsync(path: Path) -> None:
@@ -220,17 +281,20 @@ def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # some file systems cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes a file whole or not at all, see `replacing`."""
     with replacing(path, sync=sync) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     """Writes a text file as UTF-8, whole or not at all, see `replacing`."""
     write_bytes(path, text.encode(), sync=sync)
 
@@ -245,9 +309,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None where there is no such file or it is torn."""
+    """A JSON object from a file; None where there is no such file or it is damaged."""
     try:
-        content = json.loads(read_text(path))
-    except (FewstepError, ValueError, RecursionError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

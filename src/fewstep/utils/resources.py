@@ -22,11 +22,11 @@ def resolve(path: str | Path) -> Path:
         path: What the user wrote.
 
     Raises:
-        FewstepError: The package is not installed.
+        FewstepError: The package is not installed, or there is no such user.
     """
     text = str(path)
     if not text.startswith(SCHEME):
-        return Path(path).expanduser()
+        return expand(path)
     package, _, inside = current_address(text).removeprefix(SCHEME).partition("/")
     try:
         return Path(str(resources.files(package))) / inside
@@ -34,6 +34,18 @@ def resolve(path: str | Path) -> Path:
         raise FewstepError(
             f"{text}: package {package!r} is not installed", code="missing-dependency"
         ) from error
+
+
+def expand(path: str | Path) -> Path:
+    """An ordinary path, with ``~`` and ``~name`` as the shell has them.
+
+    Raises:
+        FewstepError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FewstepError(f"{path}: there is no such user; check the path") from error
 
 
 def current_address(text: str) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,22 @@ from torch import Tensor
 from fewstep.train import distributed
 from fewstep.train.distributed import Like
 from fewstep.train.roles import STUDENT
+from fewstep.utils.disk import writing
 from fewstep.utils.errors import FewstepError, unknown
-from fewstep.utils.files import damaged_files, fsync, sha256_of, write_text
+from fewstep.utils.files import (
+    damaged_files,
+    fsync,
+    remove,
+    settle,
+    sha256_of,
+    write_text,
+)
 
 FORMAT, SHARDED = 1, 2
 _STATE = "state.json"
 _NAMED = ("best", "last")
 _PREFIX, _HIDDEN, _BROKEN = "step-", ".unfinished-", "broken-"
+_STEP = re.compile(rf"{_PREFIX}\d{{8,}}")
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -66,13 +76,23 @@ def save(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) -> P
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        WriteFailed: The disk refuses; nothing of it is left, and all others are as they were.
     """
-    temporary = begin(folder, step)
-    for group, tensors in groups.items():
-        file = temporary / f"{group}.safetensors"
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
-    sums = sums_of(temporary.glob("*.safetensors"))
-    return seal(temporary, {"format": FORMAT, "step": step, **state, "files": sums})
+    needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+    with writing(folder / _name(step), needed=needed):
+        temporary = begin(folder, step)
+        try:
+            for group, tensors in groups.items():
+                whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+                save_file(whole, temporary / f"{group}.safetensors")
+            sums = sums_of(temporary.glob("*.safetensors"))
+            return seal(temporary, {"format": FORMAT, "step": step, **state, "files": sums})
+        except BaseException:
+            with suppress(OSError):
+                remove(temporary)
+            raise
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -85,7 +105,11 @@ def begin(folder: Path, step: int) -> Path:
 
 def unfinished(folder: Path, step: int) -> Path:
     """Path of a step's checkpoint while it is being written."""
-    return folder / f"{_HIDDEN}{_PREFIX}{step:08d}"
+    return folder / f"{_HIDDEN}{_name(step)}"
+
+
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
 
 
 def sums_of(files: Iterable[Path]) -> dict[str, str]:
@@ -99,14 +123,15 @@ def sums_of(files: Iterable[Path]) -> dict[str, str]:
 
 def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
     """Finishes a checkpoint whose tensors are written: adds state.json and gives it its name."""
-    text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
-    write_text(temporary / _STATE, text, sync=True)
-    fsync(temporary)
     final = temporary.with_name(temporary.name.removeprefix(_HIDDEN))
-    if final.exists():
-        _remove(final)
-    temporary.rename(final)
-    fsync(final.parent)
+    with writing(final):
+        text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
+        write_text(temporary / _STATE, text)
+        settle(temporary)
+        if final.exists():
+            _remove(final)
+        temporary.rename(final)
+        fsync(final.parent)
     return final
 
 
@@ -205,7 +230,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def listed(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first, whether sound or damaged."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    named = (path for path in folder.glob(f"{_PREFIX}*") if _STEP.fullmatch(path.name))
+    return sorted(path for path in named if path.is_dir())
 
 
 def newest(
@@ -225,9 +251,9 @@ def newest(
             return read_one(path), notes
         except BrokenCheckpointError as error:
             aside = path.with_name(f"{_BROKEN}{path.name}")
-            if aside.exists():
-                shutil.rmtree(aside)
-            path.rename(aside)
+            with writing(aside):
+                remove(aside)
+                path.rename(aside)
             notes.append(f"{error}; set aside as {aside.name}")
     return None, notes
 
@@ -247,7 +273,7 @@ def find(run_folder: Path, which: str | int = "best") -> Path:
     if isinstance(which, str) and which not in _NAMED:
         raise unknown("checkpoint", which, _NAMED)
     if isinstance(which, int):
-        paths = [path for path in paths if path.name == f"{_PREFIX}{which:08d}"]
+        paths = [path for path in paths if path.name == _name(which)]
     if not paths:
         raise FewstepError(f"{run_folder}: there is no checkpoint ({which})", code="missing-file")
     if which == "best":
@@ -268,7 +294,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: int) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Removes what a killed run was in the middle of writing or removing."""
     for path in folder.glob(f"{_HIDDEN}*"):
-        shutil.rmtree(path)
+        remove(path)
 
 
 def _score(path: Path) -> float:
@@ -283,7 +309,7 @@ def _remove(path: Path) -> None:
     """Removes a folder; its name goes first, so that a half-removed one never looks finished."""
     hidden = path.with_name(f"{_HIDDEN}gone-{path.name}")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    remove(hidden)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

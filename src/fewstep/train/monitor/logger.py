@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ class Logger:
         self._sinks: dict[str, Sink] = {METRICS: MetricsFile()}
         for each in recipe.log.sinks:
             self._sinks[each.name] = make_sink(each.name, each.settings)
-        self._failed: set[str] = set()
+        self._failed: Counter[str] = Counter()
         self.pending: dict[str, float] = {}
         self._shown: dict[str, float] = {}
         self._noted_at = float("-inf")
@@ -64,6 +65,7 @@ class Logger:
         self._bar = _progress(self._console)
         self._task = self._bar.add_task("", total=self._total, completed=step, text="")
         with ExitStack() as stack:
+            stack.callback(self._count_failures)
             for name, sink in self._sinks.items():
                 try:
                     sink.open(self._folder, config, after=after)
@@ -72,7 +74,7 @@ class Logger:
                         f"log.sinks: {name} cannot be opened: {_first_line(error)}",
                         code="no-access",
                     ) from error
-                stack.callback(self._attempt, name, sink.close)
+                stack.callback(self.attempt, name, sink.close)
             stack.enter_context(self._bar)
             yield
 
@@ -87,22 +89,33 @@ class Logger:
         if step % self._recipe.log.every and step != self._total:
             return
         for name, sink in self._sinks.items():
-            self._attempt(name, sink.write, step, self.pending, {})
+            self.attempt(name, sink.write, step, self.pending, {})
         self.pending = {}
 
     def show(self, step: int, pictures: Mapping[str, Image]) -> None:
         """Hands pictures to the sinks."""
         for name, sink in self._sinks.items():
-            self._attempt(name, sink.write, step, {}, pictures)
+            self.attempt(name, sink.write, step, {}, pictures)
 
-    def _attempt(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
-        """Calls a sink; whatever goes wrong is shown once and does not stop the run."""
+    def attempt(self, name: str, function: Callable[..., object], *arguments: Any) -> None:
+        """Calls what a run can do without; an error is told once, counted, and stops nothing.
+
+        Args:
+            name: What it is: a sink, or the kind of file that is written.
+            function: What to call.
+            arguments: What with.
+        """
         try:
             function(*arguments)
         except Exception as error:  # whatever a package raises
-            if name not in self._failed:
-                self._failed.add(name)
-                self.note(f"log.sinks: {name} failed: {_first_line(error)}; the run goes on")
+            self._failed[name] += 1
+            if self._failed[name] == 1:
+                self.note(f"log: {name} failed: {_first_line(error)}; the run goes on")
+
+    def _count_failures(self) -> None:
+        for name, count in self._failed.items():
+            if count > 1:
+                self.note(f"log: {name} failed {count} times in all")
 
     def _show_progress(self, step: int) -> None:
         self._shown |= self.pending  # the student's figures stay in sight where it does not move

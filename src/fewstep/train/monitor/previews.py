@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.config import PreviewRecipe, Recipe
@@ -22,9 +22,13 @@ from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.monitor.preview_scores import preview_score
 from fewstep.train.roles import Roles
 from fewstep.utils.files import digest_text, replacing, write_json
+from fewstep.utils.tensors import keep_tensors, kept_tensors
 
 _GAP = 2  # pixels between pictures
 _ROWS = 8  # prompts that the picture shows; more are scored only
+
+
+Attempt: TypeAlias = Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Preview:
         prompts: Sequence[str],
         model: str | None = None,
         processes: ProcessGroup = SINGLE,
+        attempt: Attempt | None = None,
     ) -> None:
         """Checks the score and draws the noise; no network is called yet.
 
@@ -66,7 +71,10 @@ class Preview:
             prompts: What to draw.
             model: Fingerprint of the model, so that another one's pictures are not taken for its.
             processes: All of them draw, since networks may be sharded; the first one writes.
+            attempt: Writes a file that a run can do without, see `Logger.attempt`; None: an error
+                is raised.
         """
+        self._attempt = attempt or (lambda name, write, *arguments: write(*arguments))
         self._processes = processes
         self.prompts = list(prompts)
         self._recipe: PreviewRecipe = recipe.preview
@@ -75,6 +83,7 @@ class Preview:
         self._folder = folder
         self._score = preview_score(self._recipe.score)
         size = recipe.resolution.height, recipe.resolution.width
+        self._size = size
         self._teacher_shift = backbone.shift(*size)
         self._student_shift = backbone.effective_shift(recipe.grid.shift, *size)
         self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
@@ -102,8 +111,7 @@ class Preview:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
             sheet = _picture(torch.cat(rows[:_ROWS], dim=1))
-            with replacing(self._folder / f"step-{step:08d}.png") as temporary:
-                sheet.save(temporary, format="PNG")
+            self._attempt("preview", _write, sheet, self._folder / f"step-{step:08d}.png")
         score = self._processes.broadcast_from_first(
             lambda: self._score(students[0], self.prompts, teacher)
         )
@@ -113,17 +121,23 @@ class Preview:
         """The teacher's pictures [P, 3, H, W]: from memory, from this run's file, or drawn now."""
         if self._teacher_images is None:
             file = self._folder / f"teacher-{self._key()}.safetensors"
-            if self._processes.broadcast_from_first(file.is_file):
-                self._teacher_images = load_file(file)["images"]
-                return self._teacher_images
-            grid = self._grid(self._teacher_steps, self._teacher_shift)
-            images = self._sample(self._guided(roles), grid, encoder)
-            if self._processes.first:
-                with replacing(file) as temporary:
-                    save_file({"images": images}, temporary)
-                self._describe()
-            self._teacher_images = images
+            images = self._kept(file) if self._processes.first else None
+            if not self._processes.broadcast_from_first(lambda: images is not None):
+                grid = self._grid(self._teacher_steps, self._teacher_shift)
+                images = self._sample(self._guided(roles), grid, encoder)
+                if self._processes.first:
+                    self._attempt("preview", keep_tensors, file, {"images": images})
+                    self._attempt("preview", self._describe)
+            # Only the first process looks at them.
+            self._teacher_images = torch.empty(0) if images is None else images
         return self._teacher_images
+
+    def _kept(self, file: Path) -> Tensor | None:
+        """The teacher's pictures from this run's file; None where it is missing or damaged."""
+        tensors, _ = kept_tensors(file) or ({}, {})
+        images, (height, width) = tensors.get("images"), self._size
+        sound = images is not None and images.shape == (len(self.prompts), 3, height, width)
+        return images if sound else None
 
     def _guided(self, roles: Roles) -> Callable[[Conditioning], VelocityFn]:
         return lambda cond: self._backbone.guided(roles.teacher, cond.batch, self._guidance)
@@ -167,6 +181,11 @@ class Preview:
 def _framed(images: Tensor) -> Tensor:
     """Pictures with a white margin on the right and below."""
     return torch.nn.functional.pad(images, (0, _GAP, 0, _GAP), value=1.0)
+
+
+def _write(sheet: Image.Image, file: Path) -> None:
+    with replacing(file) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,23 @@ class MetricsFile:
     def open(self, folder: Path, config: Mapping[str, Any], *, after: int) -> None:
         """Drops the lines of steps that will come again."""
         truncate(folder / METRICS, after)
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._file = (folder / METRICS).open("ab", buffering=0)
 
     def write(self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Image]) -> None:
-        """Writes a line, which the system keeps even if this process is killed."""
-        if scalars:
-            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._file.flush()
+        """Writes a line, which the system keeps even if this process is killed.
+
+        Raises:
+            OSError: It could not be written whole; then nothing of it is in the file.
+        """
+        if not scalars:
+            return
+        line, end = (json.dumps({"step": step, **scalars}) + "\n").encode(), self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), METRICS)
+        except OSError:
+            self._file.truncate(end)  # half a line would hide those after it
+            raise
 
     def close(self) -> None:
         """Closes the file."""
@@ -52,9 +64,9 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
             break
         lines.append(line)
     return lines
