@@ -21,13 +21,15 @@ from refusals import names_in, refuses
 MODES = [["student.mode=full"], ["student.mode=lora", "student.lora.rank=4"]]
 
 
-def batch_of(run, size: int) -> Batch:
+def parts_of(run, size: int, parts: int) -> list[Batch]:
     prompts = run.order.take(0, size)
-    return Batch(run.encoder.encode(prompts), run.encoder.null(size), torch.arange(size))
+    whole = run.encoder.encode(prompts)
+    pieces = torch.arange(size).tensor_split(parts)
+    return [Batch(whole.select(rows), run.encoder.null(len(rows)), rows) for rows in pieces]
 
 
 def advance(run, steps: int, *, parts: int = 1, size: int = 3) -> list[dict]:
-    batch = batch_of(run, size).split(parts)
+    batch = parts_of(run, size, parts)
     return [iteration(run.train_state, batch, Draws(0, i), run.algorithm) for i in range(steps)]
 
 
@@ -179,7 +181,7 @@ def test_the_final_target_is_the_end_of_the_simulation(make_run, monkeypatch):
         return real(velocity, anchor, **settings)
 
     monkeypatch.setattr(step, "update_loss", spy)
-    batch = batch_of(run, 3)
+    (batch,) = parts_of(run, 3, 1)
     draws = Draws(0, 0)
     noise = draws.normal("simulate/eps", batch.indices, run.algorithm.latent_shape)
     sigmas = with_shift(run.algorithm.grid(draws.shared("grid")), run.algorithm.shift)

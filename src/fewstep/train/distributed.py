@@ -72,11 +72,6 @@ class ProcessGroup:
             return device
         return torch.device(device.type, ranks.local_rank())
 
-    def part(self, total: int) -> slice:
-        """Indices of this process's samples in a global batch of `total`."""
-        count = total // self.size
-        return slice(self.rank * count, (self.rank + 1) * count)
-
     def mean(self, values: Tensor) -> Tensor:
         """Elementwise mean over the processes; a single process gets the values back."""
         if self.size == 1:

@@ -15,20 +15,19 @@ def lockstep_parts(index: Tensor, processes: int, parts: int) -> list[Tensor]:
     """Samples that processes with sharded networks work on at the same time, part by part.
 
     All processes must call the networks equally often, up to the last anchor of any of the part's
-    samples. So each sorts its samples by anchor: those of a part then have anchors close together.
+    samples. So the global batch is sorted by anchor: those of a part then have anchors close
+    together, in all processes.
 
     Args:
-        index: Each sample's anchor, of the global batch, [B]; every process has B / processes
-            consecutive samples.
-        processes: How many there are.
+        index: Each sample's anchor, of the global batch, [B].
+        processes: How many there are; each gets B / processes samples.
         parts: Parts that each works through, one after the other.
 
     Returns:
         For every part the samples' indices in the global batch, [processes, samples of one].
     """
-    samples = torch.arange(len(index)).view(processes, -1)
-    order = index.view(processes, -1).argsort(dim=1, descending=True, stable=True)
-    return list(samples.gather(1, order).tensor_split(parts, dim=1))
+    order = index.argsort(descending=True, stable=True).view(-1, processes)
+    return [part.T.contiguous() for part in order.tensor_split(parts)]
 
 
 def walk_evaluations(index: Tensor, calls: int = 0) -> int:

@@ -126,38 +126,41 @@ class Batch:
     indices: Tensor
     global_indices: Tensor | None = None
 
-    def split(self, parts: int) -> list[Batch]:
-        """Consecutive pieces, as even as they can be."""
-        pieces = self.indices.tensor_split(parts)
-        starts = [int(piece[0] - self.indices[0]) for piece in pieces]
-        slices = [slice(a, a + len(piece)) for a, piece in zip(starts, pieces, strict=True)]
-        return [
-            replace(
-                self, cond=self.cond.select(s), null=self.null.select(s), indices=self.indices[s]
-            )
-            for s in slices
-        ]
 
+def samples_of(
+    algorithm: Algorithm,
+    draws: Draws,
+    size: int,
+    *,
+    parts: int,
+    rank: int = 0,
+    processes: int = 1,
+    joint: bool = False,
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Which samples of the global batch a process works on, part by part.
 
-def split(batch: Batch, parts: int, draws: Draws, algorithm: Algorithm) -> list[Batch]:
-    """The parts that a process works through one after the other.
+    Args:
+        algorithm: What an iteration does.
+        draws: Random values of the iteration, which decide the anchors.
+        size: Samples of the global batch.
+        parts: Parts that each process works through, one after the other.
+        rank: Number of this process.
+        processes: How many there are.
+        joint: Whether all must call the networks equally often.
 
-    They are consecutive samples or, where other processes must call the networks equally often,
-    samples whose anchors are close together.
+    Returns:
+        For every part the indices of its samples, and those of all samples that are worked on at
+        the same time where `joint`; else None.
     """
-    everyone = batch.global_indices
-    if everyone is None or parts == 1 or not algorithm.stops_at_anchors:
-        return batch.split(parts)
+    everyone = torch.arange(size)
+    own = everyone.view(processes, -1)[rank].tensor_split(parts)
+    if not joint:
+        return [(samples, None) for samples in own]
+    if parts == 1 or not algorithm.stops_at_anchors:
+        return [(samples, everyone) for samples in own]
     steps = len(algorithm.grid(draws.shared("grid")))
     index = replace(draws, device="cpu").integers("anchor", everyone, steps)
-    own, pieces = len(batch.indices), []
-    first = int(batch.indices[0])
-    for samples in lockstep_parts(index, len(everyone) // own, parts):
-        indices = samples[first // own]
-        rows = indices - first
-        cond, null = batch.cond.select(rows), batch.null.select(rows)
-        pieces.append(Batch(cond, null, indices, samples.flatten()))
-    return pieces
+    return [(each[rank], each.flatten()) for each in lockstep_parts(index, processes, parts)]
 
 
 @dataclass(eq=False)

@@ -30,7 +30,7 @@ from fewstep.train.optim import NonFiniteError
 from fewstep.train.signals import Interrupts, Stopped
 from fewstep.train.state import PREVIEWS, build, check, groups, restore, state
 from fewstep.train.state import Run as RunState
-from fewstep.train.step import Batch, iteration, split
+from fewstep.train.step import Batch, iteration, samples_of
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_text
 from fewstep.utils.hardware import denormals_flushed
@@ -351,14 +351,26 @@ def _newest(run: RunState) -> str:
 
 def _batch(run: RunState, draws: Draws) -> list[Batch]:
     """The prompts of the coming step that are this process's, encoded, in the wanted parts."""
-    size = run.recipe.data.batch_size
-    everyone, own = torch.arange(size), run.processes.part(size)
-    prompts = run.order.take(run.step * size, size)[own]
-    cond, null = run.encoder.encode(prompts), run.encoder.null(len(prompts))
-    global_indices = everyone if run.processes.sharded else None
-    parts = run.recipe.data.parts(run.processes.size)
-    batch = Batch(cond, null, everyone[own], global_indices)
-    return split(batch, parts, draws, run.algorithm)
+    data, processes = run.recipe.data, run.processes
+    samples = samples_of(
+        run.algorithm,
+        draws,
+        data.batch_size,
+        parts=data.parts(processes.size),
+        rank=processes.rank,
+        processes=processes.size,
+        joint=processes.sharded,
+    )
+    prompts = run.order.take(run.step * data.batch_size, data.batch_size)
+    return [
+        Batch(
+            run.encoder.encode([prompts[i] for i in own.tolist()]),
+            run.encoder.null(len(own)),
+            own,
+            together,
+        )
+        for own, together in samples
+    ]
 
 
 def _is_best(run: RunState) -> bool:
