@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from itertools import pairwise
 from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
@@ -90,6 +90,11 @@ Law: TypeAlias = Annotated[Uniform | UpToAnchor | LogitNormal, Field(discriminat
 
 # -------------------------------------------------------------------------- anchor grids, Eq. 10
 
+Terminal: TypeAlias = Annotated[_Real, Field(gt=0, lt=1)] | Literal["model"] | None
+"""Where a grid's last noise level before 0 is stretched to, Eq. 12c; None: it is not stretched."""
+TERMINAL: Terminal = "model"
+"""Of a student's grid, unless the recipe says otherwise."""
+
 
 @dataclass(frozen=True, config=_NO_EXTRA)
 class RandomGrid:
@@ -110,6 +115,10 @@ class RandomGrid:
     """Place one draw in each of N - 1 equal cells of the range instead of drawing all freely."""
     shift: _Positive | None = None
     """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
+    terminal: Terminal = TERMINAL
+    """Noise level to which the last one of the student's grid is stretched, Eq. 12c, in place of
+    the end that the model's scheduler sets, if any (its `shift_terminal`); null: none, `model`:
+    that of the model's own shift."""
     name: Literal["random"] = field(default="random", repr=False)
 
     @model_validator(mode="after")
@@ -141,6 +150,10 @@ class FixedGrid:
     """Noise levels before the shift, strictly falling, inside (0, 1]; the final 0 is appended."""
     shift: _Positive | None = None
     """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
+    terminal: Terminal = TERMINAL
+    """Noise level to which the last one of the student's grid is stretched, Eq. 12c, in place of
+    the end that the model's scheduler sets, if any (its `shift_terminal`); null: none, `model`:
+    that of the model's own shift."""
     name: Literal["fixed"] = field(default="fixed", repr=False)
 
     @model_validator(mode="after")
@@ -214,6 +227,15 @@ class ExponentialShift:
         if isinstance(shifted, Tensor):
             return 1 - (1 - shifted) * stretch
         return [1 - (1 - s) * stretch for s in shifted]
+
+
+def with_terminal(shift: Shift, terminal: Terminal) -> Shift:
+    """A static or exponential shift that ends elsewhere; "model" leaves it as it is."""
+    if terminal == "model":
+        return shift
+    if isinstance(shift, StaticShift):
+        return shift if terminal is None else ExponentialShift(math.log(shift.shift), terminal)
+    return replace(shift, terminal=terminal) if isinstance(shift, ExponentialShift) else shift
 
 
 def with_shift(base: Tensor, shift: Shift) -> Tensor:

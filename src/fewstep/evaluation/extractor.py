@@ -62,10 +62,11 @@ def configurations_of(model: str, run: RunFolder, backbone: Backbone) -> list[Co
         guidance = declared.guidance
         if guidance is None:
             guidance = backbone.default_guidance if model == "teacher" else 1.0
-        own = run.recipe.grid.shift if model == "student" else None
+        grid = run.recipe.grid if model == "student" else None
+        own, terminal = (grid.shift, grid.terminal) if grid else (None, "model")
         shift = declared.shift or own
         steps = declared.steps or backbone.default_steps
-        sampler = Sampler(steps, guidance, *run.size, shift=shift)
+        sampler = Sampler(steps, guidance, *run.size, shift=shift, terminal=terminal)
         configurations.append(Configuration(model, sampler, own_shift=shift == own))
     return configurations
 
@@ -111,6 +112,8 @@ class Extractor:
         """Fingerprint of all that `read` depends on; `model` is that of the network's weights."""
         options = backbone.stock_call(sampler.base_sigmas, *sampler.size(backbone))
         call = f"{options} {next(net.parameters()).dtype}"
+        if sampler.terminal != "model":
+            call += f" ends at {sampler.terminal}"
         return digest_text(model, call, repr(sampler), self.key)
 
     def read(self, backbone: Backbone, net: nn.Module, sampler: Sampler) -> Measurements:

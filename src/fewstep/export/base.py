@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fewstep.config import Recipe
-from fewstep.core.schedules import few_step_sigmas
+from fewstep.core.schedules import Terminal, few_step_sigmas
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
@@ -39,6 +39,7 @@ class Student:
         teacher: The teacher's address: a path, ``package://...`` or a repo id.
         size: Height and width in pixels that it was distilled at.
         shift: Static shift of the grid it was distilled on; None is its model's own.
+        terminal: Where that grid ends before 0; "model": as its model's own.
         dtype: Name of the torch dtype that the weights were loaded in.
         options: What the family's loader was given.
         recipe: The run's recipe; None where only an export is left of the run.
@@ -53,6 +54,7 @@ class Student:
     teacher: str
     size: tuple[int, int]
     shift: float | None = None
+    terminal: Terminal = "model"
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None

@@ -33,7 +33,10 @@ def diffusers_usage(student: Student, address: str, *, adapter: bool) -> str:
     """
     height, width = student.size
     base = torch.tensor(student.base_sigmas, dtype=torch.float64)
-    shifted = student.backbone.effective_shift(student.shift, height, width)(base).tolist()
+    shift = student.backbone.effective_shift(
+        student.shift, height, width, terminal=student.terminal
+    )
+    shifted = shift(base).tolist()
     takes_sigmas = "sigmas" in student.stock_call
     return TEMPLATES.get_template("usage.md.j2").render(
         adapter=adapter,
@@ -56,7 +59,8 @@ def snippet(student: Student, address: str, *, adapter: bool) -> str:
     pipeline, own = type(backbone.pipe).__name__, backbone.pipeline_class
     library = "diffusers" if own is DiffusionPipeline else own.__module__
     taken, keep = backbone.stock_result()
-    scheduler = backbone.student_scheduler(student.shift) if adapter else None
+    scheduler = backbone.student_scheduler(student.shift, student.terminal)
+    scheduler = scheduler if adapter and backbone.needs_scheduler(scheduler) else None
     base = _load_path(student.teacher) if adapter else address
     load = {"torch_dtype": f"torch.{student.dtype}"}
     load |= {name: _literal(value) for name, value in backbone.stock_load().items()}

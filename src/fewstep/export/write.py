@@ -55,6 +55,7 @@ def _note(student: Student, export_format: Format) -> dict[str, Any]:
         "size": list(student.size),
         "steps": STEPS,
         "shift": student.shift,
+        "terminal": student.terminal,
         "base_sigmas": student.base_sigmas,
         "guidance": 1.0,
         "step": student.step,

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep import models
+from fewstep.core.schedules import Terminal
 from fewstep.export.base import LORA_WEIGHTS, NOTE, find_format
 from fewstep.export.write import check_free, write_student
 from fewstep.inference.runs import Place, RunFolder
@@ -35,6 +36,7 @@ class Model:
         shift: Static shift of the grid it was distilled on; None is its model's own.
         place: Where it was read from; None for one that is in training.
         encode: What encodes prompts; None: the backbone does.
+        terminal: Where the grid it was distilled on ends; "model": as its model's own.
     """
 
     backbone: Backbone
@@ -44,6 +46,7 @@ class Model:
     shift: float | None = None
     place: Place | None = None
     encode: Encode | None = None
+    terminal: Terminal = "model"
 
     def sample(
         self,
@@ -172,7 +175,15 @@ def open_model(
         step = (read_json(exported / NOTE) or {}).get("step", "best")
         return replace(model, place=replace(source, which=step))
     student = source.load_student(dtype=dtype, device=device)
-    return Model(student.backbone, student.net, student.label, student.size, student.shift, source)
+    return Model(
+        student.backbone,
+        student.net,
+        student.label,
+        student.size,
+        student.shift,
+        source,
+        terminal=student.terminal,
+    )
 
 
 def export_model(

@@ -41,6 +41,7 @@ class Run(Trainer):
             size,
             self.recipe.grid.shift,
             encode=run.encoder.encode,
+            terminal=self.recipe.grid.terminal,
             run=run,
         )
 

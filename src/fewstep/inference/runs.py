@@ -100,6 +100,7 @@ class RunFolder:
             teacher=self.recipe.model.path,
             size=self.size,
             shift=self.recipe.grid.shift,
+            terminal=self.recipe.grid.terminal,
             dtype=dtype,
             options=self.recipe.model.options,
             recipe=self.recipe,
@@ -190,6 +191,7 @@ class Place:
             teacher=str(self._base() if self.is_lora else note.get("base", self.folder.name)),
             size=(height, width),
             shift=note.get("shift"),
+            terminal=note.get("terminal", "model"),
             dtype=dtype,
             options={**note.get("options", {}), **self.options},
         )

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewstep.core.schedules import few_step_sigmas, with_shift
+from fewstep.core.schedules import Terminal, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.models.base import Backbone
@@ -46,7 +46,7 @@ class Sampler:
     """How pictures are drawn from a network: Euler steps, guidance (1 is off) and size in pixels.
 
     `height` and `width` of None mean the size that the backbone was trained at. `shift` is the
-    static shift of the grid; None is the model's own.
+    static shift of the grid, None is the model's own; `terminal` is where the grid ends before 0.
     """
 
     steps: int = 4
@@ -54,6 +54,7 @@ class Sampler:
     height: int | None = None
     width: int | None = None
     shift: float | None = None
+    terminal: Terminal = field(default="model", repr=False)
 
     def __post_init__(self) -> None:
         """Refuses step counts and guidance that mean nothing."""
@@ -78,7 +79,9 @@ class Sampler:
     ) -> Self:
         """How a model wants to be drawn: at the size and on the grid it was distilled with."""
         own_height, own_width = model.size or (None, None)
-        return cls(steps, guidance, height or own_height, width or own_width, model.shift)
+        return cls(
+            steps, guidance, height or own_height, width or own_width, model.shift, model.terminal
+        )
 
     def evaluations(self, backbone: Backbone) -> int:
         """Network evaluations per picture."""
@@ -94,7 +97,8 @@ class Sampler:
         """The grid that the Euler loop walks: shifted, float32, with the final 0: [steps + 1]."""
         # Shifted in float32, as the scheduler does: float64 would round otherwise.
         base = torch.tensor(self.base_sigmas, dtype=torch.float32)
-        return with_shift(base, backbone.effective_shift(self.shift, *self.size(backbone)))
+        shift = backbone.effective_shift(self.shift, *self.size(backbone), terminal=self.terminal)
+        return with_shift(base, shift)
 
     def size(self, backbone: Backbone) -> tuple[int, int]:
         """Height and width in pixels."""

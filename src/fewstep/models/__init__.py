@@ -20,6 +20,7 @@ from fewstep.models.base import Backbone
 from fewstep.models.distilled import REFUSED, Refused
 from fewstep.models.meta import meta_pipeline
 from fewstep.models.published import Published
+from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
 from fewstep.utils.errors import FewstepError, did_you_mean
 from fewstep.utils.registry import Registry
@@ -192,6 +193,7 @@ def _checked_family(
             )
         logging.getLogger(__name__).warning("%s: forced, although %s", path_or_repo_id, why)
     _check_options(family, options)
+    check_scheduler(folder, family.schedulers)
     return family
 
 

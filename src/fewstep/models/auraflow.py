@@ -13,6 +13,7 @@ from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.latents import decode_images
 from fewstep.models.published import Published
+from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
 
 
 class AuraFlow(Backbone):
@@ -20,6 +21,7 @@ class AuraFlow(Backbone):
 
     name: ClassVar[str] = "auraflow"
     pipelines: ClassVar[tuple[str, ...]] = ("AuraFlowPipeline",)
+    schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     models: ClassVar[tuple[Published, ...]] = (
         Published("AuraFlow", "fal/AuraFlow-v0.3", 6.8, "static 1.73", "Pile-T5-XL"),

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,19 +15,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from fewstep.core.schedules import Shift, StaticShift
+from fewstep.core.schedules import Terminal
 from fewstep.core.solver import classifier_free, guided
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.models.latents import decode_images, require_multiple
 from fewstep.models.published import Published
 from fewstep.models.saving import write_pipeline
-from fewstep.models.shift import shift_of, with_static_shift
+from fewstep.models.scheduled import Scheduled
 from fewstep.utils.errors import FewstepError
 
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 
 
-class Backbone(ABC):
+class Backbone(Scheduled):
     """A loaded diffusers pipeline behind one interface: ``velocity(net, xt, sigma, cond) -> v``.
 
     There is one subclass per model family, in a file of its own. It alone knows timesteps, signs,
@@ -259,7 +259,7 @@ class Backbone(ABC):
         return int(self.config.in_channels), height // factor, width // factor
 
     def image_tokens(self, height: int, width: int) -> int:
-        """Image tokens after patching, on which dynamic shifting depends."""
+        """See `Scheduled.image_tokens`."""
         return math.prod(self.latent_shape(height, width)[1:]) // self.patch_size**2
 
     def noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -283,20 +283,6 @@ class Backbone(ABC):
     def decode_video(self, latents: Tensor) -> Tensor:
         """Videos [B, 3, T, H, W] in [0, 1], float32; a picture is a video of one frame."""
         return self.decode(latents).unsqueeze(2)
-
-    def shift(self, height: int, width: int) -> Shift:
-        """The model's shift of base sigmas at that size in pixels, from its scheduler, Eq. 12."""
-        return shift_of(self.pipe.scheduler.config, tokens=self.image_tokens(height, width))
-
-    def effective_shift(self, value: float | None, height: int, width: int) -> Shift:
-        """The shift of the student's grid: a static one of its own, or the model's for None.
-
-        `student_scheduler` makes the stock pipeline do the same.
-
-        Raises:
-            FewstepError: There is a value, and the family's schedulers have no shift to set.
-        """
-        return self.shift(height, width) if value is None else StaticShift(value)
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         """Guided velocity from the conditional and the unconditional one, Eq. 15; 1 is off."""
@@ -361,14 +347,6 @@ class Backbone(ABC):
         """Python for the model card: how to take `image` from the result, and how to save it."""
         return ".images[0]", 'image.save("image.png")'
 
-    def student_scheduler(self, shift: float | None = None) -> Any | None:
-        """The scheduler that a student needs in the stock pipeline; None: the teacher's.
-
-        Args:
-            shift: The static shift of the student's own grid; None is the model's.
-        """
-        return None if shift is None else with_static_shift(self.pipe.scheduler, shift)
-
     def lora_call(self, address: str) -> str:
         """The line of Python that loads an exported LoRA from `address` into `pipe`."""
         return f"pipe.load_lora_weights({address!r})"
@@ -377,12 +355,20 @@ class Backbone(ABC):
         """Loads what `save_lora` wrote into the pretrained network."""
         self.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 
-    def save(self, folder: Path, net: nn.Module, *, shift: float | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        net: nn.Module,
+        *,
+        shift: float | None = None,
+        terminal: Terminal = "model",
+    ) -> None:
         """Writes a complete diffusers folder with another network.
 
-        `shift` is that of the student's own grid, as for `student_scheduler`.
+        `shift` and `terminal` are those of the student's own grid, as for `student_scheduler`.
         """
-        write_pipeline(self.source, folder, {self.net_name: net}, self.student_scheduler(shift))
+        scheduler = self.student_scheduler(shift, terminal)
+        write_pipeline(self.source, folder, {self.net_name: net}, scheduler)
 
     def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
         """Writes one adapter as `pytorch_lora_weights.safetensors`, to be used at scale 1.

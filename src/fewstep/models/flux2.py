@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils.import_utils import is_torchvision_available
 
-from fewstep.core.schedules import ExponentialShift, Shift
+from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
 from fewstep.models.latents import decode_images
 from fewstep.models.packing import Packed, model_clock, position_ids, unpack
 from fewstep.models.published import Published
+from fewstep.models.shift import FlowSettings
 from fewstep.utils.errors import FewstepError
 
 _SHIFT = "exponential, mu 2.29 at 1024x1024 in 4 steps"
@@ -96,12 +97,12 @@ class _Flux2(Packed):
         return [len(tokens) > self.max_sequence_length for tokens in encoded["input_ids"]]
 
     def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`; of `shift_steps` steps."""
-        config = self.pipe.scheduler.config
-        if not config.get("use_dynamic_shifting", False):
+        """See `Scheduled.shift`; of `shift_steps` steps."""
+        settings: FlowSettings = self.scheduler_settings
+        if not settings.use_dynamic_shifting:
             return super().shift(height, width)
         mu = compute_empirical_mu(self.image_tokens(height, width), self.shift_steps)
-        return ExponentialShift(float(mu), terminal=config.get("shift_terminal") or None)
+        return settings.at_mu(float(mu))
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; the number of steps only sets the shift."""

@@ -13,7 +13,6 @@ from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.published import Published
-from fewstep.models.shift import shift_of
 
 
 class Lumina2(Backbone):
@@ -72,6 +71,7 @@ class Lumina2(Backbone):
         return super().overlong([before + prompt for prompt in prompts])
 
     def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`; the stock pipeline passes channels in place of tokens."""
+        """See `Scheduled.shift`; the stock pipeline passes channels in place of tokens."""
         channels = self.latent_shape(height, width)[0]
-        return shift_of(self.pipe.scheduler.config, tokens=channels)
+        shift: Shift = self.scheduler_settings.at(channels)
+        return shift

@@ -69,7 +69,7 @@ class Packed(Backbone):
         return rows * columns, int(self.config.in_channels)
 
     def image_tokens(self, height: int, width: int) -> int:
-        """See `Backbone.image_tokens`: the number of patches."""
+        """See `Scheduled.image_tokens`: the number of patches."""
         return math.prod(self._grid_of(height, width))
 
     def grid(self, tokens: int) -> Grid:

@@ -6,14 +6,14 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from fewstep.core.schedules import Shift, StaticShift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.latents import decode_images
 from fewstep.models.published import Published
+from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
 
 _SIDES = 32  # the stock pipeline refuses sides that this does not divide
 
@@ -23,6 +23,7 @@ class Sana(Backbone):
 
     name: ClassVar[str] = "sana"
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
+    schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Students use Euler steps, whatever solver the teacher came with."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -80,26 +81,6 @@ class Sana(Backbone):
     def size_multiple(self) -> int:
         """See `Backbone.size_multiple`; the stock pipeline insists on multiples of 32."""
         return math.lcm(_SIDES, super().size_multiple)
-
-    def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`; other schedulers call it `flow_shift`."""
-        if self._has_euler:
-            return super().shift(height, width)
-        return StaticShift(float(self.pipe.scheduler.config["flow_shift"]))
-
-    @property
-    def _has_euler(self) -> bool:
-        return isinstance(self.pipe.scheduler, FlowMatchEulerDiscreteScheduler)
-
-    def student_scheduler(self, shift: float | None = None) -> Any | None:
-        """See `Backbone.student_scheduler`.
-
-        The published solver is of second order, takes no sigmas and rounds timesteps.
-        """
-        if self._has_euler:
-            return super().student_scheduler(shift)
-        own = self.pipe.scheduler.config["flow_shift"]
-        return FlowMatchEulerDiscreteScheduler(shift=shift or own)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; sizes are not rounded to the nearest trained one."""

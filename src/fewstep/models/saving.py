@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from fewstep.utils.files import read_json, write_json
 
 
 def write_pipeline(source: Path, folder: Path, networks: dict[str, Any], scheduler: Any) -> None:
@@ -16,25 +17,31 @@ def write_pipeline(source: Path, folder: Path, networks: dict[str, Any], schedul
         source: The teacher's folder.
         folder: Where to write.
         networks: Component name -> network, written in place of the source's.
-        scheduler: The same for the scheduler; None: the source's.
+        scheduler: The same for the scheduler.
     """
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_ignored(set(networks)))
-    for name, network in networks.items():
-        network.save_pretrained(folder / name, safe_serialization=True)
-    if scheduler is not None:
-        shutil.rmtree(folder / "scheduler", ignore_errors=True)
-        scheduler.save_pretrained(folder / "scheduler")
-        index = folder / "model_index.json"
-        content = json.loads(index.read_text(encoding="utf-8"))
-        content["scheduler"] = ["diffusers", type(scheduler).__name__]
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    written = {**networks, "scheduler": scheduler}
+    parts = [name for name, entry in index.items() if isinstance(entry, list) and any(entry)]
+    for name in sorted(set(parts) - set(written)):
+        _copy(source / name, folder / name)
+    for licence in source.glob("LICEN[CS]E*"):
+        _copy(licence, folder / licence.name)
+    for name, part in written.items():
+        part.save_pretrained(folder / name, safe_serialization=True)
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    write_json(folder / "model_index.json", index)
+    for file in folder.glob("*/config.json"):  # where its author kept it says nothing to others
+        content = read_json(file) or {}
+        if content.pop("_name_or_path", None) is not None:
+            write_json(file, content)
 
 
-def _ignored(components: set[str]) -> Callable[[str, list[str]], set[str]]:
-    """A filter for copytree that leaves out components, hidden files, pictures and cards."""
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        hidden = {name for name in names if name.startswith(".") or name.endswith((".png", ".md"))}
-        return hidden | (components & set(names))
-
-    return ignore
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file, or the files of a folder but hidden ones; modes are those of new files."""
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            if not path.name.startswith("."):
+                _copy(path, target / path.name)
+    elif source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

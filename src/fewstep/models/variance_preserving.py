@@ -27,22 +27,12 @@ from fewstep.core.flow import (
     vp_from_sigma,
     vp_time,
 )
-from fewstep.core.schedules import Shift, Sigmas
+from fewstep.core.schedules import Shift, Sigmas, Terminal
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.latents import decode_images
+from fewstep.models.schedulers import TRAINED_TIMES, TrainedTimesSettings
 from fewstep.utils.errors import FewstepError
-
-_TABLE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-)
-"""Settings of a scheduler that describe the training, whatever the solver."""
 
 _SAME_TIME = 2e-3  # sigma in float32 tells times apart no better than to some 1e-4
 
@@ -78,6 +68,7 @@ class VariancePreserving(Backbone):
     """A backbone whose network predicts eps or v on the variance-preserving path."""
 
     prediction: ClassVar[str] = "eps"
+    schedulers = TRAINED_TIMES
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
         """Wraps the pipeline; the trained times are read from its scheduler.
@@ -86,7 +77,7 @@ class VariancePreserving(Backbone):
             FewstepError: The scheduler is not one of a variance-preserving model.
         """
         super().__init__(pipe, source)
-        self.euler = _euler_of(pipe.scheduler, source)
+        self.euler = _euler_of(pipe.scheduler, self.scheduler_settings, source)
         self.alphas_cumprod = self.euler.alphas_cumprod.double()
         a, b = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self._shift = TrainedTimes(sigma_from_vp(a, b))
@@ -123,30 +114,39 @@ class VariancePreserving(Backbone):
         return (x_vp - b * prediction) / a
 
     def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`: the sigmas of trailing times, at any size."""
+        """See `Scheduled.shift`: the sigmas of trailing times, at any size."""
         return self._shift
 
-    def effective_shift(self, value: float | None, height: int, width: int) -> Shift:
-        """See `Backbone.effective_shift`; only the model's own."""
-        if value is not None:
-            raise FewstepError(
-                f"grid.shift: the schedulers of {self.name} walk trained times and have no shift; "
-                "leave it out",
-                code="unsupported",
-            )
+    def effective_shift(
+        self, value: float | None, height: int, width: int, *, terminal: Terminal = "model"
+    ) -> Shift:
+        """See `Scheduled.effective_shift`; only the model's own."""
+        for name, wanted in (("shift", value), ("terminal", terminal)):
+            if isinstance(wanted, float | int):
+                raise FewstepError(
+                    f"grid.{name}: the schedulers of {self.name} walk trained times and have no "
+                    f"{name}; leave it out",
+                    code="unsupported",
+                )
         return self._shift
 
     def noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
         """See `Backbone.noise`: ``sigma eps`` at the first sigma, which is below 1."""
         return self._shift([1.0])[0] * super().noise(height, width, generator)
 
-    def student_scheduler(self, shift: float | None = None) -> EulerDiscreteScheduler:
+    def student_scheduler(
+        self, shift: float | None = None, terminal: Terminal = "model"
+    ) -> EulerDiscreteScheduler:
         """Euler's method with the teacher's table of times, trailing; it starts from sigma eps.
 
         In its coordinates x_vp / a, its step equals ours; other solvers are of higher order or
         space the times differently.
         """
         return EulerDiscreteScheduler.from_config(self.euler.config)
+
+    def needs_scheduler(self, wanted: Any) -> bool:
+        """See `Scheduled.needs_scheduler`; models come with other solvers or other spacings."""
+        return True
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; timesteps, as these pipelines give sigmas another meaning."""
@@ -165,23 +165,16 @@ class VariancePreserving(Backbone):
         return decode_images(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
 
 
-def _euler_of(scheduler: Any, source: Path) -> EulerDiscreteScheduler:
+def _euler_of(
+    scheduler: Any, settings: TrainedTimesSettings, source: Path
+) -> EulerDiscreteScheduler:
     """Euler's method with the trained times of a pipeline's own scheduler.
 
     Raises:
-        FewstepError: The scheduler is not one of a variance-preserving model.
+        FewstepError: The scheduler has other times than its settings say.
     """
-    config = scheduler.config
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
-        raise FewstepError(
-            f"{source}: {type(scheduler).__name__} ({kind}) does not describe a model that predicts"
-            " eps or v on a variance-preserving path; use the scheduler that it was published with",
-            code="unsupported",
-        )
-    known = {name: config[name] for name in _TABLE if name in config}
     # At zero terminal signal to noise it keeps a little signal, so that sigma stays below 1.
-    euler = EulerDiscreteScheduler(**known, timestep_spacing="trailing")
+    euler = EulerDiscreteScheduler(**settings.model_dump(), timestep_spacing="trailing")
     theirs = scheduler.alphas_cumprod.double()
     if theirs.shape != euler.alphas_cumprod.shape or not torch.allclose(
         theirs, euler.alphas_cumprod.double(), atol=1e-6

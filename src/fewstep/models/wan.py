@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from fewstep.core.schedules import Shift, StaticShift
+from fewstep.core.schedules import Shift, StaticShift, Terminal
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.latents import decode_images, denormalise, require_multiple
 from fewstep.models.published import Published
+from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
+from fewstep.models.shift import FlowSettings
 from fewstep.utils.errors import FewstepError
 
 _SIDE = 16  # the stock pipeline insists on multiples of it, whatever the model
@@ -24,6 +26,7 @@ class Wan(Backbone):
 
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
+    schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Text to video; previews and scores use the middle frame."
     models: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -93,22 +96,36 @@ class Wan(Backbone):
         length = 1 + (self.frames - 1) // int(self.pipe.vae_scale_factor_temporal)
         return int(self.config.in_channels), length, height // factor, width // factor
 
-    def shift(self, height: int, width: int) -> Shift:
-        """See `Backbone.shift`; multistep schedulers call it `flow_shift`."""
-        return StaticShift(self._shift)
+    def image_tokens(self, height: int, width: int) -> int:
+        """See `Scheduled.image_tokens`; patches have three sides."""
+        latents = math.prod(self.latent_shape(height, width)[1:])
+        return latents // math.prod(self.config.patch_size)
 
-    @property
-    def _shift(self) -> float:
-        config = self.pipe.scheduler.config
-        return float(config.get("flow_shift") or config.get("shift") or 1.0)
+    def effective_shift(
+        self, value: float | None, height: int, width: int, *, terminal: Terminal = "model"
+    ) -> Shift:
+        """See `Scheduled.effective_shift`; a grid must end by its shift alone."""
+        return StaticShift(self.student_scheduler(value, terminal).config["shift"])
 
-    def student_scheduler(self, shift: float | None = None) -> FlowMapEulerDiscreteScheduler:
-        """See `Backbone.student_scheduler`; plain Euler steps on the grid 1, 1 - 1/n, ..., 1/n.
+    def student_scheduler(
+        self, shift: float | None = None, terminal: Terminal = "model"
+    ) -> FlowMapEulerDiscreteScheduler:
+        """See `Scheduled.student_scheduler`; plain Euler steps on the grid 1, 1 - 1/n, ..., 1/n.
 
         The stock pipeline sets nothing but the number of steps. With that alone, UniPC takes steps
         of higher order, and FlowMatchEuler a grid whose last step is wasted right above 0.
+
+        Raises:
+            FewstepError: The grid is to end elsewhere, which no such scheduler can do.
         """
-        return FlowMapEulerDiscreteScheduler(shift=shift or self._shift)
+        own: FlowSettings = self.scheduler_settings.for_student(shift, terminal)
+        if own.shift_terminal is not None:
+            raise FewstepError(
+                f"grid.terminal: the stock pipeline of {self.name} cannot end at a noise level of "
+                "its own; set it to null",
+                code="unsupported",
+            )
+        return FlowMapEulerDiscreteScheduler(shift=own.shift)
 
     def stock_call(self, base_sigmas: list[float], height: int, width: int) -> dict[str, Any]:
         """See `Backbone.stock_call`; without sigmas, which the pipeline does not take."""

@@ -92,7 +92,7 @@ class Estimate:
     def algorithm(self) -> Algorithm:
         """What an iteration does."""
         recipe, size = self.recipe, (self.recipe.resolution.height, self.recipe.resolution.width)
-        shift = self.backbone.effective_shift(recipe.grid.shift, *size)
+        shift = self.backbone.student_shift(recipe.grid, *size)
         shape = self.backbone.latent_shape(*size)
         return Algorithm.from_recipe(recipe, self.objectives, latent_shape=shape, shift=shift)
 

@@ -161,7 +161,7 @@ def build(
     guidance = "embedded" if "guidance" in backbone.null(1).tensors else "cfg"
     objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
     size = recipe.resolution.height, recipe.resolution.width
-    shape, shift = backbone.latent_shape(*size), backbone.effective_shift(recipe.grid.shift, *size)
+    shape, shift = backbone.latent_shape(*size), backbone.student_shift(recipe.grid, *size)
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
     model, embeddings = digest_model(backbone.source), validated.embeddings
     preview = Preview(

@@ -19,7 +19,7 @@ class Diffusers(Format):
         """Writes the whole pipeline, see `Backbone.save`."""
         if student.adapter is not None:
             merge_adapters(student.net)
-        student.backbone.save(folder, student.net, shift=student.shift)
+        student.backbone.save(folder, student.net, shift=student.shift, terminal=student.terminal)
 
     def usage(self, student: Student, address: str) -> str:
         """Python that draws with plain diffusers."""

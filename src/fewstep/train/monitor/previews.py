@@ -85,7 +85,7 @@ class Preview:
         size = recipe.resolution.height, recipe.resolution.width
         self._size = size
         self._teacher_shift = backbone.shift(*size)
-        self._student_shift = backbone.effective_shift(recipe.grid.shift, *size)
+        self._student_shift = backbone.student_shift(recipe.grid, *size)
         self._chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
         self._noise = backbone.draw_noise(range(len(prompts)), *size)
         self._teacher_steps = self._recipe.teacher.steps or backbone.default_steps
