@@ -11,7 +11,8 @@ from PIL import Image
 from fewstep.inference.load import Model
 from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.state import Run as RunState
-from fewstep.train.trainer import Trainer, averaged_student
+from fewstep.train.trainer import Trainer
+from fewstep.train.watch import averaged_student
 
 
 class Run(Trainer):

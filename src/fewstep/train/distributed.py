@@ -102,10 +102,17 @@ class ProcessGroup:
         if self.size > 1:
             dist.barrier(group=self.control_group)
 
+    def exchange(self, value: T) -> list[T]:
+        """The values of all processes, in order; for the thread that trains."""
+        return [value] if self.size == 1 else self._gathered(value, self.control_group)
+
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in order; for the thread that saves."""
+        return self._gathered(value, self.io_group)
+
+    def _gathered(self, value: T, group: Any) -> list[T]:
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.io_group)
+        dist.all_gather_object(values, value, group=group)
         return values
 
 

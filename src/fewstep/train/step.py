@@ -293,6 +293,7 @@ def update_student(
     """Sum the terms, move the student against their gradient, then the average of its weights."""
     roles, total = state.roles, _samples(anchors)
     metrics: Metrics = {}
+    directions: Metrics = {}
     for each in anchors:
         terms: list[Term] = []
         for group in algorithm.backward_groups:
@@ -302,8 +303,12 @@ def update_student(
             terms += evaluated
         for name, value in measure(terms).items():
             metrics[name] = metrics.get(name, 0) + value / total
+        for term in terms:
+            pulled = term.direction.sum(dtype=torch.float32)
+            directions[term.name] = directions.get(term.name, 0) + pulled
     roles.discard_gradients(keep=STUDENT)
-    losses = {term.name: metrics[f"loss/{term.name}"] for term in terms}
+    # A direction that is not finite counts as none in the loss, Eq. 19: it must be seen here.
+    losses = {name: metrics[f"loss/{name}"] + 0 * value for name, value in directions.items()}
     norm = state.optimizers[STUDENT].update(losses, draws.step + 1)
     if state.ema is not None:
         state.ema.update()

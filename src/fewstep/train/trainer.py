@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +30,13 @@ from fewstep.train.signals import Interrupts, Stopped
 from fewstep.train.state import PREVIEWS, build, check, groups, restore, state
 from fewstep.train.state import Run as RunState
 from fewstep.train.step import Batch, iteration, samples_of
+from fewstep.train.watch import (
+    averaged_student,
+    explained,
+    look,
+    newest,
+    refuse_unsound_teacher,
+)
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_text
 from fewstep.utils.hardware import denormals_flushed
@@ -246,6 +252,8 @@ def _begin(
         run = build(recipe, folder, validated, console, processes)
         if saved is not None:
             restore(run, saved)
+        else:
+            refuse_unsound_teacher(run)
         told = validated.prompts.describe(run.encoder.overlong(validated.prompts.distinct))
     if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +275,7 @@ def _explaining_lost_connections(run: RunState) -> Iterator[None]:
     except RuntimeError as error:
         if run.processes.size == 1 or not is_connection_lost(error):
             raise
-        raise connection_lost(error, _newest(run)) from error
+        raise connection_lost(error, newest(run)) from error
 
 
 def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[str, float], bool]:
@@ -281,11 +289,12 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
     draws = Draws(recipe.train.seed, run.step, run.backbone.device)
     optimizers = run.train_state.optimizers
     rates = {f"lr/{name}": each.lr_at(run.step + 1) for name, each in optimizers.items()}
+    parts = _batch(run, draws)
     try:
-        measured = iteration(run.train_state, _batch(run, draws), draws, run.algorithm)
+        measured = iteration(run.train_state, parts, draws, run.algorithm)
     except NonFiniteError as error:
         run.saving.wait()
-        raise NonFiniteError(f"{error}; {_newest(run)}") from error
+        raise explained(run, error, parts) from error
     spent, asked = roles.evaluations - evaluations, interrupts is not None and interrupts.requested
     *values, spent_each, stop = _means(run, [*measured.values()], [spent, asked])
     metrics = dict(zip(measured, values, strict=True))
@@ -314,39 +323,9 @@ def _means(run: RunState, measured: list[torch.Tensor], counted: list[float]) ->
     return run.processes.mean(torch.stack(values)).tolist()
 
 
-def look(run: RunState) -> dict[str, float]:
-    """Health and preview, if this step is one for them; the preview shows the running mean."""
-    metrics: dict[str, float] = {}
-    if run.health.due(run.step):
-        found = run.health.measure(run.train_state.roles)
-        metrics |= {name: float(value) for name, value in found.items()}
-    if run.preview.due(run.step) or run.step == run.recipe.train.steps:
-        with averaged_student(run):
-            preview = run.preview.draw(run.step, run.train_state.roles, run.encoder)
-        if preview.sheet is not None:
-            run.log.show(run.step, {"preview": preview.sheet})
-        if math.isfinite(preview.score):
-            metrics["preview/score"] = preview.score
-            if run.step > 0:  # the start is no candidate: nothing was learned yet
-                run.scores[run.step] = preview.score
-    return metrics
-
-
-def averaged_student(run: RunState) -> AbstractContextManager[None]:
-    """Context in which the student's weights are their running mean, where the run keeps one."""
-    ema = run.train_state.ema
-    return ema.applied() if ema is not None else nullcontext()
-
-
 def save(run: RunState) -> None:
     """Save a checkpoint and remove those that are not to be kept."""
     run.saving.save(run.step, groups(run), state(run))
-
-
-def _newest(run: RunState) -> str:
-    """Which checkpoint there is to go back to."""
-    kept = store.listed(run.saving.folder)
-    return f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
 
 
 def _batch(run: RunState, draws: Draws) -> list[Batch]:

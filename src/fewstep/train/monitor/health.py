@@ -24,7 +24,12 @@ STEPS = 4
 
 
 class Health:
-    """Measures the networks on fixed prompts and fixed noise, every so many iterations."""
+    """Measures the networks on fixed prompts and fixed noise, every so many iterations.
+
+    Attributes:
+        cond: The encoded prompts, batch N.
+        noise: What the latents start from, [N, ...].
+    """
 
     def __init__(
         self,
@@ -45,8 +50,8 @@ class Health:
         device = next(iter(cond.tensors.values())).device
         draws, samples = Draws(0, 0, device), range(cond.batch)
         self._recipe = recipe
-        self._cond = cond
-        self._start = draws.normal("health/start", samples, latent_shape)
+        self.cond = cond
+        self.noise = draws.normal("health/start", samples, latent_shape)
         self._eps = draws.normal("health/eps", samples, latent_shape)
         base = torch.tensor(few_step_sigmas(STEPS))
         self._sigmas = with_shift(base, shift).to(device)
@@ -66,19 +71,27 @@ class Health:
             before training. ``health/fake_teacher_loss@SIGMA`` and ``health/teacher_loss@SIGMA``:
             denoising losses on the student's latents.
         """
-        if self._baseline is None:
-            self._baseline = _moments(sample(roles.teacher, self._start, self._sigmas, self._cond))
-        x0 = sample(roles.student, self._start, self._sigmas, self._cond)
-        (mean, std), (mean_0, std_0) = _moments(x0), self._baseline
+        baseline = self._teacher(roles)
+        x0 = sample(roles.student, self.noise, self._sigmas, self.cond)
+        (mean, std), (mean_0, std_0) = _moments(x0), baseline
         metrics = {"health/mean_drift": (mean - mean_0) / std_0, "health/std_ratio": std / std_0}
         for sigma in self._recipe.sigmas:
             sigmas = torch.full((len(x0),), sigma, device=x0.device)
             xt = add_noise(x0, self._eps, sigmas)
             for name in ("fake_teacher", "teacher"):
                 velocity = getattr(roles, name)
-                loss = denoising_loss(velocity(xt, sigmas, self._cond), x0, self._eps)
+                loss = denoising_loss(velocity(xt, sigmas, self.cond), x0, self._eps)
                 metrics[f"health/{name}_loss@{sigma:g}"] = loss
         return metrics
+
+    def teacher_is_finite(self, roles: Roles) -> bool:
+        """Whether the teacher's latents, which are drawn once, are finite."""
+        return all(bool(each.isfinite()) for each in self._teacher(roles))
+
+    def _teacher(self, roles: Roles) -> tuple[Tensor, Tensor]:
+        if self._baseline is None:
+            self._baseline = _moments(sample(roles.teacher, self.noise, self._sigmas, self.cond))
+        return self._baseline
 
 
 def _moments(x0: Tensor) -> tuple[Tensor, Tensor]:

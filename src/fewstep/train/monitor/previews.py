@@ -20,6 +20,7 @@ from fewstep.models.base import Backbone
 from fewstep.train.distributed import SINGLE, ProcessGroup
 from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.monitor.preview_scores import preview_score
+from fewstep.train.optim import NonFiniteError
 from fewstep.train.roles import Roles
 from fewstep.utils.files import digest_text, replacing, write_json
 from fewstep.utils.tensors import keep_tensors, kept_tensors
@@ -36,12 +37,15 @@ class PreviewResult:
     """A preview that was drawn.
 
     Attributes:
-        score: Of the student's pictures at the first number of steps; higher is better.
+        score: Of the student's pictures at the first number of steps; higher is better. NaN where
+            there is none.
         sheet: The picture as it was written; None in processes that do not write.
+        fault: What went wrong; empty if nothing did.
     """
 
     score: float
-    sheet: Image.Image | None
+    sheet: Image.Image | None = None
+    fault: str = ""
 
 
 class Preview:
@@ -103,19 +107,32 @@ class Preview:
 
         The picture has a row per prompt: the teacher's, then the student's at each number of steps.
         """
-        teacher = self._teacher(roles, encoder)
-        grids = [self._grid(steps, self._student_shift) for steps in self._recipe.steps]
-        students = [self._sample(lambda cond: roles.student, grid, encoder) for grid in grids]
+        try:
+            teacher = self._teacher(roles, encoder)
+            grids = [self._grid(steps, self._student_shift) for steps in self._recipe.steps]
+            students = [
+                self._sample("student", lambda cond: roles.student, grid, encoder) for grid in grids
+            ]
+        except NonFiniteError as error:  # in all processes
+            return PreviewResult(float("nan"), fault=str(error))
         sheet = None
         if self._processes.first:
             framed = [_framed(images) for images in (teacher, *students)]
             rows = [torch.cat(pictures, dim=2) for pictures in zip(*framed, strict=True)]
             sheet = _picture(torch.cat(rows[:_ROWS], dim=1))
             self._attempt("preview", _write, sheet, self._folder / f"step-{step:08d}.png")
-        score = self._processes.broadcast_from_first(
-            lambda: self._score(students[0], self.prompts, teacher)
-        )
-        return PreviewResult(score, sheet)
+        return PreviewResult(self._scored(students[0], teacher), sheet)
+
+    def _scored(self, student: Tensor, teacher: Tensor) -> float:
+        """The score of the first process, for all; NaN where a package's score fails."""
+        found = [float("nan")]
+
+        def score() -> None:
+            found.append(self._score(student, self.prompts, teacher))
+
+        if self._processes.first:
+            self._attempt(f"preview.score {self._recipe.score}", score)
+        return self._processes.broadcast_from_first(lambda: found[-1])
 
     def _teacher(self, roles: Roles, encoder: Encoder) -> Tensor:
         """The teacher's pictures [P, 3, H, W]: from memory, from this run's file, or drawn now."""
@@ -124,7 +141,7 @@ class Preview:
             images = self._kept(file) if self._processes.first else None
             if not self._processes.broadcast_from_first(lambda: images is not None):
                 grid = self._grid(self._teacher_steps, self._teacher_shift)
-                images = self._sample(self._guided(roles), grid, encoder)
+                images = self._sample("teacher", self._guided(roles), grid, encoder)
                 if self._processes.first:
                     self._attempt("preview", keep_tensors, file, {"images": images})
                     self._attempt("preview", self._describe)
@@ -148,19 +165,34 @@ class Preview:
 
     def _sample(
         self,
+        whose: str,
         velocity_for: Callable[[Conditioning], VelocityFn],
         sigmas: Tensor,
         encoder: Encoder,
     ) -> Tensor:
-        """Pictures [P, 3, H, W] in [0, 1] on the CPU, drawn in micro-batches."""
+        """Pictures [P, 3, H, W] in [0, 1] on the CPU, drawn in micro-batches.
+
+        Raises:
+            NonFiniteError: Some are not finite, here or in another process.
+        """
         device = self._backbone.device
-        images = []
+        images, fault = [], ""
         for start in range(0, len(self.prompts), self._chunk):
             part = slice(start, start + self._chunk)
             cond = encoder.encode(self.prompts[part])
             latents = sample(velocity_for(cond), self._noise[part].to(device), sigmas, cond)
             with vae_on_device(self._backbone):
                 images.append(self._backbone.decode(latents).float().cpu())
+            if not images[-1].isfinite().all():
+                by = (
+                    "the VAE; try model.dtype float32"
+                    if latents.isfinite().all()
+                    else "the network"
+                )
+                fault = f"the {whose}'s pictures are not finite: that is {by}; none is shown"
+        for each in self._processes.exchange(fault):
+            if each:
+                raise NonFiniteError(each)
         return torch.cat(images).contiguous()
 
     def _key(self) -> str:

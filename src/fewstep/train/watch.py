@@ -1,0 +1,91 @@
+"""What a run notices of itself: measurements and previews that are due, and what went wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from fewstep.core.noise import Draws
+from fewstep.core.types import Conditioning
+from fewstep.train.checkpoint import store
+from fewstep.train.diagnosis import cause_of_non_finite
+from fewstep.train.optim import NonFiniteError
+from fewstep.train.state import Run
+from fewstep.train.step import Batch
+
+
+def look(run: Run) -> dict[str, float]:
+    """Health and preview, if this step is one for them; the preview shows the running mean."""
+    metrics: dict[str, float] = {}
+    if run.health.due(run.step):
+        found = run.health.measure(run.train_state.roles)
+        metrics |= {name: float(value) for name, value in found.items()}
+    if run.preview.due(run.step) or run.step == run.recipe.train.steps:
+        with averaged_student(run):
+            preview = run.preview.draw(run.step, run.train_state.roles, run.encoder)
+        if preview.fault:
+            run.log.note(f"preview of step {run.step}: {preview.fault}; the run goes on")
+        if preview.sheet is not None:
+            run.log.show(run.step, {"preview": preview.sheet})
+        if math.isfinite(preview.score):
+            metrics["preview/score"] = preview.score
+            if run.step > 0:  # the start is no candidate: nothing was learned yet
+                run.scores[run.step] = preview.score
+    return metrics
+
+
+def averaged_student(run: Run) -> AbstractContextManager[None]:
+    """Context in which the student's weights are their running mean, where the run keeps one."""
+    ema = run.train_state.ema
+    return ema.applied() if ema is not None else nullcontext()
+
+
+def newest(run: Run) -> str:
+    """Which checkpoint there is to go back to."""
+    kept = store.listed(run.saving.folder)
+    return f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
+
+
+def explained(run: Run, error: NonFiniteError, parts: Sequence[Batch]) -> NonFiniteError:
+    """The error for users when a loss or a gradient of the coming step is not finite.
+
+    All processes must call it together; networks are evaluated anew to find the cause.
+    """
+    size, indices = run.recipe.data.batch_size, torch.cat([part.indices for part in parts])
+    prompts = run.order.take(run.step * size, size)
+    draws = Draws(run.recipe.train.seed, run.step, run.backbone.device)
+    cause = cause_of_non_finite(
+        run.train_state.roles,
+        run.processes,
+        cond=Conditioning.cat([part.cond for part in parts]),
+        null=Conditioning.cat([part.null for part in parts]),
+        noise=draws.normal("diagnosis/noise", indices, run.algorithm.latent_shape),
+        prompts=[prompts[index] for index in indices.tolist()],
+    )
+    told = str(error)
+    if cause is not None:
+        told = f"step {run.step + 1}: {cause}. Therefore {told.partition(': ')[2]}"
+    return NonFiniteError(f"{told}; {newest(run)}")
+
+
+def refuse_unsound_teacher(run: Run) -> None:
+    """Evaluates the teacher once, before anything is written.
+
+    Raises:
+        NonFiniteError: What it draws is not finite; the cause is named.
+    """
+    health, roles = run.health, run.train_state.roles
+    if not any(run.processes.exchange(not health.teacher_is_finite(roles))):
+        return
+    cause = cause_of_non_finite(
+        roles,
+        run.processes,
+        cond=health.cond,
+        null=run.encoder.null(health.cond.batch),
+        noise=health.noise,
+        prompts=run.preview.prompts[: health.cond.batch],
+    )
+    raise NonFiniteError(cause or "the teacher's latents after a few steps are not finite")
