@@ -308,7 +308,8 @@ def test_the_command_counts_what_is_odd(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     long = " ".join(["word"] * 300)
     Path("p.jsonl").write_bytes(
-        b'{"t": "a cat"}\n{"t": "a  cat"}\n{"t": ""}\n{"t": "\xff"}\n'
+        b'{"t": "a cat"}\n' * 100
+        + b'{"t": "a  cat"}\n{"t": ""}\n{"t": "\xff"}\n'
         + json.dumps({"t": long}).encode()
     )
     command = ["encode", "p.jsonl", "--column", "t", "--model", str(model)]
@@ -316,7 +317,7 @@ def test_the_command_counts_what_is_odd(model, tmp_path, capsys, monkeypatch):
     assert cli.run([*command, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     counts = ("prompts", "encoded", "kept", "duplicates", "empty", "undecodable", "overlong")
-    assert [made[name] for name in counts] == [3, 3, 0, 1, 1, 1, 1]
+    assert [made[name] for name in counts] == [3, 3, 0, 100, 1, 1, 1]
     assert Path(made["folder"]).parent == Path("embeddings")
     assert cli.run(command) == 0
     assert f"--set data.cache={made['folder']}" in capsys.readouterr().out

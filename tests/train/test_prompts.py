@@ -9,28 +9,37 @@ import pytest
 import torch
 
 from fewstep.core.types import Conditioning
-from fewstep.data.prompts import CachingEncoder, Order, read_prompts
+from fewstep.data.order import Order
+from fewstep.data.prompts import CachingEncoder, read_prompts
 from fewstep.utils.errors import FewstepError
+from refusals import refuses
+
+MANY = [f"prompt {number}" for number in range(100)]
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "more"),
     [
-        ("p.txt", b"\xef\xbb\xbfa cat\r\na dog\n\na  cat\n\xff\xfe\n"),
-        ("p.jsonl", b'{"caption": "a cat"}\n{"prompt": "a dog", "text": "no"}\n\n"a cat"\n\xff\n'),
-        ("p.csv", b'id,prompt\n1,a cat\n2,a dog\n3,\n4,"a\tcat"\n\xff\n'),
+        ("p.txt", b"\xef\xbb\xbfa cat\r\na dog\n\na  cat\n\xff\xfe\n", "{}\n"),
+        (
+            "p.jsonl",
+            b'{"caption": "a cat"}\n{"prompt": "a dog", "text": "no"}\n\n"a cat"\n\xff\n',
+            '"{}"\n',
+        ),
+        ("p.csv", b'id,prompt\n1,a cat\n2,a dog\n3,\n4,"a\tcat"\n\xff\n', "5,{}\n"),
+        ("p.csv", b"id;prompt\n1;a cat\n2;a dog\n3;\n4;a cat\n\xff\n", "5;{}\n"),
+        ("p.tsv", b"id\tprompt\n1\ta cat\n2\ta dog\n3\t\n4\ta cat\n\xff\n", "5\t{}\n"),
     ],
 )
-def test_every_format_counts_what_is_odd(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
+def test_every_format_counts_what_is_odd(tmp_path, name, content, more):
+    (tmp_path / name).write_bytes(content + "".join(map(more.format, MANY)).encode())
     found = read_prompts(tmp_path / name)
-    assert found.texts == ("a cat", "a dog", "a cat")
+    assert [*found.texts] == ["a cat", "a dog", "a cat", *MANY]
     assert (found.duplicates, found.empty, found.undecodable) == (1, 1, 1)
-    assert found.distinct == ["a cat", "a dog"]
-    assert found.describe() == (
-        "3 prompts (1 duplicate(s) kept, 1 empty line(s) left out, "
-        "1 line(s) left out that are not UTF-8)"
-    )
+    assert [*found.distinct] == ["a cat", "a dog", *MANY]
+    (tmp_path / name).write_bytes(content)
+    with refuses("invalid", tmp_path / name):  # one of four lines is too much to leave out
+        read_prompts(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +161,10 @@ def test_parquet_counts_what_is_odd(tmp_path):
 
     raw = pyarrow.array([b"a cat", b"a  cat", None, b"", b"\xff\xfe"]).cast(pyarrow.binary())
     texts = raw.view(pyarrow.string())  # as damaged files hold it: not validated
-    write_parquet(tmp_path / "p.parquet", id=pyarrow.array(range(5)), caption=texts)
+    texts = pyarrow.concat_arrays([texts, pyarrow.array(MANY)])
+    write_parquet(tmp_path / "p.parquet", id=pyarrow.array(range(105)), caption=texts)
     found = read_prompts(tmp_path / "p.parquet")
-    assert found.texts == ("a cat", "a cat")
+    assert [*found.texts] == ["a cat", "a cat", *MANY]
     assert (found.duplicates, found.empty, found.undecodable) == (1, 2, 1)
 
 
@@ -165,15 +175,16 @@ def test_a_column_of_every_format(tmp_path):
     (tmp_path / "p.csv").write_text('text,en\nno,a cat\nno,"a\nb"\n')
     named = pyarrow.array(["a cat", "a dog"]).dictionary_encode()
     write_parquet(tmp_path / "p.parquet", text=pyarrow.array(["no", "no"]), en=named)
-    assert read_prompts(tmp_path / "p.jsonl", column="en").texts == ("a cat",)
-    assert read_prompts(tmp_path / "p.csv", column="en").texts == ("a cat", "a b")
-    assert read_prompts(tmp_path / "p.parquet", column="en").texts == ("a cat", "a dog")
+    assert [*read_prompts(tmp_path / "p.jsonl", column="en").texts] == ["a cat"]
+    assert [*read_prompts(tmp_path / "p.csv", column="en").texts] == ["a cat", "a b"]
+    assert [*read_prompts(tmp_path / "p.parquet", column="en").texts] == ["a cat", "a dog"]
 
 
 def test_half_a_character_in_json_is_not_utf8(tmp_path):
-    (tmp_path / "p.jsonl").write_text('"a cat"\n"\\ud83d"\n')
+    many = "".join(f'"{text}"\n' for text in MANY)
+    (tmp_path / "p.jsonl").write_text('"\\ud83d"\n' + many)
     found = read_prompts(tmp_path / "p.jsonl")
-    assert (found.texts, found.undecodable) == (("a cat",), 1)
+    assert ([*found.texts], found.undecodable) == (MANY, 1)
     assert found.digest
 
 
@@ -184,8 +195,8 @@ def test_a_folder_as_the_hub_keeps_it(tmp_path):
     write_parquet(tmp_path / ".cache" / "train.parquet", text=["hidden"])
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "train.csv").write_text("text\nanother kind\n")
-    assert read_prompts(tmp_path).texts == ("a", "b", "c")
-    assert read_prompts(tmp_path, split="test").texts == ("d",)
+    assert [*read_prompts(tmp_path).texts] == ["a", "b", "c"]
+    assert [*read_prompts(tmp_path, split="test").texts] == ["d"]
     with pytest.raises(FewstepError) as refused:
         read_prompts(tmp_path, split="tes")
     assert refused.value.code == "missing-file"
@@ -193,12 +204,12 @@ def test_a_folder_as_the_hub_keeps_it(tmp_path):
 
 def test_a_folder_as_datasets_saves_it(tmp_path):
     write_saved(tmp_path / "one", ["a", "b"])
-    assert read_prompts(tmp_path / "one").texts == ("a", "b")
+    assert [*read_prompts(tmp_path / "one").texts] == ["a", "b"]
     write_saved(tmp_path / "both" / "validation", ["c"])
-    assert read_prompts(tmp_path / "both").texts == ("c",)
+    assert [*read_prompts(tmp_path / "both").texts] == ["c"]
     write_saved(tmp_path / "both" / "train", ["a"])
-    assert read_prompts(tmp_path / "both").texts == ("a",)
-    assert read_prompts(tmp_path / "both", split="validation").texts == ("c",)
+    assert [*read_prompts(tmp_path / "both").texts] == ["a"]
+    assert [*read_prompts(tmp_path / "both", split="validation").texts] == ["c"]
 
 
 def test_a_data_set_of_the_hub_comes_from_the_local_cache(tmp_path, monkeypatch):
@@ -209,7 +220,7 @@ def test_a_data_set_of_the_hub_comes_from_the_local_cache(tmp_path, monkeypatch)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert read_prompts("someone/captions", column="en").texts == ("a cat",)
+    assert [*read_prompts("someone/captions", column="en").texts] == ["a cat"]
     with pytest.raises(FewstepError) as refused:
         read_prompts("someone/nothing")
     assert refused.value.code == "missing-file"

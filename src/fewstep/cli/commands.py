@@ -286,13 +286,14 @@ def _show_dry_run(recipe: Any, as_json: bool) -> None:
 
 def _prompts(written: Sequence[str] | None, file: Path | None) -> list[str]:
     """Prompts from the command line, then from a file, in order."""
+    from fewstep.data.prompts import fault_of, read_prompts
+
     found = list(written or [])
+    for text in found:
+        if fault := fault_of(text):
+            raise FewstepError(f"--prompt: {fault}")
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise FewstepError(f"{file}: not UTF-8 text; convert it") from error
-        found += [line.strip() for line in lines if line.strip()]
+        found += read_prompts(file).texts
     if not found:
         raise FewstepError(
             "sample: no prompts; give --prompt TEXT or --prompts FILE", code="missing-input"

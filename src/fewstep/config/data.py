@@ -21,8 +21,8 @@ class DataRecipe(Section):
     """The prompts; no images are needed."""
 
     prompts: PromptSource
-    """A file (.txt with one prompt a line, .jsonl, .csv, .parquet), a folder of such tables, the id
-    of a data set on the hub, or a list of prompts."""
+    """A file in UTF-8 (.txt with one prompt a line, .jsonl, .csv, .tsv) or .parquet, a folder of
+    such tables, the id of a data set on the hub, or a list of prompts."""
     column: str | None = None
     """Column or key that holds the prompt; null takes `prompt`, `caption` or `text`. For tables
     that call it otherwise."""

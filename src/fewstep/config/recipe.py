@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeAlias
@@ -142,21 +143,17 @@ class Recipe(Section):
 
 
 def missing_files(recipe: Recipe) -> dict[str, str]:
-    """Prompt files that a recipe names and that are not there, by key."""
+    """Files and folders of prompts that a recipe names and that are not there, by key."""
     sources = {
         "data.prompts": recipe.data.prompts,
         "preview.prompts": recipe.preview.prompts,
         "evaluate.prompts": recipe.evaluate.prompts,
     }
-    missing = {
+    return {
         key: source
         for key, source in sources.items()
-        if isinstance(source, str) and not resolve(source).is_file()
+        if isinstance(source, str) and not (os.path.lexists(resolve(source)) or is_repo_id(source))
     }
-    source = missing.get("data.prompts")  # may also be a folder of tables, or a data set's id
-    if source is not None and (resolve(source).exists() or is_repo_id(source)):
-        del missing["data.prompts"]
-    return missing
 
 
 def _read(path: str | Path) -> dict[str, Any]:

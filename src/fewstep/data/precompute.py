@@ -15,7 +15,8 @@ from fewstep import models
 from fewstep.config import Recipe
 from fewstep.core.types import Conditioning
 from fewstep.data.embeddings import INDEX, Embeddings, Key, key_of
-from fewstep.data.prompts import Prompts, normalized, read_prompts
+from fewstep.data.prompts import Prompts, as_prompts, normalized, read_prompts
+from fewstep.data.texts import Texts
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_text
@@ -191,17 +192,16 @@ def gather_prompts(
     Raises:
         FewstepError: A source cannot be read, or there is no prompt at all.
     """
-    parts = [read_prompts(source, column=column, split=split) for source in sources[:1]]
-    parts += [read_prompts(source) for source in sources[1:]]
-    parts.append(Prompts(tuple(filter(None, map(normalized, written)))))
-    texts = tuple(text for part in parts for text in part.texts)
-    if not texts:
+    if not sources and not written:
         raise FewstepError(
             "encode: no prompts; give PROMPTS (a file) or --prompt TEXT", code="missing-input"
         )
+    parts = [read_prompts(source, column=column, split=split) for source in sources[:1]]
+    parts += [read_prompts(source) for source in sources[1:]]
+    if written:
+        parts.append(as_prompts(map(normalized, written), "--prompt"))
     return Prompts(
-        texts,
-        duplicates=len(texts) - len(set(texts)),
+        Texts(text for part in parts for text in part.texts),
         empty=sum(part.empty for part in parts),
         undecodable=sum(part.undecodable for part in parts),
     )

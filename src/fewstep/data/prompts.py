@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+import time
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from fewstep.core.noise import Draws
 from fewstep.core.types import Conditioning
-from fewstep.data.sources import read_texts
+from fewstep.data.sources import read_rows
+from fewstep.data.textfiles import convert, is_unicode
+from fewstep.data.texts import Texts
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 
 ENCODE_BATCH = 64
 """Batch size of `CachingEncoder.encode_all`."""
+MOST_CHARACTERS = 2**15
+"""Characters of a prompt; text encoders read some thousands at most."""
+_TOLERATED = 100
+"""One in so many lines may be unusable: a stray one in a large file is left out, and counted."""
+_LOOKED_AT = 4096
+"""Prompts at most whose length in tokens is looked at."""
+_PATIENCE = 5.0
+"""Seconds between notes about something that takes long."""
+
+Note = Callable[[str], None]
+
+
+def _silent(message: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -28,66 +41,116 @@ class Prompts:
 
     Attributes:
         texts: The prompts; duplicates stay and weigh a prompt.
-        duplicates: How many of them repeat an earlier one.
-        empty: Number of lines left out because they were empty.
-        undecodable: Number of lines left out because they are not UTF-8.
+        empty: Number of lines left out because nothing is on them.
+        undecodable: Number of lines left out because they are no text, see `fault_of`.
     """
 
-    texts: tuple[str, ...]
-    duplicates: int = 0
+    texts: Texts
     empty: int = 0
     undecodable: int = 0
 
     @property
-    def distinct(self) -> list[str]:
+    def distinct(self) -> Sequence[str]:
         """Each prompt once, in order."""
-        return list(dict.fromkeys(self.texts))
+        return self.texts.distinct
 
-    @cached_property
+    @property
+    def duplicates(self) -> int:
+        """How many prompts repeat an earlier one."""
+        return len(self.texts) - len(self.distinct)
+
+    @property
     def digest(self) -> str:
         """Fingerprint of the texts and their order."""
-        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+        return self.texts.digest
 
-    def describe(self, overlong: int = 0) -> str:
+    @property
+    def sample(self) -> Sequence[str]:
+        """The distinct prompts, or some thousands of them, evenly spread."""
+        return self.distinct[:: -(-len(self.distinct) // _LOOKED_AT)]
+
+    def describe(self, overlong: int = 0, looked_at: int | None = None) -> str:
         """One line, such as ``900 prompts (3 duplicate(s) kept, 1 empty line(s) left out)``.
 
         Args:
             overlong: How many of the distinct prompts are longer than the model reads.
+            looked_at: How many of them were looked at for this; None: all.
         """
+        some = looked_at is not None and looked_at < len(self.distinct)
+        of = f"of {looked_at:,} looked at are " if some else ""
         notes = [
             (self.duplicates, "duplicate(s) kept"),
             (self.empty, "empty line(s) left out"),
-            (self.undecodable, "line(s) left out that are not UTF-8"),
-            (overlong, "longer than the model reads, cut"),
+            (self.undecodable, "line(s) left out that are no UTF-8 text"),
+            (overlong, f"{of}longer than the model reads, cut"),
         ]
         details = ", ".join(f"{count} {what}" for count, what in notes if count)
         return f"{len(self.texts)} prompts" + (f" ({details})" if details else "")
 
 
 def read_prompts(
-    source: str | Path | Sequence[str], *, column: str | None = None, split: str | None = None
+    source: str | Path | Sequence[str],
+    *,
+    column: str | None = None,
+    split: str | None = None,
+    note: Note = _silent,
 ) -> Prompts:
-    """Prompts of a list, or of a file, a folder or a data set, see `sources.read_texts`.
+    """Prompts of a list, or of a file, a folder or a data set, see `sources.read_rows`.
 
     Args:
         source: Where they are, or the prompts themselves.
-        column: Which column or key holds them; None takes the first one of `sources.COLUMNS`.
+        column: Which column or key holds them; None takes the first one of `textfiles.COLUMNS`.
         split: Which part of a folder or data set; None takes ``train`` where it is there, else all.
+        note: Called with how far it is, where it takes long.
 
     Raises:
-        FewstepError: No such file, an unknown kind, a broken line, or no prompt at all.
+        FewstepError: No such file, an unknown kind, a broken line, more than one line in a hundred
+            that is no text, or no prompt at all.
     """
-    if isinstance(source, str | Path):
-        where, raw = str(source), list(read_texts(source, column=column, split=split))
-        decoded = [normalized(text) for text in raw if text is not None]
-        undecodable = len(raw) - len(decoded)
-    else:
-        where, decoded, undecodable = "the list of prompts", list(source), 0
-    texts = tuple(text for text in decoded if text.strip())
+    if not isinstance(source, str | Path):
+        return as_prompts(source, "the list of prompts")
+    texts, empty, unusable, first = Texts(), 0, 0, ""
+    due = time.monotonic() + _PATIENCE
+    for label, number, raw in read_rows(source, column=column, split=split):
+        text = normalized(raw)
+        if fault := fault_of(text):
+            unusable += 1
+            unit = "row" if label.lower().endswith((".parquet", ".arrow")) else "line"
+            first = first or f"{label}, {unit} {number}: {fault}{convert(text, label)}"
+        elif is_blank(text):
+            empty += 1
+        else:
+            texts.append(text)
+        if time.monotonic() > due:
+            note(f"{source}: {len(texts):,} prompts read")
+            due = time.monotonic() + _PATIENCE
+    if unusable * _TOLERATED > len(texts) + unusable:
+        raise FewstepError(
+            f"{first} ({unusable:,} of {len(texts) + unusable:,} lines are no text; one in "
+            f"{_TOLERATED} would be left out)"
+        )
+    if not texts:
+        raise FewstepError(f"{source}: there is no prompt in it", code="missing-input")
+    return Prompts(texts, empty, unusable)
+
+
+def as_prompts(written: Iterable[str], where: str) -> Prompts:
+    """Prompts that somebody wrote out; empty ones are left out.
+
+    Raises:
+        FewstepError: One is no text, or there is none.
+    """
+    texts, empty = Texts(), 0
+    for number, text in enumerate(written, 1):
+        if fault := fault_of(text):
+            raise FewstepError(f"{where}, number {number}: {fault}")
+        if is_blank(text):
+            empty += 1
+        else:
+            texts.append(text)
     if not texts:
         raise FewstepError(f"{where}: there is no prompt in it", code="missing-input")
-    repeats = sum(count - 1 for count in Counter(texts).values())
-    return Prompts(texts, repeats, len(decoded) - len(texts), undecodable)
+    return Prompts(texts, empty)
 
 
 def normalized(text: str) -> str:
@@ -95,29 +158,23 @@ def normalized(text: str) -> str:
     return " ".join(text.split())
 
 
-class Order:
-    """The order of the training prompts: every epoch is a new shuffle of all of them.
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen."""
+    return not any(character.isprintable() and character != " " for character in text)
 
-    The shuffle is a function of (seed, epoch) alone, so that a position in the endless sequence of
-    epochs is all that a checkpoint must hold.
-    """
 
-    def __init__(self, texts: Sequence[str], seed: int) -> None:
-        """Takes the prompts of an epoch; duplicates count as often as they stand there."""
-        self._texts = texts
-        self._seed = seed
-        self._epoch = (-1, torch.empty(0))
-
-    def take(self, cursor: int, count: int) -> list[str]:
-        """The prompts at positions cursor .. cursor + count - 1 of the sequence of epochs."""
-        return [self._at(position) for position in range(cursor, cursor + count)]
-
-    def _at(self, position: int) -> str:
-        epoch, index = divmod(position, len(self._texts))
-        if self._epoch[0] != epoch:
-            shuffle = Draws(self._seed, epoch).shared("prompts/order")
-            self._epoch = (epoch, torch.randperm(len(self._texts), generator=shuffle))
-        return self._texts[int(self._epoch[1][index])]
+def fault_of(text: str) -> str | None:
+    """Why a text cannot be a prompt, if so: no Unicode, control characters, or absurdly long."""
+    if len(text) > MOST_CHARACTERS:
+        return f"a prompt of {len(text):,} characters; {MOST_CHARACTERS:,} at most"
+    if text.isprintable():
+        return None
+    if not is_unicode(text):
+        return "bytes that are not UTF-8, or half a character"
+    for character in text:
+        if unicodedata.category(character) == "Cc" and not character.isspace():
+            return f"holds the control character U+{ord(character):04X}; remove it"
+    return None
 
 
 class Encoder(Protocol):

@@ -14,8 +14,9 @@ from torch import Tensor
 from fewstep import __version__, models, objectives
 from fewstep.config import ConfigError, OptimizerRecipe, Recipe, missing_files
 from fewstep.data.embeddings import Embeddings, StoredEncoder
+from fewstep.data.order import Order
 from fewstep.data.precompute import open_cache
-from fewstep.data.prompts import CachingEncoder, Encoder, Order, Prompts, read_prompts
+from fewstep.data.prompts import CachingEncoder, Encoder, Prompts, read_prompts
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.checkpoint.manager import CHECKPOINTS, CheckpointManager
@@ -253,7 +254,7 @@ def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
     source = training.distinct
     if recipe.preview.prompts is not None:
         source = read_prompts(recipe.preview.prompts).distinct
-    return source[: recipe.preview.count]
+    return list(source[: recipe.preview.count])
 
 
 # ------------------------------------------------------------------------------ saving, going on

@@ -254,7 +254,8 @@ def _begin(
             restore(run, saved)
         else:
             refuse_unsound_teacher(run)
-        told = validated.prompts.describe(run.encoder.overlong(validated.prompts.distinct))
+        looked_at = validated.prompts.sample
+        told = validated.prompts.describe(run.encoder.overlong(looked_at), len(looked_at))
     if processes.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, recipe.to_yaml())
