@@ -20,7 +20,7 @@ from fewstep.data.prompts import CachingEncoder, Encoder, Prompts, read_prompts
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.checkpoint.manager import CHECKPOINTS, CheckpointManager
-from fewstep.train.checkpoint.store import Checkpoint, read
+from fewstep.train.checkpoint.store import BrokenCheckpointError, Checkpoint, read
 from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
 from fewstep.train.memory.offload import offload_vae, refuse_sharded, without_network
 from fewstep.train.memory.quantization import quantize
@@ -310,9 +310,13 @@ def restore(run: Run, saved: Checkpoint) -> None:
     _refuse_another(run, content)
     train_state = run.train_state
     saved = read(saved, lambda key: _like(run, key))
+    wanted = {*train_state.optimizers, *(["ema"] if train_state.ema is not None else [])}
+    groups = wanted | ({"optimizers"} if content["step"] else set())
+    if lacking := (wanted - updates.keys()) | (groups - saved.groups.keys()):
+        raise BrokenCheckpointError(f"{saved.path.name}: lacks {', '.join(sorted(lacking))}")
     for name, optimizer in train_state.optimizers.items():
         load_parameters(train_state.roles.state(name), saved.groups[name])
-        optimizer.load(saved.groups["optimizers"], updates[name])
+        optimizer.load(saved.groups.get("optimizers", {}), updates[name])
     if train_state.ema is not None:
         train_state.ema.load(saved.groups["ema"], updates["ema"])
     run.step = content["step"]

@@ -40,7 +40,6 @@ from fewstep.train.watch import (
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_text
 from fewstep.utils.hardware import denormals_flushed
-from fewstep.utils.lock import locked
 from fewstep.utils.resources import expand
 
 CONFIG = "config.yaml"
@@ -109,9 +108,14 @@ class Trainer:
                 init_distributed(recipe.parallel, recipe.data, recipe.train.device)
             )
             console = self._console or Console(stderr=True, quiet=not processes.first)
-            if processes.first and (note := stack.enter_context(locked(self.folder))):
-                console.print(note, markup=False, highlight=False, soft_wrap=True)
-            run = _begin(recipe, self.folder, console, processes=processes, resume=self._resume)
+            run = _begin(
+                recipe,
+                self.folder,
+                stack,
+                console=console,
+                processes=processes,
+                resume=self._resume,
+            )
             stack.enter_context(deterministic(recipe.train.deterministic))
             stack.enter_context(run.log.opened(run.step))
             echo = _ECHO if processes.size > 1 else 0.0
@@ -240,24 +244,29 @@ def distill(
 
 
 def _begin(
-    recipe: Recipe, folder: Path, console: Console, *, processes: ProcessGroup, resume: bool
+    recipe: Recipe,
+    folder: Path,
+    stack: ExitStack,
+    *,
+    console: Console,
+    processes: ProcessGroup,
+    resume: bool,
 ) -> RunState:
-    """A run where it starts, or where it was; from here on the folder is its own."""
+    """A run where it starts, or where it was; until the stack ends, the folder is its own."""
     validated = check(recipe)
     validated = replace(validated, device=processes.device(validated.device))
-    saved = processes.broadcast_from_first(
-        lambda: starting_point(recipe, folder, resume=resume, console=console)
-    )
+    start = stack.enter_context(starting_point(recipe, folder, processes, resume=resume))
     with deterministic(recipe.train.deterministic):
         run = build(recipe, folder, validated, console, processes)
-        if saved is not None:
-            restore(run, saved)
+        if start.saved is not None:
+            restore(run, start.saved)
         else:
             refuse_unsound_teacher(run)
         looked_at = validated.prompts.sample
         told = validated.prompts.describe(run.encoder.overlong(looked_at), len(looked_at))
     if processes.first:
-        folder.mkdir(parents=True, exist_ok=True)
+        for note in start.settle():
+            run.log.note(note)
         write_text(folder / CONFIG, recipe.to_yaml())
     run.log.note(f"{told}; {_where(run)}")
     return run

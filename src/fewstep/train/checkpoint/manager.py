@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from fewstep.config import CheckpointRecipe, Recipe
 from fewstep.train import distributed
 from fewstep.train.checkpoint import store
-from fewstep.train.checkpoint.store import SHARDED, Checkpoint, Groups
+from fewstep.train.checkpoint.schema import SHARDED, SavedRun
+from fewstep.train.checkpoint.store import Checkpoint, Groups
 from fewstep.train.distributed import ProcessGroup
 from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.lock import locked
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints, below the run's own."""
@@ -112,43 +115,79 @@ class CheckpointManager:
         store.prune(self.folder, keep_last=recipe.keep_last, keep_best=recipe.keep_best)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        saved: The checkpoint that it continues from; None: it starts at step 0.
+        broken: Newer checkpoints that cannot be read -> what is wrong with them.
+        resumed: Whether it was asked to continue.
+        note: On a killed process whose run it is; None: there was none.
+    """
+
+    saved: Checkpoint | None = None
+    broken: Mapping[Path, str] = field(default_factory=dict)
+    resumed: bool = False
+    note: str | None = None
+
+    def settle(self) -> list[str]:
+        """Sets the damaged checkpoints aside; returns what there is to say, a line each."""
+        notes = [self.note] if self.note else []
+        for path, what in self.broken.items():
+            notes.append(f"{what}; set aside as {store.set_aside(path).name}")
+        if self.saved is not None:
+            notes.append(f"resuming from {self.saved.path.name}")
+        elif self.resumed:
+            notes.append("no checkpoint yet: starting at step 0")
+        return notes
+
+
+@contextmanager
 def starting_point(
-    recipe: Recipe, folder: Path, *, resume: bool, console: Console
-) -> Checkpoint | None:
-    """Checkpoint that a run continues from; None for a run that starts at step 0.
+    recipe: Recipe, folder: Path, processes: ProcessGroup, *, resume: bool
+) -> Iterator[Start]:
+    """Context in which the run's folder is this job's own; it begins with looking, not writing.
 
     Args:
         recipe: The run's recipe.
-        folder: The run's folder.
+        folder: The run's folder, which is made if need be.
+        processes: The job; its first process takes the lock.
         resume: Whether the run may continue what is there.
-        console: Where damaged checkpoints are named.
+
+    Yields:
+        Where the run starts.
 
     Raises:
-        FewstepError: The folder holds a run that was not asked to be resumed, or the run got
-            further than its checkpoints.
+        FewstepError: Another process is at work in the folder, it cannot be written to, it holds
+            a run that was not asked to be resumed, or one that got further than its checkpoints.
     """
+    with locked(folder) if processes.first else nullcontext() as note:
+        yield processes.broadcast_from_first(
+            lambda: replace(_start(recipe, folder, resume=resume), note=note)
+        )
+
+
+def _start(recipe: Recipe, folder: Path, *, resume: bool) -> Start:
     checkpoints = folder / CHECKPOINTS
     if not resume:
         if store.listed(checkpoints):
             raise FewstepError(
                 f"{folder}: holds a run; give --resume or another folder", code="exists"
             )
-        return None
-    saved, notes = store.newest(checkpoints, store.check)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        return Start()
+    saved, broken = store.newest(checkpoints, partial(store.check, schema=SavedRun))
     if saved is not None:
-        console.print(f"resuming from {saved.path.name}", markup=False, highlight=False)
-        return saved
+        return Start(saved, broken, resumed=True)
     first = min(recipe.checkpoint.every, recipe.train.steps)
     if recipe.checkpoint.keep_best:
         first = min(first, recipe.preview.every)
     reached = last_step(folder / METRICS)
-    if reached > first or notes or any(checkpoints.glob("broken-*")):
+    if reached > first or broken or any(checkpoints.glob("broken-*")):
+        why = f" ({next(iter(broken.values()))})" if broken else ""
         raise FewstepError(
             f"{folder}: nothing to resume from: the run got to step {reached} but has no sound "
-            "checkpoint; remove the folder to start again",
+            f"checkpoint{why}; remove the folder to start again",
             code="missing-file",
         )
-    console.print("no checkpoint yet: starting at step 0", markup=False, highlight=False)
-    return None
+    return Start(resumed=True)

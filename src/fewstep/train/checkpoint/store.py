@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.train import distributed
+from fewstep.train.checkpoint.schema import FORMAT, SHARDED, Sealed
 from fewstep.train.distributed import Like
 from fewstep.train.roles import STUDENT
 from fewstep.utils.disk import writing
@@ -29,13 +31,13 @@ from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import (
     damaged_files,
     fsync,
+    read_text,
     remove,
     settle,
     sha256_of,
     write_text,
 )
 
-FORMAT, SHARDED = 1, 2
 _STATE = "state.json"
 _NAMED = ("best", "last")
 _PREFIX, _HIDDEN, _BROKEN = "step-", ".unfinished-", "broken-"
@@ -135,13 +137,17 @@ def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
     return final
 
 
-def check(path: Path) -> Checkpoint:
+def check(path: Path, schema: type[Sealed] = Sealed) -> Checkpoint:
     """A checkpoint with every file checked against its SHA-256; its tensors are not read yet.
+
+    Args:
+        path: Its folder.
+        schema: What state.json must hold.
 
     Raises:
         BrokenCheckpointError: A file is missing, truncated or changed.
     """
-    state = read_state(path)
+    state = read_state(path, schema)
     _refuse_damaged(path, state["files"])
     return Checkpoint(path, state, {})
 
@@ -181,7 +187,7 @@ def read(validated: Checkpoint, like: Like | None = None) -> Checkpoint:
                     for name, tensor in load_file(path / file).items()
                 }
     except SafetensorError as error:
-        raise BrokenCheckpointError(f"{path.name}: {error}") from error
+        raise _broken(path, str(error)) from error
     return replace(validated, groups=groups)
 
 
@@ -198,34 +204,52 @@ def student_weights(path: Path) -> dict[str, Tensor]:
         weights = ema or distributed.read_shards(path, prefix=f"{STUDENT}/")
         return {key.partition("/")[2]: tensor for key, tensor in weights.items()}
     sums = state["files"]
-    file = path / ("ema.safetensors" if "ema.safetensors" in sums else "student.safetensors")
-    _refuse_damaged(path, {file.name: sums[file.name]})
-    return load_file(file)
+    file = "ema.safetensors" if "ema.safetensors" in sums else "student.safetensors"
+    _refuse_damaged(path, {file: sums.get(file, "")})
+    try:
+        return load_file(path / file)
+    except SafetensorError as error:
+        raise _broken(path, f"{file}: {error}") from error
 
 
 def _refuse_damaged(path: Path, sums: Mapping[str, str]) -> None:
     if damaged := damaged_files(path, sums):
-        raise BrokenCheckpointError(f"{path.name}: {damaged[0]} is missing or damaged")
+        raise _broken(path, f"{damaged[0]} is missing or damaged")
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def _broken(path: Path, what: str) -> BrokenCheckpointError:
+    return BrokenCheckpointError(f"{path.name}: {what}; take another checkpoint, or resume the run")
+
+
+def read_state(path: Path, schema: type[Sealed] = Sealed) -> dict[str, Any]:
     """A checkpoint's state.json, validated.
+
+    Args:
+        path: The checkpoint's folder.
+        schema: What it must hold.
 
     Raises:
         BrokenCheckpointError: It is missing, damaged, or of another format.
     """
     try:
-        content = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        expected = content.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise BrokenCheckpointError(f"{path.name}: {_STATE} is missing or damaged") from error
-    if _digest(content) != expected:
-        raise BrokenCheckpointError(f"{path.name}: {_STATE} is damaged")
-    if content["format"] not in (FORMAT, SHARDED):
-        raise BrokenCheckpointError(
-            f"{path.name}: written by another version of fewstep", code="version"
-        )
-    return dict(content)
+        text = read_text(path / _STATE)
+        schema.model_validate_json(text)
+    except ValidationError as error:
+        found = error.errors()[0]
+        if found["loc"] == ("format",) and isinstance(found["input"], int):
+            raise BrokenCheckpointError(
+                f"{path.name}: written by another version of fewstep", code="version"
+            ) from error
+        where = ".".join(map(str, found["loc"]))
+        raise _broken(
+            path, f"{_STATE} is damaged ({where} {found['msg']})".replace("( ", "(")
+        ) from error
+    except FewstepError as error:
+        raise _broken(path, f"{_STATE} is missing or damaged") from error
+    content: dict[str, Any] = json.loads(text)
+    if _digest(content) != content.pop("sha256", None):
+        raise _broken(path, f"{_STATE} is damaged")
+    return content
 
 
 def listed(folder: Path) -> list[Path]:
@@ -236,26 +260,33 @@ def listed(folder: Path) -> list[Path]:
 
 def newest(
     folder: Path, read_one: Callable[[Path], Checkpoint] = load
-) -> tuple[Checkpoint | None, list[str]]:
-    """The newest sound checkpoint, and one line about each newer one that is damaged.
-
-    Damaged ones are renamed to ``broken-...``, so that nothing takes them for checkpoints later.
+) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest sound checkpoint, and what is wrong with each newer one.
 
     Args:
         folder: The run's ``checkpoints``.
         read_one: `load`, or `check` to leave the tensors for later.
     """
-    notes: list[str] = []
+    broken: dict[Path, str] = {}
     for path in reversed(listed(folder)):
         try:
-            return read_one(path), notes
+            return read_one(path), broken
         except BrokenCheckpointError as error:
-            aside = path.with_name(f"{_BROKEN}{path.name}")
-            with writing(aside):
-                remove(aside)
-                path.rename(aside)
-            notes.append(f"{error}; set aside as {aside.name}")
-    return None, notes
+            broken[path] = str(error)
+    return None, broken
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that nothing takes it for one later; returns its new path.
+
+    Raises:
+        WriteFailed: It cannot be renamed.
+    """
+    aside = path.with_name(f"{_BROKEN}{path.name}")
+    with writing(aside):
+        remove(aside)
+        path.rename(aside)
+    return aside
 
 
 def find(run_folder: Path, which: str | int = "best") -> Path:
@@ -314,5 +345,6 @@ def _remove(path: Path) -> None:
 
 def _digest(content: Mapping[str, Any]) -> str:
     # As it will be read back: keys that are numbers become text, which sorts in another order.
-    as_read = json.loads(json.dumps(content))
+    as_read = json.loads(json.dumps({**content, "sha256": None}))
+    del as_read["sha256"]
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
