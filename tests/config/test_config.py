@@ -193,3 +193,38 @@ def test_a_recipe_is_frozen(recipe_file: Path) -> None:
     assert isinstance(recipe, Recipe)
     with pytest.raises(ValueError):
         recipe.train.steps = 3  # type: ignore[misc]
+
+
+def test_all_that_is_wrong_is_told_at_once(recipe_file: Path) -> None:
+    wrong = {
+        "train.stepss=3": "train.stepss: ",
+        "data.batch_size=many": "data.batch_size: ",
+        "student.gradient_checkpointing=often": "student.gradient_checkpointing: ",
+        "evaluate.arms=3": "evaluate.arms: ",
+        "objectives.7.alpha=3": "override 'objectives.7.alpha': ",
+        "train.seed=[": "override 'train.seed=[': ",
+        'model.path="a\\0b"': "model.path: ",
+    }
+    with refuses("config", f"{len(wrong)} problems: ", ConfigError) as caught:
+        Recipe.from_file(recipe_file, list(wrong))
+    problems = [str(each) for each in caught.value.problems]
+    assert len(problems) == len(wrong)
+    for place in wrong.values():
+        assert [each for each in problems if each.startswith(place)], place
+
+
+def test_a_text_that_would_take_all_memory_is_no_yaml() -> None:
+    shared = yaml.load("a: &x {b: 1}\nc: [*x, *x]")
+    assert shared == {"a": {"b": 1}, "c": [{"b": 1}, {"b": 1}]}
+    bomb = "a0: &a0 x\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+    )
+    for text in (bomb, "a: &a [*a]", "[" * 5000, "{a: " * 5000, "- " * 5000):
+        with pytest.raises(yaml.YAMLError):
+            yaml.load(text)
+
+
+def test_tags_make_no_objects() -> None:
+    for text in ("!!python/name:os.system", "!!python/object/apply:os.getcwd []", "!!int zebra"):
+        with pytest.raises(yaml.YAMLError):
+            yaml.load(text)

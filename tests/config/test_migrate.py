@@ -65,8 +65,9 @@ def test_saved_recipes_are_read_where_their_meaning_is_unchanged(
 def test_people_are_told_what_an_old_key_has_become(saved: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_values(saved)
-    old = next(old for old in OLD_KEYS if str(caught.value).startswith(old.key))
-    assert str(caught.value).partition(old.instead)[1], "what is to be written instead"
+    for problem in map(str, caught.value.problems):
+        old = next(old for old in OLD_KEYS if problem.startswith(old.key))
+        assert problem.partition(old.instead)[1], "what is to be written instead"
 
 
 def test_an_old_key_is_told_from_an_override() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from fewstep.config.strict import Count, Section
+from fewstep.config.strict import Section, Size
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml")
@@ -28,12 +28,12 @@ class DataRecipe(Section):
     that call it otherwise."""
     split: str | None = None
     """Part of a folder or data set; null takes `train` if there is one, else everything."""
-    batch_size: Count
+    batch_size: Size
     """Samples of one iteration, over all processes together."""
-    accumulate: Count = 1
+    accumulate: Size = 1
     """Number of parts that the batch of all processes is worked through in. Raise it until a part
     fits the memory; the gradient stays the same."""
-    cache_gb: Annotated[float, Field(ge=0)] = 2.0
+    cache_gb: Annotated[float, Field(ge=0, le=1e6)] = 2.0
     """Bound on the encoded prompts kept in memory, GB (10^9 bytes), where `encode_ahead` is off."""
     encode_ahead: bool = False
     """Encode all prompts before training, keep them in memory without bound, and free the text

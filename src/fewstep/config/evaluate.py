@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fewstep.config.data import PromptSource
-from fewstep.config.strict import Amount, Count, Named, PlugIn, Positive, Section
+from fewstep.config.strict import Count, Few, Named, PlugIn, Positive, Section, Seed, Size
 
 
 class ConfigurationRecipe(Section):
@@ -15,9 +15,9 @@ class ConfigurationRecipe(Section):
 
     model: Literal["teacher", "student"]
     """Whose pictures."""
-    steps: Count | None = None
+    steps: Few | None = None
     """Euler steps; null is the pipeline's own default."""
-    guidance: Annotated[float, Field(ge=1)] | None = None
+    guidance: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Guidance scale; 1 is off. Null is the pipeline's own default, and off for the student."""
     shift: Positive | None = None
     """Static shift of the grid, Eq. 12a; null is `grid.shift` for the student and the model's own
@@ -38,7 +38,7 @@ class EvaluateRecipe(Section):
     """A file with prompts that training did not see, or a list of them. Needed to evaluate."""
     count: Count = 1000
     """Number of these prompts; each gets one picture."""
-    repeats: tuple[Count, Annotated[int, Field(ge=2)]] = (48, 8)
+    repeats: tuple[Count, Annotated[int, Field(ge=2, le=1000)]] = (48, 8)
     """Number of prompts with several pictures, for diversity, and number of pictures of each."""
     configurations: Annotated[tuple[ConfigurationRecipe, ...], Field(min_length=1)] = (
         ConfigurationRecipe(model="teacher", steps=50),
@@ -55,9 +55,9 @@ class EvaluateRecipe(Section):
     """Real pictures to compare with, such as `folder:PATH`; null: none."""
     cache: str | None = None
     """Folder with measurements of the teacher that came with the model, read only."""
-    gallery: Count = 12
+    gallery: Few = 12
     """Number of prompts shown in the report."""
-    batch: Count = 64
+    batch: Size = 64
     """Pictures drawn at a time; lower it until it fits the memory."""
-    seed: Amount = 0
+    seed: Seed = 0
     """Picture i starts from the noise of seed + i."""

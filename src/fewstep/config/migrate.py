@@ -72,19 +72,24 @@ def migrated(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_old(data: Mapping[str, Any]) -> None:
-    """Check that plain values of a recipe use no setting that is gone.
+    """Take what is not a setting any more out of plain values of a recipe, and tell of it.
 
     Raises:
-        ConfigError: One does; the line says what to write instead.
+        ConfigError: There was such a setting; the line says what to write instead.
     """
+    gone = []
     for old in OLD_KEYS:
-        for _ in _places(data, old.key.split(".")):
-            raise _gone(old, "not a setting any more")
+        for section, name in _places(data, old.key.split(".")):
+            del section[name]
+            gone.append(_gone(old, "not a setting any more"))
     for section, name in _imported_scores(data):
-        raise ConfigError(
-            f"preview.score: {section[name]!r} is not imported any more; declare it as an entry "
-            "point of fewstep.preview_scores in an installed package, and write its name"
+        what = (
+            f"preview.score: {section.pop(name)!r} is not imported any more; declare it as an "
+            "entry point of fewstep.preview_scores in an installed package, and write its name"
         )
+        gone.append(ConfigError(what))
+    if gone:
+        raise ConfigError.of(gone)
 
 
 def _gone(old: OldKey, what: str) -> ConfigError:

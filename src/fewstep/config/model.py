@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fewstep.config.strict import Count, Section
+from fewstep.config.strict import Section, Size
 
 
 class ModelRecipe(Section):
@@ -27,7 +27,7 @@ class ModelRecipe(Section):
 class ResolutionRecipe(Section):
     """Size of the images."""
 
-    height: Count
+    height: Size
     """Height in pixels; a multiple of what the model's autoencoder and patches need."""
-    width: Count
+    width: Size
     """Width in pixels; likewise."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.config.data import PromptSource
-from fewstep.config.strict import Amount, Count, PlugIn, Section
+from fewstep.config.strict import Amount, Count, Few, Guidance, PlugIn, Section
 
 
 class CheckpointRecipe(Section):
@@ -27,9 +27,9 @@ class CheckpointRecipe(Section):
 class TeacherSamplingRecipe(Section):
     """How the teacher is sampled for comparison."""
 
-    steps: Count | None = None
+    steps: Few | None = None
     """Euler steps; null is the pipeline's own default."""
-    guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance: Guidance | None = None
     """Guidance scale; null is the pipeline's own default."""
 
 
@@ -40,9 +40,9 @@ class PreviewRecipe(Section):
     """Iterations between previews; there is always one at the end."""
     prompts: PromptSource | None = None
     """A file with prompts, or a list of them; null takes the first training prompts."""
-    count: Count = 8
+    count: Few = 8
     """Number of prompts that are sampled and scored; the picture shows the first 8."""
-    steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (4,)
+    steps: Annotated[tuple[Few, ...], Field(min_length=1, max_length=16)] = (4,)
     """Numbers of evaluations that the student is shown at; the pictures of the first are scored."""
     teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
     score: str = "drift"
@@ -55,9 +55,11 @@ class HealthRecipe(Section):
 
     every: Count = 25
     """Iterations between measurements."""
-    count: Count = 8
+    count: Few = 8
     """Number of samples, made from the first prompts of the preview."""
-    sigmas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    sigmas: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1, max_length=64)
+    ] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """Noise levels at which the fake teacher's and the teacher's denoising loss are compared."""
 
 

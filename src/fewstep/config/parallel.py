@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from fewstep.config.strict import Count, Positive, Section
+from fewstep.config.strict import Positive, Section, Size
 
 
 class ParallelRecipe(Section):
@@ -16,7 +16,7 @@ class ParallelRecipe(Section):
     """`none`: each process holds the networks whole. `full`: they are split over all processes.
     `hybrid`: split within groups, of which there are `replicate`. For networks that do not fit one
     GPU."""
-    replicate: Count = 1
+    replicate: Size = 1
     """Number of groups for `hybrid`: as a rule the number of machines."""
     timeout: Positive = 600.0
     """Seconds that processes wait for each other before the run is given up."""

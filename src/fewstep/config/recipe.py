@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError, to_json
@@ -20,7 +20,15 @@ from fewstep.config.migrate import migrated, refuse_old
 from fewstep.config.model import ModelRecipe, ResolutionRecipe
 from fewstep.config.monitor import CheckpointRecipe, HealthRecipe, LogRecipe, PreviewRecipe
 from fewstep.config.parallel import ParallelRecipe
-from fewstep.config.strict import ConfigError, Section, explain, one_line, parse_override, set_value
+from fewstep.config.strict import (
+    ConfigError,
+    Section,
+    explain,
+    one_line,
+    parse_override,
+    refuse_odd_characters,
+    set_value,
+)
 from fewstep.config.training import (
     EmaRecipe,
     FakeTeacherRecipe,
@@ -30,10 +38,17 @@ from fewstep.config.training import (
 )
 from fewstep.core.schedules import Grid, RandomGrid
 from fewstep.utils import yaml
+from fewstep.utils.errors import FewstepError, all_at_once
+from fewstep.utils.files import read_text
 from fewstep.utils.resources import resolve
 
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Dotted keys with their values, or texts such as ``train.steps=500`` whose values are YAML."""
+
+
+RECIPE_BYTES = 4 * 2**20
+"""Bound on a recipe's file; more prompts than fit belong in a file of their own."""
+Checked = TypeVar("Checked", bound=Section)
 
 
 class Recipe(Section):
@@ -96,14 +111,18 @@ class Recipe(Section):
             ConfigError: One line that says what is wrong and where.
         """
         plain = _plain(data)
-        for key, value in _pairs(overrides):
-            set_value(plain, key, _plain(value), cls)
-        refuse_old(plain)
-        try:
-            # JSON's strictness is the wanted one: lists become tuples, but "3" is not a number.
-            return cls.model_validate_json(json.dumps(plain))
-        except ValidationError as error:
-            raise ConfigError(explain(error, cls)) from error
+        with all_at_once(ConfigError) as part:
+            for override in overrides.items() if isinstance(overrides, Mapping) else overrides:
+                with part():
+                    pair = parse_override(override) if isinstance(override, str) else override
+                    set_value(plain, pair[0], _plain(pair[1], pair[0]), cls)
+            with part():
+                refuse_odd_characters(plain)
+            with part():
+                refuse_old(plain)
+            with part():
+                recipe = _validated(cls, plain)
+        return recipe
 
     @classmethod
     def from_saved(cls, data: Mapping[str, Any]) -> Self:
@@ -158,27 +177,30 @@ def missing_files(recipe: Recipe) -> dict[str, str]:
 
 def _read(path: str | Path) -> dict[str, Any]:
     """Nested plain values of a YAML file."""
+    file = resolve(path)
     try:
-        data = yaml.load(resolve(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read the recipe: {reason}") from error
+        data = yaml.load(read_text(file, at_most=RECIPE_BYTES))
+    except FewstepError as error:
+        raise ConfigError(str(error), code=error.code) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
+        raise ConfigError(f"{file}: not valid YAML: {one_line(error)}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, such as model and data")
+        raise ConfigError(f"{file}: a recipe is a mapping of sections, such as model and data")
     return data
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, place: str = "recipe") -> Any:
     """A value as JSON holds it: records, tuples and paths become mappings, lists and texts."""
     try:
         return json.loads(to_json(value, inf_nan_mode="constants"))
-    except PydanticSerializationError as error:
-        raise ConfigError(f"recipe: {one_line(error)}") from error
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: not a plain value: {one_line(error)}") from error
 
 
-def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:
-    if isinstance(overrides, Mapping):
-        return list(overrides.items())
-    return [parse_override(text) for text in overrides]
+def _validated(kind: type[Checked], plain: dict[str, Any]) -> Checked:
+    """The recipe of plain values."""
+    try:
+        # JSON's strictness is the wanted one: lists become tuples, but "3" is not a number.
+        return kind.model_validate_json(json.dumps(plain))
+    except ValidationError as error:
+        raise explain(error, kind) from error

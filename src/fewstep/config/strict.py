@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import types
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from fewstep.utils import yaml
-from fewstep.utils.errors import FewstepError, did_you_mean
+from fewstep.utils.errors import FewstepError, did_you_mean, shortened
 
-Count = Annotated[int, Field(ge=1)]
-Amount = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+# Bounds above are those that no sound run comes near; beyond them numbers overflow, or the machine
+# works for days on a typing error.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Amount = Annotated[int, Field(ge=0, le=10**9)]
+Few = Annotated[int, Field(ge=1, le=1000)]
+"""Steps, pictures or updates that are all made before anything else goes on."""
+Size = Annotated[int, Field(ge=1, le=2**16)]
+"""Pixels of a side, samples of a batch, processes, ranks of a matrix."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(ge=1e-30, le=1e6)]
+Rate = Annotated[float, Field(ge=1e-30, le=1)]
+Guidance = Annotated[float, Field(ge=0, le=1000)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Section(BaseModel):
@@ -65,15 +79,24 @@ class ConfigError(FewstepError):
     default_code = "config"
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line about the first thing wrong.
+def explain(error: ValidationError, root: type[BaseModel], place: str = "") -> FewstepError:
+    """All that is wrong, one problem for each key.
 
-    Unknown keys come first, as they cause the others; then the innermost, as a value that fits no
+    Unknown keys come first, as they cause others; then the innermost, as a value that fits no
     member of a union has an error for each.
+
+    Args:
+        error: What pydantic found.
+        root: The record that was to be made.
+        place: What each line begins with.
     """
     details = sorted(error.errors(), key=lambda d: (d["type"] != "extra_forbidden", -len(d["loc"])))
-    line = _describe(details[0], root)
-    return line if len(details) == 1 else f"{line} (and {len(details) - 1} more)"
+    told: dict[tuple[str, ...], ConfigError] = {}
+    for detail in details:
+        path = tuple(_locate(detail["loc"], root)[0])
+        if not any(other[: len(path)] == path for other in told):
+            told[path] = ConfigError(place + _describe(detail, root))
+    return ConfigError.of(list(told.values()))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -84,11 +107,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     path, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"override {text!r}: write it as section.key=value")
+        raise ConfigError(f"override {shortened(text)}: write it as section.key=value")
     try:
         return path, yaml.load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: not valid YAML: {one_line(error)}") from error
+        raise ConfigError(
+            f"override {shortened(text)}: not valid YAML: {one_line(error)}"
+        ) from error
 
 
 def set_value(data: dict[str, Any], path: str, value: Any, root: type[BaseModel]) -> None:
@@ -101,14 +126,40 @@ def set_value(data: dict[str, Any], path: str, value: Any, root: type[BaseModel]
         ConfigError: A path that leads nowhere.
     """
     keys = path.split(".")
-    if not all(keys):
-        raise ConfigError(f"override {path!r}: write it as section.key=value")
+    if not all(keys) or len(keys) > yaml.DEEPEST:
+        raise ConfigError(f"override {shortened(path)}: write it as section.key=value")
     node: Any = data
     for depth, key in enumerate(keys[:-1]):
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = _default(root, keys[: depth + 1])
         node = node[_place(node, key, path)]
     node[_place(node, keys[-1], path)] = value
+
+
+def refuse_odd_characters(data: Mapping[str, Any]) -> None:
+    """Check that no text of a recipe holds a character that only terminals or C programs act on.
+
+    Raises:
+        ConfigError: Some do; the line says where.
+    """
+    odd = [
+        ConfigError(f"{place}: holds the control character {found[0]!r}; remove it")
+        for place, text in _texts(data, "")
+        if (found := _ODD.search(text))
+    ]
+    if odd:
+        raise ConfigError.of(odd)
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Every text of nested plain values with its dotted key; keys are texts as well."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            below = f"{place}.{key}" if place else str(key)
+            yield below, str(key)
+            yield from _texts(inner, below)
 
 
 def one_line(error: Exception) -> str:
@@ -121,9 +172,11 @@ def _place(node: Any, key: str, override: str) -> Any:
     if isinstance(node, dict):
         return key
     if not isinstance(node, list):
-        raise ConfigError(f"override {override!r}: there is nothing to set at {key!r}")
-    if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(f"override {override!r}: {key!r} must be a number below {len(node)}")
+        raise ConfigError(f"override {shortened(override)}: there is nothing to set at {key!r}")
+    if key not in map(str, range(len(node))):
+        raise ConfigError(
+            f"override {shortened(override)}: {shortened(key)} must be a number below {len(node)}"
+        )
     return int(key)
 
 
@@ -142,11 +195,11 @@ def _describe(detail: ErrorDetails, root: type[BaseModel]) -> str:
         case "union_tag_not_found":
             return f"{where}: needs a name"
         case "literal_error":
-            return f"{where}: must be {context['expected']}, not {detail['input']!r}"
+            return f"{where}: must be {context['expected']}, not {shortened(detail['input'])}"
         case "value_error":
             message = str(context["error"])
         case _:
-            message = f"{message}, not {detail['input']!r}"
+            message = f"{message}, not {shortened(detail['input'])}"
     return f"{where}: {message}" if where else message
 
 
@@ -161,7 +214,8 @@ def _locate(loc: tuple[int | str, ...], root: type) -> tuple[list[str], Any]:
     for part in loc:
         if part == "[key]":  # a mapping's key that is wrong itself: it stands before this already
             continue
-        if len(node) > 1 and (named := [one for one in node if _label(one) == part]):
+        label = str(part).removeprefix("constrained-")
+        if len(node) > 1 and (named := [one for one in node if _label(one) == label]):
             node = named
             continue
         path.append(str(part))

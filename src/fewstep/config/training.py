@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fewstep.config.optimizer import FakeTeacherOptimizerRecipe, StudentOptimizerRecipe
-from fewstep.config.strict import Amount, Beta, Count, Named, Positive, Section, Unit
+from fewstep.config.strict import (
+    Amount,
+    Beta,
+    Count,
+    Few,
+    Named,
+    Positive,
+    Section,
+    Seed,
+    Size,
+    Unit,
+)
 from fewstep.core.schedules import Law, Uniform
 
 
@@ -44,7 +55,7 @@ class FakeTeacherRecipe(Section):
     """What it learns to denoise: `x0`, the clean latent that the student predicts at the anchor, or
     `final`, the end of the simulation. Odds such as `{x0: 1, final: 2}` give each on a share of
     the samples, which improved distances and diversity on the embedded model."""
-    updates: Count = 1
+    updates: Few = 1
     """Updates per iteration, each with fresh noise. More follow a fast student better and cost
     one forward and backward pass each."""
     ida_rate: Unit = 0.001
@@ -56,12 +67,12 @@ class FakeTeacherRecipe(Section):
 class LoraRecipe(Section):
     """Low-rank adapters, for mode `lora`."""
 
-    rank: Count = 32
+    rank: Size = 32
     """Rank of each adapter."""
     alpha: Positive | None = None
     """The adapter is multiplied by alpha / rank in training; null is the rank. Exported adapters
     are right at scale 1 in any case. For settings taken from other trainers."""
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the linear layers to adapt, or their endings such as `attn.to_q`; null adapts all
     linear layers of the blocks but those of modulation and norms."""
 
@@ -74,9 +85,9 @@ class StudentRecipe(Section):
     of the memory."""
     lora: LoraRecipe | None = None
     optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
-    every: Count = 2
+    every: Few = 2
     """The student is updated on every so many iterations; the fake teacher on each."""
-    gradient_checkpointing: bool | Count = False
+    gradient_checkpointing: bool | Few = False
     """Recompute activations in the backward pass: less memory, about a third more time. A number n
     does so in every n-th block only. Needed by nearly all large models."""
     compile: bool = False
@@ -107,7 +118,7 @@ class TrainRecipe(Section):
     cooldown: Unit = 0.0
     """Share of the iterations, at the end, over which each learning rate falls to 0. For short runs
     at high rates."""
-    seed: Amount = 0
+    seed: Seed = 0
     """All random values are functions of it."""
     device: str = "auto"
     """Where to run, such as `cuda:1` or `cpu`; `auto` takes an accelerator if there is one."""

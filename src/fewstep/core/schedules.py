@@ -25,7 +25,8 @@ _NO_EXTRA = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Positive = Annotated[_Real, Field(gt=0)]
 _Unit = Annotated[_Real, Field(ge=0, le=1)]
-_Steps = Annotated[int, Field(strict=True, ge=1)]
+_Steps = Annotated[int, Field(strict=True, ge=1, le=1000)]
+_GridShift = Annotated[_Real, Field(ge=1e-3, le=1e3)]
 Sigmas = TypeVar("Sigmas", list[float], Tensor)
 
 
@@ -73,9 +74,9 @@ class UpToAnchor:
 class LogitNormal:
     """s = sigmoid(n), n ~ N(mean, std^2), Eq. 9c."""
 
-    mean: _Real = 0.0
+    mean: Annotated[_Real, Field(ge=-100, le=100)] = 0.0
     """Mean of the logits; below 0 for less noise."""
-    std: _Positive = 1.0
+    std: Annotated[_Positive, Field(le=100)] = 1.0
     """Their standard deviation."""
     name: Literal["logit_normal"] = field(default="logit_normal", repr=False)
 
@@ -113,7 +114,7 @@ class RandomGrid:
     """Smallest number of steps N."""
     stratified: StrictBool = False
     """Place one draw in each of N - 1 equal cells of the range instead of drawing all freely."""
-    shift: _Positive | None = None
+    shift: _GridShift | None = None
     """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
     terminal: Terminal = TERMINAL
     """Noise level to which the last one of the student's grid is stretched, Eq. 12c, in place of
@@ -148,7 +149,7 @@ class FixedGrid:
 
     sigmas: Annotated[tuple[_Real, ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
     """Noise levels before the shift, strictly falling, inside (0, 1]; the final 0 is appended."""
-    shift: _Positive | None = None
+    shift: _GridShift | None = None
     """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
     terminal: Terminal = TERMINAL
     """Noise level to which the last one of the student's grid is stretched, Eq. 12c, in place of

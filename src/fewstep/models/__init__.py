@@ -8,9 +8,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fewstep.utils import silence  # noqa: F401 - first, before diffusers
 
@@ -22,7 +22,7 @@ from fewstep.models.meta import meta_pipeline
 from fewstep.models.published import Published
 from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
-from fewstep.utils.errors import FewstepError, did_you_mean
+from fewstep.utils.errors import FewstepError, all_at_once, did_you_mean, shortened
 from fewstep.utils.registry import Registry
 
 __all__ = [
@@ -33,12 +33,15 @@ __all__ = [
     "Published",
     "Refused",
     "available",
+    "check",
     "family_of",
     "load",
     "load_meta",
 ]
 
 _DTYPES = ("float32", "bfloat16", "float16")
+Option = Annotated[int, Field(ge=1, le=4096)]
+"""What an option that is declared as an int may be: tokens, frames or steps."""
 
 
 def _families_in(module: Any) -> Mapping[str, type[Backbone]]:
@@ -130,6 +133,15 @@ def load(
     return family(pipe, folder, **options)
 
 
+def check(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> None:
+    """Look whether a pipeline may be distilled with these options, by its configurations alone.
+
+    Arguments and errors are those of `load`.
+    """
+    configs = hub.download_configs(path_or_repo_id)
+    _checked_family(path_or_repo_id, configs, options, force=force, teacher=not force)
+
+
 def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> Backbone:
     """Loads a pipeline without weights and tokenizers: all networks are on the meta device.
 
@@ -198,17 +210,23 @@ def _checked_family(
 
 
 def _check_options(family: type[Backbone], options: dict[str, Any]) -> None:
-    """Refuses options that the family's constructor does not take, by name or by type."""
+    """Refuses options that the family's constructor does not take, by name, type or size."""
     accepted = set(inspect.signature(family).parameters) - {"pipe", "source"}
-    types = get_type_hints(family.__init__)
-    for name, value in options.items():
-        if name not in accepted:
-            raise FewstepError(
-                f"{family.name} has no option {name!r}: {did_you_mean(name, accepted)}",
-                code="unknown-name",
-            )
-        try:
-            TypeAdapter(types[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"].lower()
-            raise FewstepError(f"model.options.{name}: {problem}, not {value!r}") from error
+    types = get_type_hints(family.__init__, include_extras=True)
+    with all_at_once() as part:
+        for name, value in options.items():
+            with part():
+                if name not in accepted:
+                    raise FewstepError(
+                        f"model.options.{name}: {family.name} has no such option; "
+                        f"{did_you_mean(name, accepted)}",
+                        code="unknown-name",
+                    )
+                wanted = Option if types[name] is int else types[name]
+                try:
+                    TypeAdapter(wanted).validate_python(value, strict=True)
+                except ValidationError as error:
+                    problem = error.errors()[0]["msg"].lower()
+                    raise FewstepError(
+                        f"model.options.{name}: {problem}, not {shortened(value)}"
+                    ) from error

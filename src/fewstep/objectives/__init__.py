@@ -28,7 +28,7 @@ from fewstep.objectives.base import (
     refuse_unsupported,
 )
 from fewstep.objectives.queries import Asking, Networks, Prediction, Query, drive
-from fewstep.utils.errors import FewstepError
+from fewstep.utils.errors import FewstepError, all_at_once
 from fewstep.utils.registry import Registry
 
 __all__ = [
@@ -94,7 +94,7 @@ def build(name: str, **settings: object) -> Objective:
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"objective {name!r}: {explain(error, model)}") from error
+        raise explain(error, model, f"objective {name!r}: ") from error
 
 
 def build_all(recipe: Recipe) -> list[Objective]:
@@ -104,9 +104,12 @@ def build_all(recipe: Recipe) -> list[Objective]:
         ConfigError: One is unknown or has settings that do not fit; one line says which.
     """
     built = []
-    for number, each in enumerate(recipe.objectives):
-        try:
-            built.append(build(each.name, **each.settings))
-        except FewstepError as error:
-            raise ConfigError(f"objectives.{number}: {error}") from error
+    with all_at_once(ConfigError) as part:
+        for number, each in enumerate(recipe.objectives):
+            with part():
+                try:
+                    built.append(build(each.name, **each.settings))
+                except FewstepError as error:
+                    wrong = [ConfigError(f"objectives.{number}: {one}") for one in error.problems]
+                    raise ConfigError.of(wrong) from error
     return built

@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from torch import Tensor, nn
 
 from fewstep.config import OptimizerRecipe
+from fewstep.config.strict import Amount
 from fewstep.core.flow import expand, x0_from_velocity
 from fewstep.core.noise import Draws, renoise
 from fewstep.core.schedules import Law
@@ -33,7 +34,7 @@ from fewstep.utils.errors import FewstepError
 if TYPE_CHECKING:
     from fewstep.models import Backbone
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1000)]
 FLOOR = 0.1
 """Least normaliser k: bounds the pull on a student that already agrees with its teachers."""
 
@@ -102,7 +103,7 @@ def _check_points(points: Points) -> Points:
 
 
 Weight: TypeAlias = Annotated[
-    tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]], ...],
+    tuple[tuple[Amount, Annotated[float, Field(ge=0, le=1e6)]], ...],
     Field(min_length=1),
     BeforeValidator(_as_points, json_schema_input_type=float | list[tuple[int, float]]),
     AfterValidator(_check_points),

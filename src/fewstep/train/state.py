@@ -31,7 +31,7 @@ from fewstep.train.monitor.previews import Preview
 from fewstep.train.optim import Ema, LRSchedule
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
 from fewstep.train.step import Algorithm, TrainState
-from fewstep.utils.errors import FewstepError
+from fewstep.utils.errors import FewstepError, all_at_once
 from fewstep.utils.files import digest_model
 from fewstep.utils.hardware import pick_device
 
@@ -123,14 +123,23 @@ def check(recipe: Recipe) -> ValidatedRecipe:
     Raises:
         FewstepError: Something is not there; one line says what.
     """
-    for key, file in missing_files(recipe).items():
-        raise ConfigError(f"{key}: there is no file {file}", code="missing-file")
-    preview_score(recipe.preview.score)
-    built = objectives.build_all(recipe)
-    data = recipe.data
-    prompts = read_prompts(data.prompts, column=data.column, split=data.split)
-    device = pick_device(recipe.train.device, "train.device")
-    previewed = _preview_prompts(recipe, prompts)
+    data, missing = recipe.data, missing_files(recipe)
+    with all_at_once(ConfigError) as part:
+        for key, file in missing.items():
+            with part():
+                raise ConfigError(f"{key}: there is no file {file}", code="missing-file")
+        with part():
+            preview_score(recipe.preview.score)
+        with part():
+            built = objectives.build_all(recipe)
+        with part():
+            device = pick_device(recipe.train.device, "train.device")
+        with part():
+            models.check(recipe.model.path, force=recipe.model.force, **recipe.model.options)
+        if not missing:
+            with part():
+                prompts = read_prompts(data.prompts, column=data.column, split=data.split)
+                previewed = _preview_prompts(recipe, prompts)
     embeddings = open_cache(recipe, prompts.distinct, previewed) if data.cache is not None else None
     return ValidatedRecipe(built, prompts, previewed, device, embeddings)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import ClassVar, Literal, Self
 
 Code = Literal[
     "invalid",  # a value, a line or a file that is not what it must be
@@ -28,6 +29,12 @@ Code = Literal[
 ]
 
 
+TOLD = 5
+"""Errors that one line tells where there are several."""
+SHOWN = 80
+"""Characters of a wrong value that a message shows."""
+
+
 class FewstepError(ValueError):
     """An error whose one-line message says what is wrong and what to do.
 
@@ -36,6 +43,7 @@ class FewstepError(ValueError):
     Attributes:
         code: What kind of error this is, for programs; the message's wording may change, this
             does not.
+        problems: The errors that it stands for, if it stands for several; else itself.
     """
 
     default_code: ClassVar[Code] = "invalid"
@@ -44,6 +52,56 @@ class FewstepError(ValueError):
         """Keeps the message and its code; None: the default of the class."""
         super().__init__(message)
         self.code: Code = code or self.default_code
+        self.problems: Sequence[FewstepError] = (self,)
+
+    @classmethod
+    def of(cls, errors: Sequence[FewstepError]) -> FewstepError | Self:
+        """One error for several, which tells the first few of them; one alone stays what it is."""
+        problems = [each for error in errors for each in error.problems]
+        if len(problems) == 1:
+            return problems[0]
+        told = [f"({n}) {problem}" for n, problem in enumerate(problems[:TOLD], start=1)]
+        more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
+        codes = {problem.code for problem in problems}
+        message = f"{len(problems)} problems: {'; '.join([*told, *more])}"
+        found = cls(message, code=codes.pop() if len(codes) == 1 else None)
+        found.problems = problems
+        return found
+
+
+@contextmanager
+def all_at_once(
+    kind: type[FewstepError] = FewstepError,
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Context that tells all errors of its parts together, at its end.
+
+    Args:
+        kind: Class of an error that stands for several.
+
+    Yields:
+        What makes the context of a part, which an error ends; what follows it still runs.
+
+    Raises:
+        FewstepError: Parts ended in errors.
+    """
+    found: list[FewstepError] = []
+
+    @contextmanager
+    def part() -> Iterator[None]:
+        try:
+            yield
+        except FewstepError as error:
+            found.append(error)
+
+    yield part
+    if found:
+        raise kind.of(found) from found[0]
+
+
+def shortened(value: object) -> str:
+    """A wrong value as Python writes it; the middle is left out if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 10]}...{text[-7:]}"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -57,7 +115,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         A clause to append to a message, such as ``did you mean 'alpha'?``.
     """
     known = sorted(options)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:SHOWN], known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there are none"
@@ -75,5 +133,5 @@ def unknown(kind: str, word: str, options: Iterable[str]) -> FewstepError:
         The error, for the caller to raise.
     """
     return FewstepError(
-        f"unknown {kind} {word!r}: {did_you_mean(word, options)}", code="unknown-name"
+        f"unknown {kind} {shortened(word)}: {did_you_mean(word, options)}", code="unknown-name"
     )

@@ -1,7 +1,8 @@
 """YAML as people expect it: ``1e-5`` is a number, ``on`` is a word, a key given twice is an error.
 
 PyYAML follows YAML 1.1, where ``lr: 1e-5`` is a string, ``name: no`` is a boolean and the second of
-two equal keys wins silently.
+two equal keys wins silently. Tags that make Python objects are errors, and texts that would take
+much memory or time: nested deeply, or written with aliases of aliases.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import Any
 import yaml
 from yaml import YAMLError
 
-__all__ = ["YAMLError", "dump", "front_matter", "load"]
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import read_text
+
+__all__ = ["DEEPEST", "YAMLError", "dump", "front_matter", "load"]
+
+DEEPEST = 32
+"""Levels that mappings and lists may be nested."""
+_MOST = 1_000_000
+"""Values that a text may stand for, every alias written out."""
 
 
 class _Rules:
@@ -23,7 +32,29 @@ class _Rules:
 
 
 class _Loader(_Rules, yaml.SafeLoader):
-    """Reads YAML 1.2 scalars; refuses duplicate keys."""
+    """Reads YAML 1.2 scalars; refuses duplicate keys, and texts without bounds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._values = 0
+        self._sizes: dict[str | None, int] = {}  # of what an anchor names, once it is complete
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Node that comes next, of a bounded depth and size."""
+        event = self.peek_event()
+        before = self._values
+        self._depth += 1
+        self._values += 1
+        if isinstance(event, yaml.AliasEvent):
+            self._values += self._sizes.get(event.anchor, _MOST)  # one that holds itself has no end
+        if self._depth > DEEPEST or self._values > _MOST:
+            what = "nested too deeply" if self._depth > DEEPEST else "stands for too many values"
+            raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if event.anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[event.anchor] = self._values - before
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Mapping of a node whose keys must differ."""
@@ -63,9 +94,13 @@ def load(text: str) -> Any:
     """Value that a YAML text stands for.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, or gives a key twice.
+        yaml.YAMLError: The text is not YAML, gives a key twice, or has no bounds.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # What its constructors make of `!!int zebra` and the like.
+        raise YAMLError(f"a value does not fit its tag: {error}") from error
 
 
 def dump(value: Any) -> str:
@@ -76,8 +111,8 @@ def dump(value: Any) -> str:
 def front_matter(file: Path) -> dict[str, Any]:
     """The YAML header of a Markdown file, such as a model card; empty without a readable one."""
     try:
-        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", file.read_text("utf-8"), re.DOTALL)
+        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", read_text(file), re.DOTALL)
         content = load(header[1]) if header else {}
-    except (OSError, UnicodeDecodeError, YAMLError):
+    except (FewstepError, YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

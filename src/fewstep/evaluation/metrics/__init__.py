@@ -33,5 +33,5 @@ def build(recipes: Iterable[Named]) -> list[Metric]:
             metrics.append(cls.model_validate(recipe.settings))
         except ValidationError as error:
             where = f"evaluate.metrics: {recipe.name}"
-            raise ConfigError(f"{where}: {explain(error, cls)}") from error
+            raise explain(error, cls, f"{where}: ") from error
     return metrics
