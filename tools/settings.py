@@ -209,7 +209,7 @@ class Page:
         kind = _KINDS.get(field.get("type", ""), "any value")
         if field.get("items"):
             kind += f" of {self._kind(field['items'])}"
-        bounds = [f"{word} {field[key]:g}" for key, word in _BOUNDS.items() if key in field]
+        bounds = [f"{word} {field[key]:,.12g}" for key, word in _BOUNDS.items() if key in field]
         return " ".join([kind, *bounds])
 
 

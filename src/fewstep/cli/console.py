@@ -1,7 +1,8 @@
 """What the command line says: results on stdout, everything else on stderr.
 
 On a terminal tables are drawn; into a pipe they are plain aligned columns. With ``--json`` stdout
-carries exactly one JSON object. Of several processes only the first one speaks.
+carries exactly one JSON object. Of several processes only the first one speaks. Whatever is said
+passes `printable`: no file name, prompt or key can act on the terminal.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.utils.ranks import rank
 from fewstep.utils.tables import Table, cell, text_table
+from fewstep.utils.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def note(message: str) -> None:
@@ -24,19 +29,20 @@ def note(message: str) -> None:
 
 def complain(message: str) -> None:
     """One line on stderr, of whichever process."""
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(message) + "\n")
     sys.stderr.flush()
 
 
 def say(message: str) -> None:
     """One line of result, on stdout."""
     if rank() == 0:
-        sys.stdout.write(message + "\n")
+        sys.stdout.write(printable(message) + "\n")
 
 
 def say_json(content: Mapping[str, Any]) -> None:
     """The one machine-readable object, on stdout; figures that are not finite become null."""
-    say(json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    # Escaped, so that a program gets back exactly the name of a file, whatever it holds.
+    say(json.dumps(_finite(content), indent=2, default=str, allow_nan=False))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
@@ -46,11 +52,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         return
     from rich import print as draw
     from rich.table import Table as Drawn
-    from rich.text import Text
 
-    drawn = Drawn(*columns, title=title or None, title_justify="left")
+    drawn = Drawn(title=_shown(title) if title else None, title_justify="left")
+    for column in columns:
+        drawn.add_column(_shown(column))
     for row in rows:
-        drawn.add_row(*(Text(cell(value)) for value in row))
+        drawn.add_row(*(_shown(cell(value)) for value in row))
     draw(drawn)
 
 
@@ -59,6 +66,13 @@ def tables(several: Iterable[Table]) -> None:
     for title, columns, rows in several:
         table(columns, rows, title)
         say("")
+
+
+def _shown(text: str) -> Text:
+    """A text that is drawn as it is: markup and control characters in it do nothing."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _finite(value: Any) -> Any:

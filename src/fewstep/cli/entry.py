@@ -8,6 +8,8 @@ or a check that failed; 130: interrupted. With ``--json``, stdout then holds
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import sys
 import time
@@ -21,6 +23,7 @@ from fewstep.cli.console import complain, note, say_json
 from fewstep.utils.disk import advice, system_error
 from fewstep.utils.errors import Code, FewstepError
 from fewstep.utils.ranks import rank
+from fewstep.utils.terminal import Printable, one_line
 
 # typer carries its own click, whose classes it exports only in part.
 ClickError: Any = next(
@@ -92,6 +95,11 @@ def _prepare() -> None:
         settings["TQDM_DISABLE"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    own = logging.getLogger("fewstep")
+    if not own.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(Printable())
+        own.addHandler(handler)
 
 
 def _others_are_busy() -> bool:
@@ -109,7 +117,7 @@ def _refuse(message: str, code: Code, *, as_json: bool) -> None:
     Of several processes the first one tells what is wrong with all, and that ends the others;
     whoever is left after a while has an error of its own.
     """
-    line, number = " ".join(message.split()), rank()
+    line, number = one_line(message), rank()
     if number:
         time.sleep(PATIENCE)
     complain(f"process {number}: {line}" if number else line)
@@ -119,6 +127,9 @@ def _refuse(message: str, code: Code, *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point of the ``fewstep`` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than we
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run()
         sys.stdout.flush()

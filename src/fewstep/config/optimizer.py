@@ -19,7 +19,7 @@ class OptimizerRecipe(Section):
     """Learning rate after the warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the first and the second moment."""
-    eps: Rate = 1e-8
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     """Decoupled weight decay, times the learning rate in each update."""

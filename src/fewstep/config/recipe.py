@@ -181,7 +181,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         data = yaml.load(read_text(file, at_most=RECIPE_BYTES))
     except FewstepError as error:
-        raise ConfigError(str(error), code=error.code) from error
+        raise ConfigError(str(error)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {one_line(error)}") from error
     if not isinstance(data, dict):

@@ -18,6 +18,7 @@ from fewstep.train.monitor.sinks import Sink, make_sink
 from fewstep.train.monitor.sinks.metrics_file import METRICS, MetricsFile
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.hardware import peak_memory_gb
+from fewstep.utils.terminal import tell
 
 _PAUSE = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
@@ -80,7 +81,7 @@ class Logger:
 
     def note(self, text: str) -> None:
         """Prints one line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        tell(self._console, text)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes one step's measurements; a logged step gets the latest of each since the last."""
