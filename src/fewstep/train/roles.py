@@ -184,7 +184,7 @@ class Roles(ABC):
         return dict(self.parameters(name))
 
     def backward(self, name: str, loss: Tensor) -> None:
-        """Backward pass into a trained network; adapters take gradients only while in force."""
+        """Backward pass into a trained network, with its weights in force."""
         with nullcontext() if name in self.modules else self.active(name):
             loss.backward()
 
@@ -234,7 +234,15 @@ class _Lora(Roles):
         self._net = backbone.net.requires_grad_(False).eval()
         add_adapters(backbone, self._net, recipe.lora or LoraRecipe(), TRAINED, seed=seed)
         self._layers: list[Any] = adapter_layers(self._net)
-        self._active = ""
+        layer: Any
+        for layer in self._layers:
+            # Autocast brings inputs to the precision that it computes in: peft's cast of them to
+            # the adapters' float32 before that changes no bit, and costs a pass over them.
+            layer.cast_input_dtype_enabled = False
+        for name in TRAINED:
+            for parameter in self.parameters(name).values():
+                parameter.requires_grad_(True)
+        self._active, self._depth = "", 0
         self._switch(TEACHER)
         if recipe.gradient_checkpointing:
             checkpoint_activations(
@@ -258,19 +266,25 @@ class _Lora(Roles):
     def active(self, role: str) -> Iterator[None]:
         before = self._active
         self._switch(role)
+        self._depth += 1
         try:
             yield
         finally:
-            self._switch(before)
+            self._depth -= 1
+            if self._depth:  # else the next call says which role it wants, often the same
+                self._switch(before)
 
     def _switch(self, role: str) -> None:
-        """Put one adapter in force, or none for the teacher; only its parameters take gradients."""
+        """Put one adapter in force, or none for the teacher.
+
+        By attribute: peft's own methods also turn the gradients of every adapter on or off, one
+        tensor at a time. Only parameters in force are part of a graph.
+        """
         if role == self._active:
             return
         for layer in self._layers:
-            layer.enable_adapters(role != TEACHER)
-            if role != TEACHER:
-                layer.set_adapter([role])
+            layer._disable_adapters = role == TEACHER
+            layer._active_adapter = [role]
         self._active = role
 
 
