@@ -150,3 +150,34 @@ def test_half_precision_draws_about_the_same(pipeline_folder):
     full, half = (sample_images(model.backbone, model.net, PROMPTS[:1]) for model in models)
     assert full.dtype == half.dtype == torch.float32
     assert (full - half).abs().mean() < 0.05
+
+
+def test_an_earlier_result_stays_until_the_new_one_is_whole(pipeline_folder, tmp_path):
+    model, out = open_model(pipeline_folder, device="cpu", max_sequence_length=16), tmp_path / "out"
+    list(write_samples(model, PROMPTS, out, sampler=Sampler(1), seed=1))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    drawing = write_samples(model, PROMPTS, out, sampler=Sampler(1), seed=2)
+    next(drawing)
+    drawing.close()  # as an error or Ctrl-C ends it
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    list(write_samples(model, PROMPTS, out, sampler=Sampler(1), seed=2))
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "0001-blue-square-on-gray.png"])
+def test_only_its_own_files_are_replaced(name, pipeline_folder, tmp_path):
+    model = open_model(pipeline_folder, device="cpu", max_sequence_length=16)
+    (tmp_path / name).write_text('{"file": "mine"}\n')
+    with refuses("exists", tmp_path / name):
+        list(write_samples(model, PROMPTS, tmp_path, sampler=Sampler(1)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == '{"file": "mine"}\n'
+
+
+def test_a_folder_in_which_nothing_was_drawn_is_not_left(pipeline_folder, tmp_path):
+    model = open_model(pipeline_folder, device="cpu", max_sequence_length=16)
+    with refuses("out-of-range"):
+        list(write_samples(model, PROMPTS, tmp_path / "out", sampler=Sampler(1, height=63)))
+    assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from fewstep.cli.options import Json, Overrides, RecipeName, Resume, RunFolder, 
 from fewstep.cli.plan import plan
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
+from fewstep.utils.resources import expand
 
 app = typer.Typer(
     name="fewstep",
@@ -138,8 +139,10 @@ def sample(
     """Draw pictures of prompts with an exported student (or any pipeline, without guidance)."""
     wanted = _prompts(prompt, prompts)
     from fewstep.inference.load import open_model
-    from fewstep.inference.sample import Sampler, write_samples
+    from fewstep.inference.sample import Sampler, check_samples, write_samples
 
+    out = expand(out)
+    check_samples(out, wanted)
     model = open_model(folder, device=device)
     rows = []
     for row in write_samples(model, wanted, out, sampler=Sampler.of(model, steps), seed=seed):

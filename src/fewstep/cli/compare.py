@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import BaseModel, ValidationError
+
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json
 
 Figure: TypeAlias = float | bool | None
+
+
+class _Summary(BaseModel):
+    """As much of summary.json as is compared."""
+
+    criteria_met: bool | None = None
+    seconds: float | None = None
+    peak_memory_gb: float | None = None
+    configurations: dict[str, dict[str, Figure]]
 
 
 def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
@@ -33,16 +44,18 @@ def figures(runs: Sequence[Path]) -> dict[str, list[Figure]]:
 
 def _figures(run: Path) -> dict[str, Figure]:
     """A run's figures without nesting: ``student@4.frechet_teacher`` -> value."""
-    summary = read_json(run / "summary.json")
-    if summary is None or "configurations" not in summary:
+    try:
+        summary = _Summary.model_validate(read_json(run / "summary.json") or {})
+    except ValidationError as error:
         raise FewstepError(
-            f"{run}: no summary.json; run `fewstep evaluate {run}` first", code="missing-input"
-        )
+            f"{run}: no sound summary.json; run `fewstep evaluate {run}` first",
+            code="missing-input",
+        ) from error
     return {
-        **{name: summary.get(name) for name in ("criteria_met", "seconds", "peak_memory_gb")},
+        **summary.model_dump(exclude={"configurations"}),
         **{
             f"{configuration}.{name}": value
-            for configuration, values in summary["configurations"].items()
+            for configuration, values in summary.configurations.items()
             for name, value in values.items()
         },
     }

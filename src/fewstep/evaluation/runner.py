@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,8 @@ from fewstep.inference.sample import sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import digest_model, write_json
+from fewstep.utils.files import check_writable, digest_model, replacing, write_json
+from fewstep.utils.resources import expand
 
 Say: TypeAlias = Callable[[str], None]
 _Measured: TypeAlias = tuple[dict[str, Any], Measurements]  # row of evaluation.json, and values
@@ -54,6 +54,7 @@ def evaluate_run(
     run = RunFolder.open(run_folder)
     settings = run.recipe.evaluate
     extractor = make_extractor(settings)
+    check_writable(run.folder)
     real = _real_pictures(settings, extractor, run)
     backbone = run.load_backbone()
     work = _Work(backbone, extractor, run, say)
@@ -103,7 +104,9 @@ def measure_teacher(
     Returns:
         The file of each configuration.
     """
+    folder = expand(folder)
     run, extractor = RunFolder(folder, recipe), make_extractor(recipe.evaluate)
+    check_writable(folder)
     backbone = run.load_backbone()
     net, model = backbone.net, digest_model(backbone.source) or ""
     files = {}
@@ -191,10 +194,10 @@ class _Work:
         seconds = (time.perf_counter() - began) / len(prompts)
         folder = Path("evaluation", configuration.name.replace("@", "-").replace(" ", "-"))
         files = [(folder / f"{index:03}.png").as_posix() for index in range(len(prompts))]
-        shutil.rmtree(self.run.folder / folder, ignore_errors=True)
-        (self.run.folder / folder).mkdir(parents=True)
-        for file, image in zip(files, images, strict=True):
-            to_pixels(image).save(self.run.folder / file)
+        with replacing(self.run.folder / folder) as temporary:
+            temporary.mkdir()
+            for file, image in zip(files, images, strict=True):
+                to_pixels(image).save(temporary / Path(file).name)
         shown = {"prompts": prompts, "seed": seed}
         write_json(self.run.folder / "evaluation" / "gallery.json", shown)
         return {"seconds_per_image": round(seconds, 5), "gallery": files}

@@ -17,8 +17,9 @@ from fewstep.inference.runs import Place, RunFolder
 from fewstep.inference.sample import Encode, Network, Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import read_json
+from fewstep.utils.files import check_writable, read_json
 from fewstep.utils.hardware import pick_device
+from fewstep.utils.resources import expand
 
 STUDENT_STEPS = 4
 """Evaluations a picture that students are sampled with unless told otherwise."""
@@ -216,7 +217,7 @@ def export_model(
             `out` holds something else.
     """
     source = place if isinstance(place, Place) else Place(place, which)
-    final = (Path(out) if out is not None else source.folder / "export").expanduser().absolute()
+    final = expand(out if out is not None else source.folder / "export").absolute()
     check_free(final)
     if not source.has_student:
         raise FewstepError(
@@ -228,6 +229,7 @@ def export_model(
         raise FewstepError(f"merge makes a diffusers folder, not {format}", code="mismatch")
     chosen = find_format("diffusers" if merge else format, mode)
     chosen.check(mode, family)
+    check_writable(final.parent)
     student = source.load_student(dtype=dtype, device="cpu")
     write_student(student, final, chosen, address=address)
     return final

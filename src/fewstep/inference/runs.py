@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep import models
-from fewstep.config import Recipe, StudentRecipe
+from fewstep.config import ConfigError, Recipe, StudentRecipe
 from fewstep.export.base import LORA_WEIGHTS, NOTE, Student
 from fewstep.inference.sample import default_size
 from fewstep.models.base import Backbone
@@ -18,9 +18,9 @@ from fewstep.train.checkpoint import store
 from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
-from fewstep.utils.files import read_json
+from fewstep.utils.files import read_json, read_text
 from fewstep.utils.hardware import pick_device
-from fewstep.utils.resources import resolve
+from fewstep.utils.resources import expand, resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,22 @@ class RunFolder:
         Raises:
             FewstepError: It is not a run's folder.
         """
-        path = Path(folder).expanduser()
+        path = expand(folder)
         if not RunFolder.is_one(path):
             raise FewstepError(
                 f"{folder}: not a run folder (no config.yaml in it)", code="missing-file"
             )
-        text = (path / "config.yaml").read_text(encoding="utf-8")
-        return RunFolder(path, Recipe.from_saved(yaml.load(text)))
+        file = path / "config.yaml"
+        try:
+            content = yaml.load(read_text(file))
+            if not isinstance(content, dict):
+                raise yaml.YAMLError("not a recipe")
+            return RunFolder(path, Recipe.from_saved(content))
+        except (yaml.YAMLError, ConfigError) as error:
+            reason = str(error).splitlines()[0]
+            raise FewstepError(
+                f"{file}: damaged ({reason}); resuming the run writes it anew", code="damaged"
+            ) from error
 
     @property
     def size(self) -> tuple[int, int]:

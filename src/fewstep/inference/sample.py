@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -26,7 +29,10 @@ from fewstep.core.schedules import Terminal, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.models.base import Backbone
+from fewstep.utils.disk import writing
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import check_writable, made, replacing, settle
+from fewstep.utils.resources import expand
 
 if TYPE_CHECKING:
     from fewstep.inference.load import Model
@@ -37,6 +43,8 @@ Network: TypeAlias = nn.Module | VelocityFn
 Encode: TypeAlias = Callable[[list[str]], Conditioning]
 
 MOST_STEPS = 1000
+MANIFEST = "manifest.jsonl"
+_LONGEST_ROW = 2**20  # characters of a manifest that are looked at
 _FRAME_MS = 62  # 16 frames a second, as Wan's videos are meant to run
 _DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slower, and memory
 
@@ -234,7 +242,8 @@ def write_samples(
 ) -> Iterator[dict[str, Any]]:
     """Draws pictures one at a time into a folder, with a manifest.jsonl of one line a picture.
 
-    Files of an earlier call are overwritten; the manifest lists those of this call alone.
+    An earlier call's pictures and manifest stay as they are until all new ones are there; then
+    pictures of the same names are replaced, and the manifest lists those of this call alone.
 
     Args:
         model: What to draw from.
@@ -245,17 +254,20 @@ def write_samples(
 
     Yields:
         The manifest's lines, as the pictures come to be.
+
+    Raises:
+        FewstepError: As `check_samples`; or the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = expand(folder)
+    check_samples(folder, prompts)
     height, width = sampler.size(model.backbone)
     sigmas = [round(float(sigma), 6) for sigma in sampler.sigmas(model.backbone)]
-    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+    with made(folder), writing(folder), _staged(folder) as stage:
         for index, prompt in enumerate(prompts):
             began = time.perf_counter()
             frames = sample_frames(model.backbone, model.net, prompt, seed + index, sampler=sampler)
-            kind = "png" if len(frames) == 1 else "webp"
             row = {
-                "file": f"{index:04}-{_slug(prompt)}.{kind}",
+                "file": _names(index, prompt)[0 if len(frames) == 1 else 1],
                 "prompt": prompt,
                 "seed": seed + index,
                 "steps": sampler.steps,
@@ -267,19 +279,62 @@ def write_samples(
                 "model": model.label,
                 "seconds": round(time.perf_counter() - began, 4),
             }
-            _write(frames, folder / str(row["file"]))
-            manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
-            manifest.flush()
+            _write(frames, stage / str(row["file"]))
+            with (stage / MANIFEST).open("a", encoding="utf-8") as manifest:
+                manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
             yield row
+
+
+def check_samples(folder: Path, prompts: Sequence[str]) -> None:
+    """Checks that pictures of prompts may be written to a folder; nothing is left there.
+
+    Raises:
+        FewstepError: It cannot be written to, or something that `write_samples` did not write has
+            the name of a file to write.
+    """
+    check_writable(folder)
+    manifest, ours = folder / MANIFEST, False
+    if not os.path.lexists(manifest):
+        names = (name for index, prompt in enumerate(prompts) for name in _names(index, prompt))
+        taken = [folder / name for name in names if os.path.lexists(folder / name)]
+    else:
+        with suppress(OSError, ValueError, RecursionError), manifest.open(encoding="utf-8") as rows:
+            first = json.loads(rows.readline(_LONGEST_ROW))
+            ours = isinstance(first, dict) and {"file", "prompt", "base_sigmas"} <= first.keys()
+        taken = [manifest]
+    if taken and not ours:
+        raise FewstepError(
+            f"{taken[0]}: not written by `fewstep sample`; remove it or choose another folder",
+            code="exists",
+        )
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Where to write: the folder itself, or beside an earlier result until the new one is whole."""
+    if not (folder / MANIFEST).exists():
+        yield folder
+        return
+    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
+        stage = Path(name)
+        yield stage
+        settle(stage)
+        for file in sorted(stage.iterdir(), key=lambda each: each.name == MANIFEST):  # it last
+            file.replace(folder / file.name)
 
 
 def _write(frames: Tensor, file: Path) -> None:
     """One frame [1, 3, H, W] as a picture, more as an animation that starts over."""
     first, *rest = [to_pixels(frame) for frame in frames]
-    if not rest:
-        first.save(file)
-        return
-    first.save(file, save_all=True, append_images=rest, duration=_FRAME_MS, loop=0)
+    animated = {"save_all": True, "append_images": rest, "duration": _FRAME_MS, "loop": 0}
+    with replacing(file, sync=False) as temporary:
+        first.save(temporary, format=file.suffix[1:], **(animated if rest else {}))
+
+
+def _names(index: int, prompt: str) -> tuple[str, str]:
+    """Names of a prompt's file: a picture's, and an animation's."""
+    name = f"{index:04}-{_slug(prompt)}"
+    return f"{name}.png", f"{name}.webp"
 
 
 def _slug(prompt: str) -> str:

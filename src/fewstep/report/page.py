@@ -12,6 +12,7 @@ import fewstep
 from fewstep.report import charts, pictures, tables
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_text
+from fewstep.utils.resources import expand
 
 
 def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
@@ -24,7 +25,7 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         FewstepError: It is not a run's folder.
     """
-    folder = Path(run_folder).expanduser()
+    folder = expand(run_folder)
     if not (folder / "config.yaml").is_file():
         raise FewstepError(
             f"{run_folder}: not a run folder (no config.yaml in it)", code="missing-file"
@@ -38,7 +39,7 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     )
     environment.filters["figure"] = tables.figure
     page = environment.get_template("report.html.j2").render(_content(folder))
-    final = Path(out).expanduser() if out is not None else folder / "report.html"
+    final = expand(out) if out is not None else folder / "report.html"
     write_text(final, page)
     return final
 
