@@ -26,6 +26,26 @@ hypothesis.settings.load_profile("house")
 SHAPE = (2, 3)
 
 
+@pytest.fixture
+def count(record_property):
+    """``count("kills", 13)``: how often a test did something; summed up in the last lines."""
+    return lambda what, number=1: record_property("count", (what, number))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what the tests counted, so that a promise can be read with its number of trials."""
+    totals: Counter[str] = Counter()
+    for report in (each for group in terminalreporter.stats.values() for each in group):
+        if getattr(report, "when", None) == "call":
+            for name, value in report.user_properties:
+                if name == "count":
+                    totals[value[0]] += value[1]
+    if totals:
+        terminalreporter.section("counted")
+    for what, number in sorted(totals.items()):
+        terminalreporter.write_line(f"{number:7,} {what}")
+
+
 class ToyVelocity(nn.Module):
     """Smooth velocity field on latents [B, 2, 3], conditional on ``cond.tensors["text"]`` [B, 4].
 

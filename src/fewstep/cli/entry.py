@@ -1,8 +1,9 @@
 """One command line from its words to its exit code.
 
 0: done; 2: something the user can mend, told in one line on stderr; 1: a bug (with its traceback)
-or a check that failed; 130: interrupted. With ``--json``, stdout then holds
-``{"error": {"code": ..., "message": ...}}``; the codes are listed in `fewstep.utils.errors`.
+or a check that failed; 128 + its number: ended by a signal, see `fewstep.cli.signals`. After a 2,
+with ``--json``, stdout holds ``{"error": {"code": ..., "message": ...}}``; the codes are listed in
+`fewstep.utils.errors`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ import typer
 
 from fewstep.cli.commands import app
 from fewstep.cli.console import complain, note, say_json
+from fewstep.cli.signals import leave_signals
 from fewstep.utils.disk import advice, system_error
 from fewstep.utils.errors import Code, FewstepError
 from fewstep.utils.ranks import rank
@@ -31,7 +34,7 @@ ClickError: Any = next(
 )
 EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, as torch says
-USER, INTERRUPTED = 2, 130
+USER = 2
 _BUSY = 0.8  # cores that others use, from which they are at work
 PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
@@ -45,9 +48,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = command.main(args=given, prog_name="fewstep", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):  # run() without main(), as from Python
         note("interrupted")
-        return INTERRUPTED
+        return 128 + signal.SIGINT
     except Exception as error:
         told = _explain(error)
         if told is None or os.environ.get("FEWSTEP_DEBUG"):
@@ -136,4 +139,5 @@ def main() -> None:
     except BrokenPipeError:  # the extractor, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    leave_signals()
     sys.exit(code)

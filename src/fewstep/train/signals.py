@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT: finish the step, save, exit with code 0; a second signal stops at once.
+"""Signals while training: finish the step, save, exit with code 0; a second one stops at once.
+
+SIGINT is Ctrl-C, SIGTERM what schedulers send, SIGUSR1 what Slurm sends on request some time before
+the end, SIGHUP a terminal that closes (unless it is ignored, as under nohup).
 
 With several processes one request may arrive twice: Slurm signals every process of a job, torchrun
 among them, and torchrun forwards the signal.
@@ -14,7 +17,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # Windows has the first two
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class Stopped(SystemExit):
@@ -52,7 +57,11 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._handle)
+                for number in _SIGNALS
+                if signal.getsignal(number) is not signal.SIG_IGN or number != _HANGUP
+            }
         return self
 
     def __exit__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,9 @@ class Logger:
             yield
 
     def note(self, text: str) -> None:
-        """Prints one line above the bar."""
-        tell(self._console, text)
+        """Prints one line above the bar; a terminal that has closed does not stop the run."""
+        with suppress(OSError, RuntimeError):  # the latter: a signal came in the middle of a write
+            tell(self._console, text)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes one step's measurements; a logged step gets the latest of each since the last."""
