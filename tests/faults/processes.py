@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -79,10 +80,12 @@ def start(
         before: Called in the new process first.
     """
     out, err = (log.with_name(log.name + end) for end in (".out", ".err"))
+    err.unlink(missing_ok=True)
     words = [str(word) for word in arguments]
     target, given = _command, (words, out, err, dict(environment or {}), before)
     process = _server().Process(target=target, args=given)
     process.start()
+    wait_for(err.exists, process.is_alive)
     return Command(process, out, err)
 
 
@@ -130,6 +133,7 @@ def _command(
     before: Callable[[], None] | None,
 ) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as before Python has begun
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)

@@ -103,7 +103,7 @@ def commands(recipe: Path, run_folder: Path, out: Path) -> dict[str, list[str]]:
         "export": ["export", str(run_folder), "--out", str(out)],
         "encode": ["encode", str(prompts), "--model", str(model), "--out", str(out)],
         "evaluate": ["evaluate", str(run_folder)],
-        "plan": ["plan", str(recipe)],
+        "plan": ["plan", str(recipe), "--gpu", "h100"],
     }
 
 
