@@ -1,7 +1,7 @@
 # Each target finds or makes its own Python environment (tools/python.sh); nothing needs to be installed before.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test test-slow lint format env clean
+.PHONY: help demo demo-full test test-slow audit lint format env clean
 
 # Tests share the cores, a file at a time, with one torch thread each: several processes make multi-threaded torch
 # many times slower.
@@ -13,7 +13,8 @@ help:
 	@echo "make demo       distil the embedded tiny pipeline in five minutes and write runs/demo/report.html"
 	@echo "make demo-full  the same with more updates and more prompts, the teacher drawn anew"
 	@echo "make test       lint, types and the quick tests (what .ci/run runs)"
-	@echo "make test-slow  the long tests"
+	@echo "make test-slow  the long tests, the trials of docs/reliability.md among them; counts at the end"
+	@echo "make audit      look up the pinned dependencies among published vulnerabilities"
 	@echo "make lint       ruff, format check, mypy"
 	@echo "make format     let ruff rewrite"
 	@echo "make env        only prepare the environment"
@@ -33,6 +34,9 @@ test: lint
 
 test-slow:
 	@$(RUN) $(ONE) "$$py" -m pytest -m slow $(ARGS)
+
+audit:
+	@$${FEWSTEP_PYTHON:-python3} tools/audit.py
 
 lint:
 	@$(RUN) "$$py" -m ruff check .
