@@ -16,6 +16,7 @@ from fewstep.inference.sample import default_size
 from fewstep.models.base import Backbone
 from fewstep.train.checkpoint import store
 from fewstep.train.roles import STUDENT, become_student
+from fewstep.train.state import refuse_changed_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import read_json, read_text
@@ -92,10 +93,14 @@ class RunFolder:
             which: `best`, `last`, or a step.
 
         Raises:
-            FewstepError: The run has no such checkpoint, or its files are damaged.
+            FewstepError: The run has no such checkpoint, its files are damaged, or config.yaml does
+                not describe it.
         """
         path = store.find(self.folder, _which(which))
-        state, recipe = store.student_weights(path), self.recipe.student
+        saved, state = store.read_state(path), store.student_weights(path)
+        recipe = self.recipe.student
+        if "recipe" in saved:
+            refuse_changed_student(self.recipe, saved["recipe"])
         dtype = str(backbone.net.dtype).removeprefix("torch.")
         if recipe.mode == "lora":
             state, recipe = _at_scale_one(state, recipe)
@@ -103,7 +108,7 @@ class RunFolder:
             backbone=backbone,
             net=become_student(backbone, recipe, state),
             adapter=STUDENT if recipe.mode == "lora" else None,
-            step=int(store.read_state(path)["step"]),
+            step=int(saved["step"]),
             label=f"{self.folder.name}/{path.name}",
             folder=self.folder,
             teacher=self.recipe.model.path,

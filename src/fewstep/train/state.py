@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ _MAY_CHANGE = (
     "memory.offload_vae",
 )
 """What a resumed run may set anew; all else decides what the weights become."""
+_STUDENT = ("model.options", "resolution", "grid", "student.mode", "student.lora")
+"""What decides, beside the model, what a student's weights draw."""
 
 
 @dataclass(frozen=True)
@@ -353,16 +355,44 @@ def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
                 f"the {what} are not those the run was started with; resume with those",
                 code="mismatch",
             )
-    began_with = Recipe.from_saved(content["recipe"])
-    new, old = (_flat(each.model_dump(mode="json")) for each in (run.recipe, began_with))
+    refuse_changed(run.recipe, content["recipe"], lambda key: not _is_of(key, _MAY_CHANGE))
+
+
+def refuse_changed_student(recipe: Recipe, began_with: Mapping[str, Any]) -> None:
+    """Checks that a recipe still describes the student that a checkpoint holds.
+
+    Raises:
+        FewstepError: A setting that decides what the student's weights mean has another value.
+    """
+    refuse_changed(recipe, began_with, lambda key: _is_of(key, _STUDENT))
+
+
+def refuse_changed(
+    recipe: Recipe, began_with: Mapping[str, Any], decides: Callable[[str], bool]
+) -> None:
+    """Checks a recipe against the one in a checkpoint.
+
+    Args:
+        recipe: As it is now.
+        began_with: What the checkpoint holds.
+        decides: Which keys must have the same value.
+
+    Raises:
+        FewstepError: One of them has another.
+    """
+    old = _flat(Recipe.from_saved(dict(began_with)).model_dump(mode="json"))
+    new = _flat(recipe.model_dump(mode="json"))
     for key in sorted(new.keys() | old.keys()):
-        free = any(key == each or key.startswith(f"{each}.") for each in _MAY_CHANGE)
-        if not free and new.get(key) != old.get(key):
+        if decides(key) and new.get(key) != old.get(key):
             raise FewstepError(
                 f"{key}: the run was started with {old.get(key)!r}, not {new.get(key)!r}; "
                 "start another run folder or set it back",
                 code="mismatch",
             )
+
+
+def _is_of(key: str, sections: Sequence[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in sections)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

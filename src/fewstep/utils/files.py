@@ -245,7 +245,7 @@ def _exchange(temporary: Path, path: Path) -> None:
     path.rename(old)
     try:
         temporary.rename(path)
-    except OSError:
+    except BaseException:  # a signal, too
         old.rename(path)
         raise
     remove(old)

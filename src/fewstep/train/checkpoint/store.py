@@ -134,6 +134,9 @@ def seal(temporary: Path, content: Mapping[str, Any]) -> Path:
             _remove(final)
         temporary.rename(final)
         fsync(final.parent)
+        with suppress(OSError):  # the run's folder and the one around it, which may be new
+            for each in final.parents[1:3]:
+                fsync(each)
     return final
 
 
