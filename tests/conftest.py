@@ -32,18 +32,29 @@ def count(record_property):
     return lambda what, number=1: record_property("count", (what, number))
 
 
+@pytest.fixture
+def tell(record_property):
+    """``tell("500 steps: ...")``: a line of figures for the end."""
+    return lambda line: record_property("told", line)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints what the tests counted, so that a promise can be read with its number of trials."""
     totals: Counter[str] = Counter()
+    told: list[str] = []
     for report in (each for group in terminalreporter.stats.values() for each in group):
         if getattr(report, "when", None) == "call":
             for name, value in report.user_properties:
                 if name == "count":
                     totals[value[0]] += value[1]
+                elif name == "told":
+                    told.append(value)
     if totals:
         terminalreporter.section("counted")
     for what, number in sorted(totals.items()):
         terminalreporter.write_line(f"{number:7,} {what}")
+    for line in told:
+        terminalreporter.write_line(line)
 
 
 class ToyVelocity(nn.Module):
