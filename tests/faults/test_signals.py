@@ -8,9 +8,11 @@ ends.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,37 @@ def test_training(times, recipe, finished, tmp_path, count):
     count("signals", times)
     assert processes.run(runs.distill(recipe, folder, *BUSY, resume=True), tmp_path / "log")[0] == 0
     runs.assert_same(folder, reference, runs.STEPS)
+
+
+def speak_to(path: str) -> None:
+    """Sends what a process says, there to stdout and stderr, into a pipe or a terminal."""
+    handle = os.open(path, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(handle, number)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize("listener", ["terminal", "pipe"])
+def test_whoever_listened_has_gone(listener, recipe, finished, tmp_path):
+    """A terminal that closes sends SIGHUP: the step is saved. A pipe to `head`: the run goes on."""
+    if listener == "terminal":
+        near, far = os.openpty()
+        path = os.ttyname(far)
+    else:
+        path, far = str(tmp_path / "pipe"), None
+        os.mkfifo(path)
+        near = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    words, folder = runs.distill(recipe, tmp_path / "run", *BUSY), tmp_path / "run"
+    command = processes.start(words, tmp_path / "log", before=partial(speak_to, path))
+    assert processes.wait_for(lambda: 1 in runs.recorded(folder), command.process.is_alive)
+    for handle in (near, far):
+        if handle is not None:
+            os.close(handle)
+    assert command.wait() in (0, 120)  # Python's own code where its last words are not heard
+    steps = runs.sealed(folder)
+    assert steps[-1] == runs.recorded(folder)[-1]
+    assert listener == "terminal" or steps[-1] == runs.STEPS
+    runs.assert_same(folder, finished(*BUSY), steps[-1])
 
 
 @pytest.mark.slow

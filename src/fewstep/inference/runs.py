@@ -14,9 +14,9 @@ from fewstep.config import ConfigError, Recipe, StudentRecipe
 from fewstep.export.base import LORA_WEIGHTS, NOTE, Student
 from fewstep.inference.sample import default_size
 from fewstep.models.base import Backbone
+from fewstep.train.changes import refuse_another_student
 from fewstep.train.checkpoint import store
 from fewstep.train.roles import STUDENT, become_student
-from fewstep.train.state import refuse_changed_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import read_json, read_text
@@ -100,7 +100,7 @@ class RunFolder:
         saved, state = store.read_state(path), store.student_weights(path)
         recipe = self.recipe.student
         if "recipe" in saved:
-            refuse_changed_student(self.recipe, saved["recipe"])
+            refuse_another_student(self.recipe, saved["recipe"])
         dtype = str(backbone.net.dtype).removeprefix("torch.")
         if recipe.mode == "lora":
             state, recipe = _at_scale_one(state, recipe)

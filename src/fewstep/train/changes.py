@@ -1,0 +1,84 @@
+"""What a recipe may change after a run has begun, and what it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fewstep.config import Recipe
+from fewstep.utils.errors import FewstepError
+
+_MAY_CHANGE = (
+    "train.steps",
+    "train.device",
+    "model.force",
+    "data.cache_gb",
+    "data.cache",
+    "parallel",
+    "checkpoint",
+    "log",
+    "evaluate",
+    "card",
+    "criteria",
+    "memory.offload_optimizer",
+    "memory.offload_ema",
+    "memory.offload_vae",
+)
+"""What a resumed run may set anew; all else decides what the weights become."""
+_STUDENT = ("model.options", "resolution", "grid", "student.mode", "student.lora")
+"""What decides, beside the model, what a student's weights draw."""
+
+
+def refuse_another_run(recipe: Recipe, began_with: Mapping[str, Any]) -> None:
+    """Checks that a recipe trains on as a checkpoint began.
+
+    Raises:
+        FewstepError: A setting that decides what the weights become has another value.
+    """
+    _refuse_changed(recipe, began_with, lambda key: not _is_of(key, _MAY_CHANGE))
+
+
+def refuse_another_student(recipe: Recipe, began_with: Mapping[str, Any]) -> None:
+    """Checks that a recipe still describes the student that a checkpoint holds.
+
+    Raises:
+        FewstepError: A setting that decides what the student's weights mean has another value.
+    """
+    _refuse_changed(recipe, began_with, lambda key: _is_of(key, _STUDENT))
+
+
+def _refuse_changed(
+    recipe: Recipe, began_with: Mapping[str, Any], decides: Callable[[str], bool]
+) -> None:
+    """Checks a recipe against the one in a checkpoint.
+
+    Args:
+        recipe: As it is now.
+        began_with: What the checkpoint holds.
+        decides: Which keys must have the same value.
+
+    Raises:
+        FewstepError: One of them has another.
+    """
+    old = _flat(Recipe.from_saved(dict(began_with)).model_dump(mode="json"))
+    new = _flat(recipe.model_dump(mode="json"))
+    for key in sorted(new.keys() | old.keys()):
+        if decides(key) and new.get(key) != old.get(key):
+            raise FewstepError(
+                f"{key}: the run was started with {old.get(key)!r}, not {new.get(key)!r}; "
+                "start another run folder or set it back",
+                code="mismatch",
+            )
+
+
+def _is_of(key: str, sections: Sequence[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in sections)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{path}.{key}" if path else key)
+    return found
