@@ -136,12 +136,12 @@ def _command(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as before Python has begun
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    if before is not None:
+        before()
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
     os.environ.update(environment)
     sys.argv = ["fewstep", *words]
-    if before is not None:
-        before()
     from fewstep.cli import main
 
     main()
