@@ -10,7 +10,7 @@ import torch
 
 from fewstep.core.types import Conditioning
 from fewstep.data.order import Order
-from fewstep.data.prompts import CachingEncoder, read_prompts
+from fewstep.data.prompts import ENTRY_BYTES, CachingEncoder, read_prompts
 from fewstep.utils.errors import FewstepError
 from refusals import refuses
 
@@ -109,7 +109,7 @@ def test_prompts_are_encoded_once_while_they_fit():
 
 def test_the_cache_is_bounded_and_forgets_the_oldest():
     backbone = CountingBackbone()
-    encoder = CachingEncoder(backbone, cache_bytes=2 * 400)  # two embeddings
+    encoder = CachingEncoder(backbone, cache_bytes=2 * (400 + ENTRY_BYTES))  # two embeddings
     for prompt in ("a", "b", "a", "c", "a", "b"):
         encoder.encode([prompt])
     assert backbone.encoded == {"a": 1, "b": 2, "c": 1}

@@ -56,6 +56,13 @@ class Conditioning:
                 raise ValueError(f"conditioning has no {name!r}, only {sorted(self.tensors)}")
         return Conditioning({**self.tensors, **tensors})
 
+    def non_finite(self) -> str | None:
+        """Name of the first tensor with a value that is not finite, if there is one."""
+        for name, tensor in self.tensors.items():
+            if not bool(tensor.isfinite().all()):
+                return name
+        return None
+
     def repeat_interleave(self, n: int) -> Conditioning:
         """Each sample n times in a row: [B n, ...]."""
         return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0))

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import safetensors
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save
 
 from fewstep import models
 from fewstep.core.types import Conditioning
+from fewstep.data.texts import Index, Texts
 from fewstep.models import hub
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
@@ -28,6 +35,7 @@ from fewstep.utils.files import (
     digest_model,
     digest_text,
     read_json,
+    regular_file,
     write_bytes,
     write_text,
 )
@@ -52,6 +60,7 @@ def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
         FewstepError: There is no such model, or it is not supported.
     """
     family = models.family_of(model)
+    models.check_options(family, options)
     settings = {
         name: parameter.default
         for name, parameter in inspect.signature(family).parameters.items()
@@ -60,6 +69,30 @@ def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
     all_options = json.loads(json.dumps({**settings, **options}, default=str))
     digest = digest_model(hub.download(model, family.pipeline_class))
     return {"model": digest, "family": family.name, "dtype": dtype, "options": all_options}
+
+
+class _KeyContent(BaseModel):
+    model: str | None
+    family: str
+    dtype: str
+    options: dict[str, Any]
+
+
+class _IndexContent(BaseModel):
+    """What `INDEX` holds; names are those that `Embeddings` gives, which lead nowhere else."""
+
+    key: _KeyContent
+    files: dict[
+        Annotated[str, Field(pattern=r"^(null|prompts-[0-9a-f]{16})\.safetensors$")],
+        Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")],
+    ]
+
+
+class _About(BaseModel):
+    """What the header of a shard holds."""
+
+    prompts: list[str]
+    overlong: list[NonNegativeInt]
 
 
 class Embeddings:
@@ -78,9 +111,10 @@ class Embeddings:
         self.damaged: list[str] = []
         self._files = dict(files)
         self._open: dict[str, Any] = {}
-        self._location: dict[str, tuple[str, int]] = {}
-        self._overlong: set[str] = set()
-        for file in list(files):
+        self._index = Index()
+        self._starts: list[int] = []
+        self._overlong = bytearray()
+        for file in files:
             self._read_header(file)
 
     @staticmethod
@@ -90,14 +124,26 @@ class Embeddings:
         Raises:
             FewstepError: There are none, or of another format.
         """
-        content = read_json(folder / INDEX)
+        file = folder / INDEX
+        content = read_json(file)
         if content is None:
-            what = "is not readable" if (folder / INDEX).exists() else "is not there"
-            raise FewstepError(f"{folder}: no embeddings: {INDEX} {what}", code="damaged")
+            what = "is not readable" if os.path.lexists(file) else "is not there"
+            raise FewstepError(
+                f"{file}: {what}: no embeddings; make new ones with fewstep encode", code="damaged"
+            )
         if content.get("format") != FORMAT:
             raise FewstepError(
-                f"{folder}: embeddings of another version of fewstep; make new ones", code="version"
+                f"{file}: embeddings of another version of fewstep; make new ones", code="version"
             )
+        try:
+            _IndexContent.model_validate(content, strict=True)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(map(str, wrong["loc"]))
+            raise FewstepError(
+                f"{file}: {place}: {wrong['msg'].lower()}; make new ones with fewstep encode",
+                code="damaged",
+            ) from error
         return Embeddings(folder, content["key"], content["files"])
 
     @staticmethod
@@ -117,13 +163,9 @@ class Embeddings:
 
     # ----------------------------------------------------------------------------- what is there
 
-    def __contains__(self, prompt: str) -> bool:
-        """Whether a prompt is there."""
-        return prompt in self._location
-
     def __len__(self) -> int:
         """Number of prompts."""
-        return len(self._location)
+        return len(self._index)
 
     @property
     def has_null(self) -> bool:
@@ -135,13 +177,18 @@ class Embeddings:
         """Size of the shards in bytes."""
         return sum((self.folder / file).stat().st_size for file in self._open)
 
-    def missing(self, prompts: Iterable[str]) -> list[str]:
+    def missing(self, prompts: Iterable[str]) -> Texts:
         """The prompts without an embedding, each once, in order."""
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._location]
+        return Texts(
+            prompt
+            for part in _parts(Texts(prompts).distinct)
+            for prompt, number in zip(part, self._index.numbers(part), strict=True)
+            if number < 0
+        )
 
     def overlong(self, prompts: Iterable[str]) -> int:
         """How many of some prompts were longer than the model reads."""
-        return sum(prompt in self._overlong for prompt in prompts)
+        return sum(self._overlong[number] for number in self._numbers(prompts))
 
     def refuse_other(self, key: Key) -> None:
         """Refuses embeddings of another model or of other settings.
@@ -166,8 +213,7 @@ class Embeddings:
             Names of the damaged files, whose prompts are missing from now on.
         """
         files = list(self._open) if prompts is None else self._holding(prompts)
-        for file in damaged_files(self.folder, {file: self._files[file] for file in files}):
-            self._forget(file)
+        self._forget(damaged_files(self.folder, {file: self._files[file] for file in files}))
         return self.damaged
 
     def digest(self, prompts: Iterable[str]) -> str:
@@ -176,8 +222,16 @@ class Embeddings:
 
     def _holding(self, prompts: Iterable[str]) -> list[str]:
         """The shards that hold some prompts, and that of the empty prompt."""
-        held = {self._location[prompt][0] for prompt in prompts if prompt in self._location}
+        files = list(self._open)
+        places = np.searchsorted(self._starts, self._numbers(prompts), side="right") - 1
+        held = {files[place] for place in np.unique(places)}
         return sorted(held | ({_file(_NULL)} & self._open.keys()))
+
+    def _numbers(self, prompts: Iterable[str]) -> NDArray[np.int64]:
+        """Numbers of those of some prompts that are there."""
+        found = [self._index.numbers(part) for part in _parts(prompts)]
+        numbers = np.concatenate([np.empty(0, np.int64), *found])
+        return numbers[numbers >= 0]
 
     # ------------------------------------------------------------------------------- reading
 
@@ -185,13 +239,18 @@ class Embeddings:
         """Conditioning of N prompts, batch N, on the CPU; only their own bytes are read.
 
         Raises:
-            FewstepError: There is no embedding of one of them.
+            FewstepError: There is no embedding of one of them, or it is not finite.
         """
-        if missing := self.missing(prompts):
-            raise FewstepError(
-                f"{self.folder}: lacks the prompt {missing[0]!r}", code="missing-input"
-            )
-        return Conditioning.cat([self._row(*self._location[prompt]) for prompt in prompts])
+        numbers = self._index.numbers(prompts)
+        if (numbers < 0).any():
+            lacking = prompts[int(np.argmax(numbers < 0))]
+            raise FewstepError(f"{self.folder}: lacks the prompt {lacking!r}", code="missing-input")
+        files = list(self._open)
+        rows = []
+        for number in numbers:
+            shard = bisect_right(self._starts, number) - 1
+            rows.append(self._row(files[shard], int(number) - self._starts[shard]))
+        return Conditioning.cat(rows)
 
     def null(self) -> Conditioning:
         """The encoded empty prompt, batch 1."""
@@ -200,7 +259,14 @@ class Embeddings:
     def _row(self, file: str, row: int) -> Conditioning:
         tensors = self._open[file]
         names = tensors.keys()
-        return Conditioning({name: tensors.get_slice(name)[row : row + 1] for name in names})
+        cond = Conditioning({name: tensors.get_slice(name)[row : row + 1] for name in names})
+        if wrong := cond.non_finite():
+            raise FewstepError(
+                f"{self.folder / file}: {wrong} of row {row} is not finite; delete the file, check "
+                "the text encoders, and encode again",
+                code="non-finite",
+            )
+        return cond
 
     # ------------------------------------------------------------------------------- writing
 
@@ -235,22 +301,74 @@ class Embeddings:
 
     def _read_header(self, file: str) -> None:
         try:
-            tensors: Any = safetensors.safe_open(self.folder / file, framework="pt")
-            about = json.loads(tensors.metadata()["about"])
-            prompts = about["prompts"]
-            self._overlong |= {prompts[row] for row in about["overlong"]}
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
-            self._forget(file)
-            return
-        self._open[file] = tensors
-        self._location |= {prompt: (file, row) for row, prompt in enumerate(prompts)}
+            tensors: Any = safetensors.safe_open(regular_file(self.folder / file), framework="pt")
+            about = _about(tensors)
+            first = next(iter(self._open.values()), tensors)
+            if _layout(tensors, max(len(about.prompts), 1)) != _layout(first):
+                raise ValueError("other tensors than in the first file")
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError):
+            self._forget([file])
+        else:
+            self._open[file] = tensors
+            self._enter(about)
 
-    def _forget(self, file: str) -> None:
-        """Leaves a damaged file out of everything, the index that is written next included."""
-        self.damaged.append(file)
-        self._files.pop(file)
-        self._open.pop(file, None)
-        self._location = {prompt: at for prompt, at in self._location.items() if at[0] != file}
+    def _enter(self, about: _About) -> None:
+        """Numbers the prompts of a shard."""
+        flags = bytearray(len(about.prompts))
+        for row in about.overlong:
+            flags[row] = 1
+        self._starts.append(len(self._index))
+        for prompt in about.prompts:
+            self._index.append(prompt)
+        self._overlong += flags
+
+    def _forget(self, files: Sequence[str]) -> None:
+        """Leaves damaged files out of everything, the index that is written next included."""
+        self.damaged += files
+        for file in files:
+            self._files.pop(file)
+        if any(self._open.pop(file, None) for file in files):
+            self._index, self._starts, self._overlong = Index(), [], bytearray()
+            for tensors in self._open.values():
+                self._enter(_about(tensors))
+
+
+def _about(tensors: Any) -> _About:
+    """What the header of a shard says.
+
+    Raises:
+        ValueError: Nothing of the kind.
+        TypeError: Nothing at all.
+    """
+    about = _About.model_validate_json((tensors.metadata() or {})["about"])
+    if any(row >= len(about.prompts) for row in about.overlong):
+        raise ValueError("rows that are not there")
+    return about
+
+
+def _layout(tensors: Any, rows: int | None = None) -> dict[str, tuple[str, list[int]]]:
+    """Names, dtypes and shapes of a shard's tensors without their first axis.
+
+    Raises:
+        ValueError: There is none, or one has not as many rows as it should.
+    """
+    found = {}
+    for name in tensors.keys():  # noqa: SIM118 - it has nothing else of a mapping
+        part = tensors.get_slice(name)
+        first, *rest = part.get_shape()
+        if rows not in (None, first):
+            raise ValueError(f"{name} has {first} rows, not {rows}")
+        found[name] = part.get_dtype(), rest
+    if not found:
+        raise ValueError("no tensors")
+    return found
+
+
+def _parts(prompts: Iterable[str], size: int = 65_536) -> Iterator[list[str]]:
+    """Some prompts at a time."""
+    source = iter(prompts)
+    while part := list(itertools.islice(source, size)):
+        yield part
 
 
 class StoredEncoder:

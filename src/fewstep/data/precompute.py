@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import digest_text
 from fewstep.utils.hardware import pick_device
+from fewstep.utils.pace import Note, Pace, silent
 from fewstep.utils.resources import resolve
 
 
@@ -54,11 +56,14 @@ class Encoding:
         """
         options = dict(settings)
         own = {name: options.pop(name) for name in _OWN if name in options}
-        for name in ("batch", "shard"):
-            value = own.get(name, 1)
-            if not isinstance(value, int) or value < 1:
+        for name, value in own.items():
+            most = _OWN[name]
+            if most is None and not isinstance(value, str):
+                raise FewstepError(f"--set {name}: must be a name, not {value!r}", code="usage")
+            if most is not None and (type(value) is not int or not 1 <= value <= most):
                 raise FewstepError(
-                    f"{name}: must be a whole number above 0, not {value!r}", code="out-of-range"
+                    f"--set {name}: must be a whole number from 1 to {most:,}, not {value!r}",
+                    code="out-of-range",
                 )
         return cls(model, options, **own)
 
@@ -74,7 +79,8 @@ class Encoding:
         return models.load(self.model, dtype=self.dtype, **options).to(device)
 
 
-_OWN = ("dtype", "device", "batch", "shard")
+_OWN = {"dtype": None, "device": None, "batch": 10_000, "shard": 100_000}
+"""Settings that are no options of the model; the largest number, None for a name."""
 
 
 def encode_ahead(
@@ -82,7 +88,7 @@ def encode_ahead(
     encoding: Encoding,
     folder: Path | None = None,
     *,
-    note: Callable[[str], None] = lambda message: None,
+    note: Note = silent,
 ) -> dict[str, Any]:
     """Encodes the prompts that a folder of embeddings lacks, and the empty prompt.
 
@@ -105,6 +111,8 @@ def encode_ahead(
     folder = folder or encoding.default_folder(key)
     exists = (folder / INDEX).exists()
     backbone = None if exists else encoding.load_encoders()  # an error here leaves no folder
+    if backbone is not None:
+        backbone.null(1), backbone.encode(prompts[:1])  # nor do encoders that are not sound
     embeddings = Embeddings.open(folder) if exists else Embeddings.create(folder, key)
     embeddings.refuse_other(key)
     with _locked(folder):
@@ -115,7 +123,7 @@ def encode_ahead(
         if missing or not embeddings.has_null:
             backbone = backbone or encoding.load_encoders()
             _encode(embeddings, backbone, missing, encoding, note)
-    distinct = set(prompts)
+    distinct = Texts(prompts).distinct
     return {
         "folder": str(folder),
         "prompts": len(distinct),
@@ -133,21 +141,19 @@ def _encode(
     backbone: Backbone,
     missing: Sequence[str],
     encoding: Encoding,
-    note: Callable[[str], None],
+    note: Note,
 ) -> None:
     """Encodes and writes shard by shard."""
     if not embeddings.has_null:
         embeddings.add_null(backbone.null(1))
     size = -(-encoding.shard // encoding.batch) * encoding.batch
-    began = time.perf_counter()
+    pace = Pace(note)
     for start in range(0, len(missing), size):
         shard = missing[start : start + size]
         batches = (shard[i : i + encoding.batch] for i in range(0, len(shard), encoding.batch))
         encoded = [backbone.encode(batch).to("cpu") for batch in batches]
         embeddings.add(shard, Conditioning.cat(encoded), backbone.overlong(shard))
-        done = start + len(shard)
-        rate = done / (time.perf_counter() - began)
-        note(f"{done} of {len(missing)} prompts, {rate:.1f} a second")
+        pace.say_done(start + len(shard), len(missing), "prompts")
 
 
 @contextmanager
@@ -210,7 +216,7 @@ def gather_prompts(
 # ------------------------------------------------------------------------------------- for a run
 
 
-def open_cache(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str]) -> Embeddings:
+def open_cache(recipe: Recipe, prompts: Iterable[str], previewed: Iterable[str]) -> Embeddings:
     """Opens the embeddings that a recipe names, checked to be sound, complete and of its model.
 
     Args:
@@ -230,7 +236,7 @@ def open_cache(recipe: Recipe, prompts: Sequence[str], previewed: Sequence[str])
     model = recipe.model
     embeddings = Embeddings.open(folder)
     embeddings.refuse_other(key_of(model.path, dtype=model.dtype, options=model.options))
-    wanted = [*prompts, *previewed]
+    wanted = Texts(itertools.chain(prompts, previewed))
     if damaged := embeddings.verify(wanted):
         raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {remedy}", code="damaged")
     missing = embeddings.missing(wanted)

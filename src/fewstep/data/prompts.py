@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fewstep.core.types import Conditioning
+from fewstep.data.rows import Rows
 from fewstep.data.sources import read_rows
 from fewstep.data.textfiles import convert, is_unicode
 from fewstep.data.texts import Texts
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.pace import Note, Pace, silent
 
 ENCODE_BATCH = 64
 """Batch size of `CachingEncoder.encode_all`."""
@@ -25,14 +26,8 @@ _TOLERATED = 100
 """One in so many lines may be unusable: a stray one in a large file is left out, and counted."""
 _LOOKED_AT = 4096
 """Prompts at most whose length in tokens is looked at."""
-_PATIENCE = 5.0
-"""Seconds between notes about something that takes long."""
-
-Note = Callable[[str], None]
-
-
-def _silent(message: str) -> None:
-    """Tells nobody."""
+ENTRY_BYTES = 2000
+"""What an embedding in the cache takes besides its numbers."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def read_prompts(
     *,
     column: str | None = None,
     split: str | None = None,
-    note: Note = _silent,
+    note: Note = silent,
 ) -> Prompts:
     """Prompts of a list, or of a file, a folder or a data set, see `sources.read_rows`.
 
@@ -110,7 +105,7 @@ def read_prompts(
     if not isinstance(source, str | Path):
         return as_prompts(source, "the list of prompts")
     texts, empty, unusable, first = Texts(), 0, 0, ""
-    due = time.monotonic() + _PATIENCE
+    pace = Pace(note)
     for label, number, raw in read_rows(source, column=column, split=split):
         text = normalized(raw)
         if fault := fault_of(text):
@@ -121,9 +116,7 @@ def read_prompts(
             empty += 1
         else:
             texts.append(text)
-        if time.monotonic() > due:
-            note(f"{source}: {len(texts):,} prompts read")
-            due = time.monotonic() + _PATIENCE
+        pace.say(lambda: f"{source}: {len(texts):,} prompts read")
     if unusable * _TOLERATED > len(texts) + unusable:
         raise FewstepError(
             f"{first} ({unusable:,} of {len(texts) + unusable:,} lines are no text; one in "
@@ -208,6 +201,8 @@ class CachingEncoder:
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[str, Conditioning] = OrderedDict()
         self._size = 0
+        self._ahead = Texts()
+        self._rows: Rows | None = None
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of N prompts, batch N, on the model's device."""
@@ -222,21 +217,32 @@ class CachingEncoder:
         """How many prompts are longer than the model reads."""
         return sum(self._backbone.overlong(prompts))
 
-    def encode_all(self, prompts: Sequence[str]) -> None:
-        """Encodes all prompts of a run, whatever their size, and frees the text encoders.
+    def encode_all(
+        self, prompts: Iterable[str], *, folder: Path | None = None, note: Note = silent
+    ) -> None:
+        """Encodes all prompts of a run and frees the text encoders.
 
-        Batches of `ENCODE_BATCH` are safe here: they depend on the list of prompts alone.
+        The embeddings that do not fit the bound are put on the disk. Batches of `ENCODE_BATCH` are
+        safe here: they depend on the list of prompts alone.
+
+        Args:
+            prompts: The prompts; duplicates are encoded once.
+            folder: A folder on the file system that has room, see `rows.Rows`.
+            note: Called with how far it is, where it takes long.
         """
-        self._cache_bytes = float("inf")
-        distinct = list(dict.fromkeys(prompts))
-        for start in range(0, len(distinct), ENCODE_BATCH):
-            part = distinct[start : start + ENCODE_BATCH]
-            encoded = self._backbone.encode(part).to("cpu")
-            for i, prompt in enumerate(part):
-                self._cache[prompt] = encoded.select(slice(i, i + 1))
+        self._ahead = Texts(Texts(prompts).distinct)
+        count = len(self._ahead)
+        self._rows = Rows(count, memory=self._cache_bytes, folder=folder)
+        pace = Pace(note)
+        for start in range(0, count, ENCODE_BATCH):
+            part = self._ahead[start : start + ENCODE_BATCH]
+            self._rows.append(self._backbone.encode(part).to("cpu"))
+            pace.say_done(start + len(part), count, "prompts encoded")
         self._backbone.free_encoders()
 
     def _cached(self, prompt: str) -> Conditioning:
+        if self._rows is not None and (number := int(self._ahead.numbers([prompt])[0])) >= 0:
+            return self._rows[number]
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
             return self._cache[prompt]
@@ -250,4 +256,4 @@ class CachingEncoder:
 
 
 def _bytes(cond: Conditioning) -> int:
-    return sum(tensor.nbytes for tensor in cond.tensors.values())
+    return ENTRY_BYTES + sum(tensor.nbytes for tensor in cond.tensors.values())

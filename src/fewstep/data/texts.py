@@ -8,12 +8,13 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 _IN_MEMORY = 16 * 2**20  # bytes of text from which a temporary file holds them
+_KEY = 16  # bytes of a fingerprint
 _BLOCK = 4096  # texts read at a time by a walk through all of them
 
 
@@ -22,46 +23,44 @@ class Index:
 
     def __init__(self) -> None:
         """Holds nothing yet."""
-        self._keys = array("Q")
-        self._sorted: tuple[NDArray[Any], ...] | None = None
+        self._keys = bytearray()
+        self._sorted: tuple[NDArray[np.bytes_], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        return len(self._keys) // 2
+        return len(self._keys) // _KEY
 
     def append(self, text: str) -> None:
         """Gives a text the next number."""
-        self._keys.frombytes(_key(text))
         self._sorted = None
+        self._keys += _key(text)
 
-    def find(self, text: str) -> int | None:
-        """The lowest number of a text; None where it is not there."""
-        high, low, order = self._in_order()
-        first, second = np.frombuffer(_key(text), np.uint64)
-        place = int(np.searchsorted(high, first))
-        while place < len(order) and high[place] == first:
-            if low[place] == second:
-                return int(order[place])
-            place += 1
-        return None
+    def numbers(self, texts: Iterable[str]) -> NDArray[np.int64]:
+        """The lowest number of each of some texts; -1 where it is not there."""
+        keys, order = self._in_order()
+        wanted = np.frombuffer(b"".join(map(_key, texts)), keys.dtype)
+        if not len(keys):
+            return np.full(len(wanted), -1)
+        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        return np.where(keys[place] == wanted, order[place], -1)
 
     def distinct(self) -> NDArray[np.int64]:
         """The lowest number of each text, ascending."""
-        high, low, order = self._in_order()
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        keys, order = self._in_order()
+        new = np.ones(len(keys), dtype=bool)
+        new[1:] = keys[1:] != keys[:-1]
         return np.sort(order[new])
 
-    def _in_order(self) -> tuple[NDArray[Any], ...]:
-        """The two halves of each fingerprint, sorted, and their numbers."""
+    def _in_order(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+        """The fingerprints, sorted, and the number that each belongs to."""
         if self._sorted is None:
-            keys = np.frombuffer(self._keys.tobytes(), np.uint64).reshape(-1, 2)
-            order = np.lexsort((keys[:, 1], keys[:, 0]))
-            self._sorted = keys[order, 0], keys[order, 1], order
+            keys = np.frombuffer(bytes(self._keys), f"S{_KEY}")
+            order = np.argsort(keys, kind="stable")  # of equal ones, the lowest number first
+            self._sorted = keys[order], order
         return self._sorted
 
 
 def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(text.encode(), digest_size=_KEY).digest()
 
 
 class Texts(Sequence[str]):
@@ -117,9 +116,9 @@ class Texts(Sequence[str]):
         """SHA-256 of the texts with NUL between them."""
         return self._sha.hexdigest()
 
-    def find(self, text: str) -> int | None:
-        """The lowest number of a text; None where it is not there."""
-        return self._index.find(text)
+    def numbers(self, texts: Iterable[str]) -> NDArray[np.int64]:
+        """The lowest number of each of some texts; -1 where it is not there."""
+        return self._index.numbers(texts)
 
     def _read(self, start: int, stop: int) -> Iterator[str]:
         ends = self._ends[start : stop + 1]

@@ -34,6 +34,7 @@ __all__ = [
     "Refused",
     "available",
     "check",
+    "check_options",
     "family_of",
     "load",
     "load_meta",
@@ -204,13 +205,17 @@ def _checked_family(
                 code="distilled-teacher",
             )
         logging.getLogger(__name__).warning("%s: forced, although %s", path_or_repo_id, why)
-    _check_options(family, options)
+    check_options(family, options)
     check_scheduler(folder, family.schedulers)
     return family
 
 
-def _check_options(family: type[Backbone], options: dict[str, Any]) -> None:
-    """Refuses options that the family's constructor does not take, by name, type or size."""
+def check_options(family: type[Backbone], options: Mapping[str, Any]) -> None:
+    """Refuses options that the family's constructor does not take, by name, type or size.
+
+    Raises:
+        FewstepError: Some of them are such.
+    """
     accepted = set(inspect.signature(family).parameters) - {"pipe", "source"}
     types = get_type_hints(family.__init__, include_extras=True)
     with all_at_once() as part:

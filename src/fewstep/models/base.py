@@ -174,10 +174,19 @@ class Backbone(Scheduled):
         """Encoded prompts as the denoiser takes them, padded to one fixed length.
 
         Raises:
-            FewstepError: The text encoders were freed.
+            FewstepError: The text encoders were freed, or give values that are not finite.
         """
         self._check_encoders()
-        return self.encode_prompts(list(prompts))
+        return self._finite(self.encode_prompts(list(prompts)))
+
+    def _finite(self, cond: Conditioning) -> Conditioning:
+        if wrong := cond.non_finite():
+            raise FewstepError(
+                f"{self.source}: the text encoders give values that are not finite ({wrong}): "
+                "their weights are damaged, or model.dtype is too narrow; try bfloat16 or float32",
+                code="non-finite",
+            )
+        return cond
 
     def _check_encoders(self) -> None:
         if getattr(self.pipe, self.encoder_names[0], None) is None:
@@ -190,7 +199,7 @@ class Backbone(Scheduled):
         """The encoded empty prompt, repeated `batch` times; it is encoded only once."""
         if self._null is None:
             self._check_encoders()
-            self._null = self.encode_null()
+            self._null = self._finite(self.encode_null())
         return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
 
     @property

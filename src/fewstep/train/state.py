@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from fewstep.train.step import Algorithm, TrainState
 from fewstep.utils.errors import FewstepError, all_at_once
 from fewstep.utils.files import digest_model
 from fewstep.utils.hardware import pick_device
+from fewstep.utils.pace import Note, silent
 
 PREVIEWS = "previews"
 
@@ -50,9 +52,9 @@ class ValidatedRecipe:
     embeddings: Embeddings | None = None
 
     @property
-    def encoded(self) -> list[str]:
+    def encoded(self) -> Iterator[str]:
         """All prompts that a run encodes."""
-        return [*self.prompts.distinct, *self.preview_prompts]
+        return itertools.chain(self.prompts.distinct, self.preview_prompts)
 
 
 @dataclass(eq=False)
@@ -101,8 +103,12 @@ class Run:
 # ----------------------------------------------------------------------------------------- setup
 
 
-def check(recipe: Recipe) -> ValidatedRecipe:
+def check(recipe: Recipe, note: Note = silent) -> ValidatedRecipe:
     """Look for everything a recipe names, except the model's weights.
+
+    Args:
+        recipe: The recipe.
+        note: Called with how far it is, where it takes long.
 
     Raises:
         FewstepError: Something is not there; one line says what.
@@ -122,7 +128,9 @@ def check(recipe: Recipe) -> ValidatedRecipe:
             models.check(recipe.model.path, force=recipe.model.force, **recipe.model.options)
         if not missing:
             with part():
-                prompts = read_prompts(data.prompts, column=data.column, split=data.split)
+                prompts = read_prompts(
+                    data.prompts, column=data.column, split=data.split, note=note
+                )
                 previewed = _preview_prompts(recipe, prompts)
     embeddings = open_cache(recipe, prompts.distinct, previewed) if data.cache is not None else None
     return ValidatedRecipe(built, prompts, previewed, device, embeddings)
@@ -147,7 +155,7 @@ def build(
     )
     if recipe.memory.base is not None:
         quantize(backbone, recipe.memory.base)  # first: the whole may not fit the device
-    encoder = _encoder(recipe, backbone, validated)
+    encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note)
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
         offload_vae(backbone)
@@ -190,14 +198,16 @@ def build(
     )
 
 
-def _encoder(recipe: Recipe, backbone: Backbone, validated: ValidatedRecipe) -> Encoder:
+def _encoder(
+    recipe: Recipe, backbone: Backbone, validated: ValidatedRecipe, *, folder: Path, note: Note
+) -> Encoder:
     if validated.embeddings is not None:
         return StoredEncoder(validated.embeddings, backbone)
     encoder = CachingEncoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
     if recipe.data.encode_ahead:
         with without_network(backbone):  # both at once need not fit the device
             backbone.to(validated.device)
-            encoder.encode_all(validated.encoded)
+            encoder.encode_all(validated.encoded, folder=folder, note=note)
     return encoder
 
 

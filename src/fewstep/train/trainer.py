@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -253,7 +254,7 @@ def _begin(
     resume: bool,
 ) -> RunState:
     """A run where it starts, or where it was; until the stack ends, the folder is its own."""
-    validated = check(recipe)
+    validated = check(recipe, partial(console.print, markup=False, highlight=False, soft_wrap=True))
     validated = replace(validated, device=processes.device(validated.device))
     start = stack.enter_context(starting_point(recipe, folder, processes, resume=resume))
     with deterministic(recipe.train.deterministic):

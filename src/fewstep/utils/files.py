@@ -311,7 +311,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is no such file or it is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):  # of `read_text`, too
         return None
     return content if isinstance(content, dict) else None
