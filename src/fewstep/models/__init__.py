@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from fewstep.utils import silence  # noqa: F401 - first, before diffusers
 # isort: split
 from fewstep.models import distilled, hub
 from fewstep.models.base import Backbone
+from fewstep.models.components import has_weights, load_pipeline
+from fewstep.models.configs import read_index
 from fewstep.models.distilled import REFUSED, Refused
-from fewstep.models.meta import meta_pipeline
 from fewstep.models.published import Published
 from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
@@ -117,19 +117,11 @@ def load(
         )
     folder = hub.download(path_or_repo_id, family.pipeline_class)
     skipped = skipped_components(family, folder, encoders=encoders, network=network)
-    try:
-        pipe = family.pipeline_class.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            **(family.load_overrides(folder, **options) | skipped),
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FewstepError(f"{folder}: cannot be loaded: {reason}", code="damaged") from error
+    given = family.load_overrides(folder, **options) | skipped
+    load_pipeline(family, folder, dtype=None, given=given)  # what is wrong is said before the wait
+    pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given)
     if getattr(pipe, family.net_name) is None:
-        meta = meta_pipeline(folder, family.pipeline_class)
+        meta = load_pipeline(family, folder, dtype=None, weights=False)
         setattr(pipe, family.net_name, ConfigStub(getattr(meta, family.net_name)))
     return family(pipe, folder, **options)
 
@@ -152,23 +144,15 @@ def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: An
     """
     folder = hub.download_configs(path_or_repo_id, or_shipped=True)
     family = _checked_family(path_or_repo_id, folder, options, force=force, teacher=True)
-    return family(meta_pipeline(folder, family.pipeline_class), folder, **options)
+    given = family.load_overrides(folder, **options)
+    pipe = load_pipeline(family, folder, dtype=None, weights=has_weights(folder), given=given)
+    return family(pipe, folder, **options)
 
 
 def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
     """The family that understands a pipeline; of a repo, only the configurations are fetched."""
     folder = hub.download_configs(path_or_repo_id)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise FewstepError(
-            f"{folder}: not a diffusers pipeline folder (no model_index.json)", code="missing-file"
-        )
-    try:
-        pipeline = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FewstepError(
-            f"{index}: not readable; it must name a _class_name", code="damaged"
-        ) from error
+    pipeline = str(read_index(folder)["_class_name"])
     families = FAMILIES.all()
     claims = [name for name, family in families.items() if pipeline in family.pipelines]
     if len(claims) > 1:

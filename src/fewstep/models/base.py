@@ -48,6 +48,7 @@ class Backbone(Scheduled):
         net_name: The component of the pipeline that is trained.
         encoder_names: Components that are text encoders; the first one is always present.
         tokenizer_names: Components that are their tokenizers.
+        optional_names: Text encoders that a folder may have been saved without.
         models: Published models of the family.
         max_sequence_length: Tokens that prompts are padded or cut to; None: no such option.
     """
@@ -61,6 +62,7 @@ class Backbone(Scheduled):
     net_name: ClassVar[str] = "transformer"
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    optional_names: ClassVar[tuple[str, ...]] = ()
     models: ClassVar[tuple[Published, ...]] = ()
     pipeline_class: ClassVar[type[DiffusionPipeline]] = DiffusionPipeline
     max_sequence_length: int | None = None
@@ -76,7 +78,7 @@ class Backbone(Scheduled):
 
     @classmethod
     def load_overrides(cls, folder: Path, **options: Any) -> dict[str, Any]:
-        """Further arguments of `from_pretrained` when fewstep loads the pipeline.
+        """Components that are not loaded from the folder, and what is taken instead; None: nothing.
 
         Args:
             folder: The pipeline's folder.

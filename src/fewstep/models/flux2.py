@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
+from fewstep.models.configs import has_component, read_index
 from fewstep.models.latents import decode_images
 from fewstep.models.packing import Packed, model_clock, position_ids, unpack
 from fewstep.models.published import Published
@@ -163,8 +163,10 @@ class Flux2(_Flux2):
 
         Only text is tokenized, for which the tokenizer inside it is enough.
         """
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        is_processor = str(index.get("tokenizer", [None, None])[1]).endswith("Processor")
+        index = read_index(folder)
+        is_processor = has_component(index, "tokenizer") and str(index["tokenizer"][1]).endswith(
+            "Processor"
+        )
         return {"tokenizer": None} if is_processor and not is_torchvision_available() else {}
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -234,7 +236,9 @@ def _tokenizer(source: Path) -> Any:
         FewstepError: It cannot be read without the processor.
     """
     try:
-        return AutoTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            source / "tokenizer", local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FewstepError(

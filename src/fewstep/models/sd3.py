@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.configs import has_component, read_index
 from fewstep.models.published import SETTINGS, Published
 
 _ENCODERS = "CLIP-L, CLIP-bigG, T5-XXL"
@@ -25,6 +26,7 @@ class SD3(Backbone):
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    optional_names: ClassVar[tuple[str, ...]] = ("text_encoder_3",)
     max_sequence_length: int
     models: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -61,16 +63,18 @@ class SD3(Backbone):
                 Encoders" in its paper), which saves most of the encoders' memory; the embeddings
                 of its tokens are zeros then.
         """
-        if not t5:
-            pipe.register_modules(**_WITHOUT_T5)
+        without = self.load_overrides(source, t5=t5)
+        pipe.register_modules(**without)
         super().__init__(pipe, source)
         self.max_sequence_length = max_sequence_length
-        self.t5 = t5
+        self.t5 = not without
 
     @classmethod
     def load_overrides(cls, folder: Path, *, t5: bool = True, **options: Any) -> dict[str, Any]:
-        """See `Backbone.load_overrides`; without T5, its weights are not read."""
-        return {} if t5 else dict(_WITHOUT_T5)
+        """See `Backbone.load_overrides`; a folder may have been saved without T5."""
+        index = read_index(folder)
+        has_t5 = all(has_component(index, name) for name in _WITHOUT_T5)
+        return {} if t5 and has_t5 else dict(_WITHOUT_T5)
 
     def stock_load(self) -> dict[str, Any]:
         """See `Backbone.stock_load`; without T5, diffusers must not load it either."""

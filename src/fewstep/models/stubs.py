@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fewstep.models.base import Backbone
+from fewstep.models.configs import has_component, read_index
 
 
 class ConfigStub:
@@ -24,7 +24,7 @@ class ConfigStub:
 def skipped_components(
     family: type[Backbone], folder: Path, *, encoders: bool, network: bool
 ) -> dict[str, None]:
-    """Arguments with which `from_pretrained` does not load some components.
+    """Components that are left out, for `load_pipeline`.
 
     Args:
         family: The model family, which names the components.
@@ -32,12 +32,12 @@ def skipped_components(
         encoders: Whether to load text encoders and tokenizers.
         network: Whether to load the denoiser and the VAE.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    present = {name: any(entry) for name, entry in index.items() if isinstance(entry, list)}
+    index = read_index(folder)
+    present = {name: has_component(index, name) for name in index}
     names: set[str] = set()
     if not encoders:
         names |= {*family.encoder_names, *family.tokenizer_names}
     # A pipeline that lacks one of its encoders may read the text's width from the denoiser.
     if not network and all(present.get(name, True) for name in family.encoder_names):
         names |= {family.net_name, "vae"}
-    return {name: None for name in sorted(names) if present.get(name)}
+    return {name: None for name in sorted(names)}
