@@ -158,19 +158,22 @@ def _class_of(folder: Path, name: str, entry: Any, pipeline: Any) -> Any:
 
 def _component(folder: Path, cls: Any, *, dtype: torch.dtype | None, weights: bool) -> Any:
     """One component; None for a tokenizer where none is wanted."""
+    is_network, is_scheduler = (
+        issubclass(cls, kind) for kind in (nn.Module, diffusers.SchedulerMixin)
+    )
+    if not (weights or is_network or is_scheduler):
+        return None
     if not folder.is_dir():
         raise FewstepError(f"{folder}: no such folder; get the whole model", code="missing-file")
     refuse_special_files(folder)
     for file in sorted(folder.glob("*config.json")):
         _check_config(file)
-    if issubclass(cls, nn.Module):
-        if not weights:
-            return _from_config(cls, folder)
-        return _network(cls, folder, dtype)
-    if dtype is None and not issubclass(cls, diffusers.SchedulerMixin):
-        return None
+    if is_network:
+        return _network(cls, folder, dtype) if weights else _from_config(cls, folder)
     if issubclass(cls, transformers.PreTrainedTokenizerBase):
         _check_tokenizer(cls, folder)
+    if dtype is None and not is_scheduler:
+        return None
     return _third_party(folder, cls.from_pretrained, folder, local_files_only=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import read_text
 
 INDEX = "model_index.json"
 _LARGEST = 2**24  # bytes; published configurations are some kilobytes
@@ -63,16 +64,12 @@ def read_config(file: Path) -> dict[str, Any]:
                 raise ValueError(f"the key {key!r} stands there twice")
         return dict(pairs)
 
-    if not file.is_file():
-        raise FewstepError(f"{file}: no such file", code="missing-file")
+    text = read_text(file, at_most=_LARGEST)
     try:
-        if file.stat().st_size > _LARGEST:
-            raise ValueError(f"more than {_LARGEST} bytes")
-        text = file.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FewstepError(f"{file}: not readable: {error}", code="damaged") from error
     return content
 
