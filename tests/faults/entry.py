@@ -25,6 +25,8 @@ HEAVY = (
     "fewstep.evaluation", "fewstep.planning", "fewstep.data.precompute", "fewstep.report",
     "diffusers", "transformers", "peft",
 )  # fmt: skip
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+"""What the program sets before it imports them, which it has not done here."""
 ADDRESS_SPACE = 12 * 2**30  # bytes; libraries alone map several
 
 
@@ -76,6 +78,7 @@ class Entry:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            **QUIET,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
         self._process = subprocess.Popen(

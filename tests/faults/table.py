@@ -115,6 +115,15 @@ def copy_of_run(folder: Path, name: str = "run") -> Path:
 
 
 @cache
+def exported_folder() -> Path:
+    """The adapter of the finished run, exported."""
+    folder = _home() / "lora"
+    result = _entry().run(["export", str(run_folder()), "--out", str(folder)], _home())
+    assert result.code == 0, result.err
+    return folder
+
+
+@cache
 def pipeline_folder() -> Path:
     """The embedded pipeline's folder."""
     from fewstep.utils.resources import resolve
@@ -170,7 +179,9 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for path in folder.rglob("*"):
         state = path.lstat()
-        found[str(path.relative_to(folder))] = (state.st_size, state.st_mtime_ns)
+        is_folder = path.is_dir() and not path.is_symlink()
+        now = (0, 0) if is_folder else (state.st_size, state.st_mtime_ns)
+        found[str(path.relative_to(folder))] = now
     return found
 
 
@@ -205,6 +216,7 @@ def main(area: str = "", words: str = "") -> int:
             if broken or words:
                 told = "; ".join(broken) or f"{result.outcome}: {result.err.strip()}"
                 sys.stdout.write(f"{case.name} ({result.seconds:.1f} s): {told}\n")
+                sys.stdout.flush()
             broken_any |= bool(broken)
         sys.stdout.write(f"{name}: {counts.total()} cases: {dict(counts)}\n")
     return int(broken_any)

@@ -129,7 +129,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given often.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=8, help="Evaluations per picture.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Picture i uses seed + i.")] = 0,
     out: Annotated[Path, typer.Option(help="Where pictures and manifest.jsonl go.")] = Path(
         "samples"
     ),

@@ -38,8 +38,8 @@ def run_all(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, 
     from fewstep.inference.load import export_model
     from fewstep.train import distill
 
-    note(f"1/4 distilling into {folder}")
     distill(recipe, folder, resume=resume)
+    note(f"1/4 distilled into {folder}")
     note("2/4 evaluating")
     rows = evaluate_run(folder, say=note)["configurations"]
     cached = any(row["measured"]["where"] == "cache" for row in rows)

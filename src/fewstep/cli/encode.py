@@ -11,6 +11,7 @@ import typer
 from fewstep.cli.console import note, say, say_json
 from fewstep.cli.options import Json
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.resources import expand
 
 
 def encode(
@@ -43,7 +44,7 @@ def encode(
             "encode: no model; give --model FOLDER (or a hub id)", code="missing-input"
         )
     encoding = Encoding.from_settings(model, _settings(settings))
-    done = encode_ahead(gathered.texts, encoding, out, note=note)
+    done = encode_ahead(gathered.texts, encoding, out and expand(out), note=note)
     if as_json:
         odd = {name: getattr(gathered, name) for name in ("duplicates", "empty", "undecodable")}
         say_json(done | odd)

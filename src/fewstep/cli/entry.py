@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -46,6 +47,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _prepare()
     command = typer.main.get_command(app)
     try:
+        _refuse_odd_words(given)
         code = command.main(args=given, prog_name="fewstep", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (typer.Abort, KeyboardInterrupt):  # run() without main(), as from Python
@@ -57,6 +59,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         _refuse(*told, as_json="--json" in given)
         return USER
+
+
+def _refuse_odd_words(given: Sequence[str]) -> None:
+    """Refuses words that no file can be called, and nothing where something is to be given.
+
+    Raises:
+        FewstepError: There is such a word.
+    """
+    for before, word in pairwise(["fewstep", *given]):
+        if "\0" in word or (not word.isascii() and word != word.encode(errors="replace").decode()):
+            problem = f"{word}: holds a character that is not UTF-8 text"
+        elif not word.strip() and before != "--prompt":
+            problem = f"fewstep: nothing is given after {before}"
+        elif word.startswith("--") and word.endswith("=") and word.count("=") == 1:
+            problem = f"fewstep: nothing is given after {word.rstrip('=')}"
+        else:
+            continue
+        raise FewstepError(f"{problem}; see fewstep --help", code="usage")
 
 
 def _explain(error: Exception) -> tuple[str, Code] | None:

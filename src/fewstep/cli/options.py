@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """The number of an option, which infinity and NaN are not, whatever the bounds.
+
+    Raises:
+        typer.BadParameter: It is one of them.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number")
+    return value
+
 
 RecipeName: TypeAlias = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file, or a shipped recipe's name.")

@@ -6,20 +6,28 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.console import note, say, say_json, tables
-from fewstep.cli.options import Json, Overrides, RecipeName
+from fewstep.cli.console import say, say_json, tables
+from fewstep.cli.options import Json, Overrides, RecipeName, finite
 
 
 def plan(
     recipe: RecipeName,
     gpu: Annotated[str, typer.Option(help="Kind of accelerator, such as h100-80.")],
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=2**16, help="How many of them.")] = 1,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of one accelerator and hour, for the cost.")
+        float | None,
+        typer.Option(
+            min=0, max=1e6, callback=finite, help="Of one accelerator and hour, for the cost."
+        ),
     ] = None,
     utilisation: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1, help="Share of the matrix peak reached; assumed: 0.4."),
+        typer.Option(
+            min=0.01,
+            max=1,
+            callback=finite,
+            help="Share of the matrix peak reached; assumed: 0.4.",
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -31,7 +39,6 @@ def plan(
     from fewstep.config import Recipe
     from fewstep.planning import plan as estimate
 
-    note("walking through the network; nothing is loaded")
     result = estimate(
         Recipe.named(recipe, overrides or []),
         gpu,

@@ -8,12 +8,12 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from fewstep.config.strict import Section, Size
+from fewstep.config.strict import Name, Section, Size
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml")
 
-PromptSource: TypeAlias = str | Annotated[tuple[str, ...], Field(min_length=1)]
+PromptSource: TypeAlias = Name | Annotated[tuple[str, ...], Field(min_length=1)]
 """A path or address, or the prompts themselves as a list."""
 
 
@@ -23,10 +23,10 @@ class DataRecipe(Section):
     prompts: PromptSource
     """A file in UTF-8 (.txt with one prompt a line, .jsonl, .csv, .tsv) or .parquet, a folder of
     such tables, the id of a data set on the hub, or a list of prompts."""
-    column: str | None = None
+    column: Name | None = None
     """Column or key that holds the prompt; null takes `prompt`, `caption` or `text`. For tables
     that call it otherwise."""
-    split: str | None = None
+    split: Name | None = None
     """Part of a folder or data set; null takes `train` if there is one, else everything."""
     batch_size: Size
     """Samples of one iteration, over all processes together."""
@@ -38,12 +38,15 @@ class DataRecipe(Section):
     encode_ahead: bool = False
     """Encode all prompts before training, keep them in memory without bound, and free the text
     encoders' memory. For up to some 10,000 prompts."""
-    cache: str | None = None
+    cache: Name | None = None
     """Folder that `fewstep encode` wrote; text encoders are not even loaded then. For many
     prompts, or encoders that do not fit beside the networks."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        table = next((key for key in ("column", "split") if getattr(self, key) is not None), None)
+        if table is not None and not isinstance(self.prompts, str):
+            raise ValueError(f"{table} is of tables, but prompts is a list; remove one of them")
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate ({self.accumulate}) must not exceed batch_size ({self.batch_size})"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fewstep.config.data import PromptSource
-from fewstep.config.strict import Count, Few, Named, PlugIn, Positive, Section, Seed, Size
+from fewstep.config.strict import Count, Few, Name, Named, PlugIn, Positive, Section, Seed, Size
 
 
 class ConfigurationRecipe(Section):
@@ -48,12 +48,12 @@ class EvaluateRecipe(Section):
     )
     """Networks and ways to draw that are measured; the teacher with the most evaluations is what
     the others are compared with."""
-    features: str = "pixels"
+    features: Name = "pixels"
     """Feature space of distances, as `NAME` or `NAME:SOURCE`, such as `clip:FOLDER`; `pixels` needs
     no network and says little about real models."""
-    references: str | None = None
+    references: Name | None = None
     """Real pictures to compare with, such as `folder:PATH`; null: none."""
-    cache: str | None = None
+    cache: Name | None = None
     """Folder with measurements of the teacher that came with the model, read only."""
     gallery: Few = 12
     """Number of prompts shown in the report."""

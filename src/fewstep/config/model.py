@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fewstep.config.strict import Section, Size
+from fewstep.config.strict import Name, Section, Size
 
 
 class ModelRecipe(Section):
     """The pretrained model to distil."""
 
-    path: str
+    path: Name
     """Folder or hub id of a diffusers pipeline, or `package://package/folder`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model family's loader, such as `max_sequence_length` (tokens) or `frames`;

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.config.data import PromptSource
-from fewstep.config.strict import Amount, Count, Few, Guidance, PlugIn, Section
+from fewstep.config.strict import Amount, Count, Few, Guidance, Name, PlugIn, Section
 
 
 class CheckpointRecipe(Section):
@@ -45,7 +45,7 @@ class PreviewRecipe(Section):
     steps: Annotated[tuple[Few, ...], Field(min_length=1, max_length=16)] = (4,)
     """Numbers of evaluations that the student is shown at; the pictures of the first are scored."""
     teacher: TeacherSamplingRecipe = TeacherSamplingRecipe()
-    score: str = "drift"
+    score: Name = "drift"
     """Name of the score of a preview, higher is better, which decides the `best` checkpoint.
     `drift` compares colour statistics with the teacher's; installed packages can add others."""
 

@@ -21,6 +21,8 @@ Few = Annotated[int, Field(ge=1, le=1000)]
 """Steps, pictures or updates that are all made before anything else goes on."""
 Size = Annotated[int, Field(ge=1, le=2**16)]
 """Pixels of a side, samples of a batch, processes, ranks of a matrix."""
+Name = Annotated[str, Field(min_length=1)]
+"""What is called something: a path, an address, a member of an open end."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(ge=1e-12, le=1e6)]
 Rate = Annotated[float, Field(ge=1e-12, le=1)]
@@ -55,7 +57,7 @@ class Named(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    name: str
+    name: Name
     """Its name."""
 
     @property

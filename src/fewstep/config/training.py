@@ -15,6 +15,7 @@ from fewstep.config.strict import (
     Beta,
     Count,
     Few,
+    Name,
     Named,
     Positive,
     Section,
@@ -72,7 +73,7 @@ class LoraRecipe(Section):
     alpha: Positive | None = None
     """The adapter is multiplied by alpha / rank in training; null is the rank. Exported adapters
     are right at scale 1 in any case. For settings taken from other trainers."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    targets: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Names of the linear layers to adapt, or their endings such as `attn.to_q`; null adapts all
     linear layers of the blocks but those of modulation and norms."""
 
@@ -120,7 +121,7 @@ class TrainRecipe(Section):
     at high rates."""
     seed: Seed = 0
     """All random values are functions of it."""
-    device: str = "auto"
+    device: Name = "auto"
     """Where to run, such as `cuda:1` or `cpu`; `auto` takes an accelerator if there is one."""
     deterministic: bool = True
     """Use only algorithms that repeat bit for bit; exact resuming on a GPU needs it. Off, some GPU

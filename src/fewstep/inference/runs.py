@@ -81,6 +81,14 @@ class RunFolder:
         backbone = models.load(model.path, dtype=dtype, teacher=False, **options)
         return backbone.to(pick_device(device or self.recipe.train.device))
 
+    def checkpoint(self, which: str | int) -> Path:
+        """Folder of a checkpoint: `best`, `last`, or a step.
+
+        Raises:
+            FewstepError: There is none, or no such word.
+        """
+        return store.find(self.folder, _which(which))
+
     def load_student(self, backbone: Backbone, which: str | int = "best") -> Student:
         """The student of a checkpoint, in the backbone's own network.
 
@@ -96,7 +104,7 @@ class RunFolder:
             FewstepError: The run has no such checkpoint, its files are damaged, or config.yaml does
                 not describe it.
         """
-        path = store.find(self.folder, _which(which))
+        path = self.checkpoint(which)
         saved, state = store.read_state(path), store.student_weights(path)
         recipe = self.recipe.student
         if "recipe" in saved:
@@ -178,6 +186,14 @@ class Place:
         options = {**self.note.get("options", {}), **self.options}
         backbone = models.load(source, dtype=dtype, teacher=False, **options)
         return backbone.to(pick_device(device))
+
+    def checkpoint(self, which: str | int) -> Path:
+        """Folder of a checkpoint: `best`, `last`, or a step.
+
+        Raises:
+            FewstepError: There is none, or no such word.
+        """
+        return store.find(self.folder, _which(which))
 
     def load_student(self, *, dtype: str, device: str) -> Student:
         """The student there.

@@ -28,7 +28,7 @@ from fewstep.objectives.base import (
     refuse_unsupported,
 )
 from fewstep.objectives.queries import Asking, Networks, Prediction, Query, drive
-from fewstep.utils.errors import FewstepError, all_at_once
+from fewstep.utils.errors import all_at_once
 from fewstep.utils.registry import Registry
 
 __all__ = [
@@ -106,10 +106,6 @@ def build_all(recipe: Recipe) -> list[Objective]:
     built = []
     with all_at_once(ConfigError) as part:
         for number, each in enumerate(recipe.objectives):
-            with part():
-                try:
-                    built.append(build(each.name, **each.settings))
-                except FewstepError as error:
-                    wrong = [ConfigError(f"objectives.{number}: {one}") for one in error.problems]
-                    raise ConfigError.of(wrong) from error
+            with part(f"objectives.{number}"):
+                built.append(build(each.name, **each.settings))
     return built

@@ -118,7 +118,7 @@ def check(recipe: Recipe, note: Note = silent) -> ValidatedRecipe:
         for key, file in missing.items():
             with part():
                 raise ConfigError(f"{key}: there is no file {file}", code="missing-file")
-        with part():
+        with part("preview.score"):
             preview_score(recipe.preview.score)
         with part():
             built = objectives.build_all(recipe)
@@ -127,13 +127,15 @@ def check(recipe: Recipe, note: Note = silent) -> ValidatedRecipe:
         with part():
             models.check(recipe.model.path, force=recipe.model.force, **recipe.model.options)
         if not missing:
-            with part():
+            with part("data.prompts"):
                 prompts = read_prompts(
                     data.prompts, column=data.column, split=data.split, note=note
                 )
-                previewed = _preview_prompts(recipe, prompts)
+            with part("preview.prompts"):
+                written = _preview_prompts(recipe)
+    previewed = (written or prompts.distinct)[: recipe.preview.count]
     embeddings = open_cache(recipe, prompts.distinct, previewed) if data.cache is not None else None
-    return ValidatedRecipe(built, prompts, previewed, device, embeddings)
+    return ValidatedRecipe(built, prompts, list(previewed), device, embeddings)
 
 
 def build(
@@ -252,12 +254,10 @@ def _train_state(
     return TrainState(roles, dict(optimizers), ema)
 
 
-def _preview_prompts(recipe: Recipe, training: Prompts) -> list[str]:
-    """Written out in the recipe, of the file it names, or the first ones of training."""
-    source = training.distinct
-    if recipe.preview.prompts is not None:
-        source = read_prompts(recipe.preview.prompts).distinct
-    return list(source[: recipe.preview.count])
+def _preview_prompts(recipe: Recipe) -> Sequence[str]:
+    """Those that the recipe writes out, or those of the file it names; else none."""
+    source = recipe.preview.prompts
+    return [] if source is None else read_prompts(source).distinct
 
 
 # ------------------------------------------------------------------------------ saving, going on

@@ -72,14 +72,15 @@ class FewstepError(ValueError):
 @contextmanager
 def all_at_once(
     kind: type[FewstepError] = FewstepError,
-) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+) -> Iterator[Callable[..., AbstractContextManager[None]]]:
     """Context that tells all errors of its parts together, at its end.
 
     Args:
         kind: Class of an error that stands for several.
 
     Yields:
-        What makes the context of a part, which an error ends; what follows it still runs.
+        What makes the context of a part, which an error ends; what follows it still runs. Given a
+        key of a recipe, the part's errors begin with it.
 
     Raises:
         FewstepError: Parts ended in errors.
@@ -87,11 +88,13 @@ def all_at_once(
     found: list[FewstepError] = []
 
     @contextmanager
-    def part() -> Iterator[None]:
+    def part(key: str = "") -> Iterator[None]:
         try:
             yield
         except FewstepError as error:
-            found.append(error)
+            for each in error.problems:
+                told = str(each) if str(each).startswith(key) else f"{key}: {each}"
+                found.append(type(each)(told, code=each.code) if told != str(each) else each)
 
     yield part
     if found:

@@ -51,9 +51,11 @@ def pick_device(name: str, where: str = "--device") -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        made = torch.empty(0, device=name)
+        made.cpu()  # which devices that hold no values refuse
+        return made.device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).strip() or "not a device").splitlines()[0]
         raise FewstepError(
             f"{where}: {name!r} cannot be used here: {reason}", code="no-access"
         ) from error

@@ -35,8 +35,8 @@ def load_part(cls: str, source: str, where: str) -> Any:
     place = str(path) if path.exists() else source
     try:
         part = getattr(transformers, cls).from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever transformers makes of a user's files
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FewstepError(f"{where}: cannot be loaded: {first}", code="missing-file") from error
     return part.eval() if isinstance(part, torch.nn.Module) else part
 

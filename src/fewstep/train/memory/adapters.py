@@ -23,7 +23,7 @@ def add_adapters(
     one towards another means something.
 
     Raises:
-        FewstepError: A target that no layer of the network matches.
+        FewstepError: A target that no layer of the network matches, or a rank above all of theirs.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -35,6 +35,18 @@ def add_adapters(
                 f"student.lora.targets: no layer of the model ends with {target!r}",
                 code="unknown-name",
             )
+    widths = [
+        min(each.in_features, each.out_features)
+        for key, each in net.named_modules()
+        if f".{key}".endswith(tuple(f".{target}" for target in targets))
+        and hasattr(each, "in_features")
+    ]
+    if widths and recipe.rank > max(widths):
+        raise FewstepError(
+            f"student.lora.rank: {recipe.rank} is above {max(widths)}, the rank of the model's "
+            "widest adapted layer; lower it",
+            code="out-of-range",
+        )
     alpha = recipe.rank if recipe.alpha is None else recipe.alpha
     on_meta = all(parameter.is_meta for parameter in net.parameters())
     for name in names:
