@@ -4,70 +4,33 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from diffusers import StableDiffusion3Pipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
+from exported import PROMPT, card_of, metadata_of, pixels_of_sample, run_snippets, sample
+from fewstep.config import Recipe
 from fewstep.core.schedules import few_step_sigmas
 from fewstep.export import available
 from fewstep.export.base import LORA_WEIGHTS
 from fewstep.inference.load import export_model, open_model
-from fewstep.inference.sample import Sampler, sample_images, write_samples
+from fewstep.inference.sample import sample_images
+from fewstep.models.shift import FlowSettings
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_json
 from plugin import make_plugin
-
-PROMPT = "small red circle left"  # what the snippet draws: the run's first prompt
-
-
-def card_of(folder):
-    return (folder / "README.md").read_text(encoding="utf-8")
-
-
-def metadata_of(folder):
-    return yaml.safe_load(card_of(folder).split("---\n")[1])
-
-
-def run_snippets(*folders):
-    """Runs cards' Python as it stands, in a process without network or fewstep; their pictures."""
-    places = []
-    for folder in folders:
-        places.append(folder.parent / "elsewhere")
-        places[-1].mkdir()
-        code = re.search(r"```python\n(.*?)```", card_of(folder), re.DOTALL)[1]
-        (places[-1] / "snippet.py").write_text(code, encoding="utf-8")
-    run_each = (
-        "import os, runpy, sys\n"
-        "for place in sys.argv[1:]:\n    os.chdir(place)\n    runpy.run_path('snippet.py')\n"
-    )
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", run_each, *map(str, places)]
-    subprocess.run(command, env=env, check=True, timeout=300)
-    for place in places:
-        with Image.open(place / "image.png") as image:
-            yield np.array(image)
-
-
-def sample(model):
-    """Four steps at full precision, before rounding to pixels."""
-    return sample_images(model.backbone, model.net, [PROMPT])
-
-
-def pixels_of_sample(place, out, **options):
-    model = open_model(place, **options)
-    row = next(write_samples(model, [PROMPT], out, sampler=Sampler.of(model), seed=0))
-    with Image.open(out / row["file"]) as image:
-        return np.array(image)
+from refusals import refuses
 
 
 def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
@@ -112,7 +75,7 @@ def test_an_adapter_is_right_at_scale_one(make_run, alpha):
 
 
 def _pretrained(run):
-    model = open_model(json.loads((run / "export" / "fewstep.json").read_text())["base"])
+    model = open_model(Recipe.from_file(run / "config.yaml").model.path)
     model.backbone.max_sequence_length = 16
     return model.backbone, model.net
 
@@ -205,18 +168,44 @@ def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipel
     assert (theirs["license"], theirs["license_link"]) == ("openrail", "LICENSE.md")
 
 
-def test_an_export_replaces_an_export_and_nothing_else(make_run, tmp_path):
-    run = make_run()
-    first = export_model(run, tmp_path / "out")
-    again = export_model(run, tmp_path / "out", which="last")
-    assert first == again and json.loads((again / "fewstep.json").read_text())["step"] == 4
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(FewstepError) as caught:
-        export_model(run, precious)
-    assert caught.value.code == "exists"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "precious"]
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 2.5}
+SCHEDULERS = [
+    (FlowMatchEulerDiscreteScheduler, {"use_dynamic_shifting": True, "time_shift_type": "linear"}),
+    (FlowMatchEulerDiscreteScheduler, {"shift": 2.0, "shift_terminal": 0.05}),
+    (FlowMatchHeunDiscreteScheduler, {"shift": 2.0}),
+    (UniPCMultistepScheduler, {**FLOW, "shift_terminal": 0.1}),
+]
+OTHER_SETTINGS = {  # at their defaults
+    *("num_train_timesteps", "invert_sigmas", "stochastic_sampling"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+}
+
+
+def test_the_snippet_draws_what_sample_draws_for_every_scheduler(
+    make_run, pipeline_folder, tmp_path
+):
+    exports = []
+    for number, (kind, settings) in enumerate(SCHEDULERS):
+        source = tmp_path / f"model{number}"
+        shutil.copytree(pipeline_folder, source)
+        kind(**settings).save_pretrained(source / "scheduler")
+        index = json.loads((source / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", kind.__name__]
+        (source / "model_index.json").write_text(json.dumps(index))
+        model = {"path": str(source), "options": {"max_sequence_length": 16}}
+        for mode, terminal in (("full", "model"), ("lora", None if number % 2 else "model")):
+            grid = {"name": "random", "terminal": terminal}
+            exports.append(export_model(make_run(mode, model=model, grid=grid)))
+    for number, (exported, expected) in enumerate(
+        zip(exports, run_snippets(*exports), strict=True)
+    ):
+        which = "best" if number % 3 else None  # from the checkpoint, and from the export
+        assert np.array_equal(expected, pixels_of_sample(exported.parent, tmp_path, which=which))
+    for exported in exports[::2]:
+        scheduler = StableDiffusion3Pipeline.from_pretrained(exported).scheduler
+        assert type(scheduler) is FlowMatchEulerDiscreteScheduler
+        settings = {key for key in scheduler.config if not key.startswith("_")}
+        assert settings == set(FlowSettings.model_fields) | OTHER_SETTINGS
 
 
 PLUGIN = """
@@ -319,11 +308,11 @@ def test_what_was_not_distilled_is_refused(which, pipeline_folder, tmp_path):
     assert caught.value.code == "missing-file" and not (tmp_path / "out").exists()
 
 
-def test_an_export_is_exported_again(make_run, tmp_path):
+def test_an_export_is_exported_again(make_run, pipeline_folder, tmp_path):
     adapter = export_model(make_run("lora"))
     expected = sample(open_model(adapter))
     same = open_model(adapter).export(tmp_path / "lora")
-    assert torch.equal(sample(open_model(same)), expected)
+    assert torch.equal(sample(open_model(same, base=str(pipeline_folder))), expected)
     whole = open_model(adapter).export(tmp_path / "whole", merge=True)
     assert (whole / "model_index.json").is_file()
     assert torch.allclose(sample(open_model(whole)), expected, atol=1e-4)
@@ -331,22 +320,15 @@ def test_an_export_is_exported_again(make_run, tmp_path):
 
 
 def test_a_lora_without_a_note_needs_its_base(make_run, pipeline_folder, tmp_path):
-    adapter = export_model(make_run("lora"), tmp_path / "lora")
-    expected = sample(open_model(adapter))
-    (adapter / "fewstep.json").unlink()
-    with pytest.raises(FewstepError) as caught:
-        open_model(adapter)
-    assert caught.value.code == "missing-input"
-    opened = open_model(adapter, base=str(pipeline_folder), max_sequence_length=16)
-    assert torch.equal(sample(opened), expected)
-
-
-def test_an_export_on_a_grid_of_earlier_versions_is_refused(make_run):
-    exported = export_model(make_run())
-    note = json.loads((exported / "fewstep.json").read_text())
-    (exported / "fewstep.json").write_text(json.dumps(note | {"shift_scale": 1.0}))
-    open_model(exported)
-    (exported / "fewstep.json").write_text(json.dumps(note | {"shift_scale": 0.42}))
-    with pytest.raises(FewstepError) as caught:
-        open_model(exported)
-    assert caught.value.code == "version"
+    run = make_run("lora")
+    adapter = export_model(run, tmp_path / "lora")
+    expected = sample(open_model(run, which="best"))
+    for _ in ("with the name of a folder that is elsewhere", "with nothing"):
+        with refuses("missing-input", adapter):
+            open_model(adapter)
+        opened = open_model(adapter, base=str(pipeline_folder), max_sequence_length=16)
+        assert torch.equal(sample(opened), expected)
+        (adapter / "fewstep.json").unlink(missing_ok=True)
+    (tmp_path / pipeline_folder.name).symlink_to(pipeline_folder)
+    export_model(run, tmp_path / "again")
+    assert torch.equal(sample(open_model(tmp_path / "again")), expected)  # it is beside it

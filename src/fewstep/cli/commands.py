@@ -15,7 +15,7 @@ import typer
 from fewstep import __version__
 from fewstep.cli.console import complain, note, say, say_json, table, tables
 from fewstep.cli.encode import encode
-from fewstep.cli.options import Json, Overrides, RecipeName, Resume, RunFolder, Which
+from fewstep.cli.options import Dtype, Json, Overrides, RecipeName, Resume, RunFolder, Which
 from fewstep.cli.plan import plan
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
@@ -134,6 +134,7 @@ def sample(
         "samples"
     ),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes what is there.")] = "auto",
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Draw pictures of prompts with an exported student (or any pipeline, without guidance)."""
@@ -143,7 +144,7 @@ def sample(
 
     out = expand(out)
     check_samples(out, wanted)
-    model = open_model(folder, device=device)
+    model = open_model(folder, dtype=dtype or "auto", device=device)
     rows = []
     for row in write_samples(model, wanted, out, sampler=Sampler.of(model, steps), seed=seed):
         note(f"{row['file']} {row['seconds']:.2f} s")
@@ -166,12 +167,21 @@ def export(
     address: Annotated[
         str | None, typer.Option(help="Repo id that the card's snippet should load.")
     ] = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's student, as diffusers loads it or in another format, with a model card."""
     from fewstep.inference.load import export_model
 
-    folder = export_model(run, out, which=which, format=export_format, merge=merge, address=address)
+    folder = export_model(
+        run,
+        out,
+        which=which,
+        format=export_format,
+        merge=merge,
+        address=address,
+        dtype=dtype,
+    )
     if as_json:
         say_json({"folder": str(folder)})
     else:

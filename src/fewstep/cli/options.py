@@ -34,4 +34,8 @@ Resume: TypeAlias = Annotated[
     bool, typer.Option("--resume", help="Continue from the newest checkpoint.")
 ]
 Which: TypeAlias = Annotated[str, typer.Option(help="Which checkpoint: best or last.")]
+Dtype: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; default: that of the model's files."),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

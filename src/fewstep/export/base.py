@@ -17,8 +17,6 @@ from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 
-NOTE = "fewstep.json"
-"""File of an exported folder that says how to load it; plain diffusers does not need it."""
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 """File of a folder that is a LoRA, as diffusers names it."""
 STEPS = 4
@@ -40,7 +38,7 @@ class Student:
         size: Height and width in pixels that it was distilled at.
         shift: Static shift of the grid it was distilled on; None is its model's own.
         terminal: Where that grid ends before 0; "model": as its model's own.
-        dtype: Name of the torch dtype that the weights were loaded in.
+        dtype: Name of the torch dtype that a whole network is written in, and used in.
         options: What the family's loader was given.
         recipe: The run's recipe; None where only an export is left of the run.
     """
@@ -124,7 +122,7 @@ class Format(ABC):
 
         Args:
             student: The student.
-            address: Where users find the folder: a path, or the repo id it will be published as.
+            address: Where users find it: the folder here, or the repo id it will be published as.
         """
 
 

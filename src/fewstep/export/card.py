@@ -8,47 +8,53 @@ from pathlib import Path
 from typing import Any
 
 import fewstep
+from fewstep.config import Recipe
 from fewstep.export.base import STEPS, Format, Student
 from fewstep.export.snippet import TEMPLATES
 from fewstep.utils import yaml
 from fewstep.utils.files import read_json
-from fewstep.utils.resources import resolve
+from fewstep.utils.privacy import public, public_values
 
 _PAPER = "arXiv:2605.06376"
 _LICENCE = ("license", "license_name", "license_link")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def write_card(folder: Path, student: Student, export_format: Format, address: str) -> None:
+def write_card(
+    place: Path, student: Student, export_format: Format, *, folder: Path, address: str | None
+) -> None:
     """Writes README.md into an exported folder, and the picture that it shows.
 
+    Paths of this machine stand in the section on use at most, and not where there is an address.
+
     Args:
-        folder: The export.
+        place: Where the export is being written.
         student: What was exported.
         export_format: What as.
-        address: Where users find the folder.
+        folder: Where it will be.
+        address: Where users will find it once it is published; None: nobody said so.
     """
     height, width = student.size
     recipe = student.recipe
     text = TEMPLATES.get_template("card.md.j2").render(
         metadata=yaml.dump(metadata(student, export_format)).strip(),
         title=f"{student.folder.resolve().name}: pictures in {STEPS} steps",
-        teacher=_shown(student.teacher),
+        teacher=public(student.teacher),
         adapter=export_format.adapter,
         mode="full" if student.adapter is None else "lora",
         step=student.step,
         steps=STEPS,
         height=height,
         width=width,
-        usage=export_format.usage(student, address).strip(),
+        usage=export_format.usage(student, address or str(folder)).strip(),
         scores=_scores(student),
-        preview=_copy_preview(student, folder),
+        preview=_copy_preview(student, place),
         columns=_columns(student.folder),
-        recipe=_as_code(recipe.to_yaml().strip()) if recipe else None,
+        recipe=_as_code(_recipe(recipe)) if recipe else None,
         version=fewstep.__version__,
         paper=_PAPER,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (place / "README.md").write_text(text, encoding="utf-8")
 
 
 def metadata(student: Student, export_format: Format) -> dict[str, Any]:
@@ -58,17 +64,17 @@ def metadata(student: Student, export_format: Format) -> dict[str, Any]:
     the teacher's own card names one, then the recipe's, then `other`.
     """
     teachers = yaml.front_matter(student.backbone.source / "README.md")
-    address = student.teacher
-    repo_id = address if _REPO_ID.fullmatch(address) and not resolve(address).exists() else None
+    teacher = public(student.teacher)
+    repo_id = teacher if _REPO_ID.fullmatch(teacher) else None
     licence = {key: teachers[key] for key in _LICENCE if teachers.get(key)}
     return {
         "license": "other",
-        "base_model": repo_id or _first(teachers.get("base_model")) or _shown(address),
+        "base_model": repo_id or _first(teachers.get("base_model")) or teacher,
         "base_model_relation": "adapter" if export_format.adapter else "finetune",
         "library_name": "diffusers",
         "pipeline_tag": student.backbone.task,
         "tags": ["few-step", "distillation", "cdm", *(["lora"] if export_format.adapter else [])],
-        **(student.recipe.card if student.recipe else {}),
+        **public_values(student.recipe.card if student.recipe else {}),
         **(licence if "license" in licence else {}),
     }
 
@@ -105,10 +111,9 @@ def _columns(run_folder: Path) -> str:
     return "; ".join(note.get("columns", ())) or "the teacher; the student"
 
 
-def _shown(teacher: str) -> str:
-    """The teacher's repo id or `package://` address; of a local folder the name, not the path."""
-    is_path = resolve(teacher).exists() and "://" not in teacher
-    return resolve(teacher).name if is_path else teacher
+def _recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, without paths of this machine, user names and tokens."""
+    return yaml.dump(public_values(recipe.model_dump(mode="json"))).strip()
 
 
 def _first(value: Any) -> str | None:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fewstep.config import Recipe
 from fewstep.export.base import STEPS, Student
+from fewstep.utils.privacy import is_local, public
 from fewstep.utils.resources import resolve
 
 TEMPLATES = Environment(
@@ -61,7 +62,7 @@ def snippet(student: Student, address: str, *, adapter: bool) -> str:
     taken, keep = backbone.stock_result()
     scheduler = backbone.student_scheduler(student.shift, student.terminal)
     scheduler = scheduler if adapter and backbone.needs_scheduler(scheduler) else None
-    base = _load_path(student.teacher) if adapter else address
+    base = _base(student.teacher, address) if adapter else address
     load = {"torch_dtype": f"torch.{student.dtype}"}
     load |= {name: _literal(value) for name, value in backbone.stock_load().items()}
     more = "".join(f", {name}={value}" for name, value in load.items())
@@ -115,6 +116,7 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _load_path(teacher: str) -> str:
+def _base(teacher: str, address: str) -> str:
+    """What loads the teacher: its path on this machine only in a card that stays there."""
     path = resolve(teacher)
-    return str(path.absolute()) if path.exists() else teacher
+    return str(path.absolute()) if is_local(address) and path.exists() else public(teacher)

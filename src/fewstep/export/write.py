@@ -1,15 +1,14 @@
-"""Writing an export: the format's files, a note on how to load them, and a model card."""
+"""Writing an export: the format's files, a model card, and a note on how to load them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from fewstep.export.base import NOTE, STEPS, Format, Student
+from fewstep.export.base import STEPS, Format, Student
 from fewstep.export.card import write_card
-from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import replacing, write_json
-from fewstep.utils.resources import SCHEME, resolve
+from fewstep.export.note import NOTE, Note, check_free
+from fewstep.utils.files import replacing, sha256_of, write_json
+from fewstep.utils.privacy import public, public_values
 
 
 def write_student(
@@ -24,47 +23,29 @@ def write_student(
         address: What the card's snippet loads; None is the folder itself.
 
     Raises:
-        FewstepError: The format cannot hold this student.
+        FewstepError: The format cannot hold this student, or the folder holds something else.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
         export_format.write(student, temporary)
-        write_json(temporary / NOTE, _note(student, export_format))
-        write_card(temporary, student, export_format, address or str(folder))
+        write_card(temporary, student, export_format, folder=folder, address=address)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sums = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
+        write_json(temporary / NOTE, _note(student, export_format, sums).model_dump(mode="json"))
+        check_free(folder)  # again: what was put there meanwhile must not go
 
 
-def check_free(folder: Path) -> None:
-    """Checks that an export may be written to a folder: it is new, empty or an export.
-
-    Raises:
-        FewstepError: It holds something else.
-    """
-    if folder.exists() and not (folder / NOTE).is_file():
-        if folder.is_dir() and not any(folder.iterdir()):
-            return
-        raise FewstepError(
-            f"{folder}: exists and is not an export; choose another folder", code="exists"
-        )
-
-
-def _note(student: Student, export_format: Format) -> dict[str, Any]:
-    note = {
-        "format": export_format.name,
-        "backbone": student.backbone.name,
-        "options": dict(student.options),
-        "size": list(student.size),
-        "steps": STEPS,
-        "shift": student.shift,
-        "terminal": student.terminal,
-        "base_sigmas": student.base_sigmas,
-        "guidance": 1.0,
-        "step": student.step,
-    }
-    return note | ({"base": base_address(student)} if export_format.adapter else {})
-
-
-def base_address(student: Student) -> str:
-    """How an adapter finds its base model again: an absolute path, a `package://`, or a repo id."""
-    path = resolve(student.teacher)
-    is_path = path.exists() and not student.teacher.startswith(SCHEME)
-    return str(path.absolute()) if is_path else student.teacher
+def _note(student: Student, export_format: Format, files: dict[str, str]) -> Note:
+    return Note(
+        format=export_format.name,
+        backbone=student.backbone.name,
+        options=public_values(dict(student.options)),
+        size=list(student.size),
+        steps=STEPS,
+        shift=student.shift,
+        terminal=student.terminal,
+        base_sigmas=student.base_sigmas,
+        step=student.step,
+        base=public(student.teacher) if export_format.adapter else None,
+        files=files,
+    )

@@ -11,14 +11,17 @@ from PIL import Image
 
 from fewstep import models
 from fewstep.core.schedules import Terminal
-from fewstep.export.base import LORA_WEIGHTS, NOTE, find_format
-from fewstep.export.write import check_free, write_student
+from fewstep.export.base import LORA_WEIGHTS, find_format
+from fewstep.export.note import check_free, read_note
+from fewstep.export.write import write_student
 from fewstep.inference.runs import Place, RunFolder
 from fewstep.inference.sample import Encode, Network, Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
-from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import check_writable, read_json
+from fewstep.models.saving import stored_dtype
+from fewstep.utils.errors import FewstepError, unknown
+from fewstep.utils.files import check_writable
 from fewstep.utils.hardware import pick_device
+from fewstep.utils.privacy import public
 from fewstep.utils.resources import expand
 
 STUDENT_STEPS = 4
@@ -107,7 +110,7 @@ class Model:
         format: str | None = None,
         merge: bool = False,
         address: str | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
     ) -> Path:
         """Writes a student to a folder; the weights are read anew, so that this model stays as is.
 
@@ -124,14 +127,14 @@ class Model:
 
 
 def load(
-    path_or_repo_id: str | Path, *, dtype: str = "float32", device: str = "auto", **options: Any
+    path_or_repo_id: str | Path, *, dtype: str = "auto", device: str = "auto", **options: Any
 ) -> Model:
     """A pretrained pipeline, such as a teacher.
 
     Args:
         path_or_repo_id: A diffusers folder, `package://...`, or `owner/name` on the Hugging Face
             Hub, which is fetched if it is not there yet.
-        dtype: Name of the torch dtype to hold weights in.
+        dtype: Name of the torch dtype to hold weights in; `auto` is that of the network's files.
         device: Where to draw; `auto` takes an accelerator if there is one.
         options: Settings of the model family, such as `max_sequence_length`.
 
@@ -140,7 +143,8 @@ def load(
     """
     backbone = models.load(path_or_repo_id, dtype=dtype, teacher=False, **options)
     place = Place(path_or_repo_id, options=options)
-    return Model(backbone.to(pick_device(device)), backbone.net, str(path_or_repo_id), place=place)
+    label = public(str(path_or_repo_id))
+    return Model(backbone.to(pick_device(device)), backbone.net, label, place=place)
 
 
 def open_model(
@@ -148,7 +152,7 @@ def open_model(
     *,
     which: str | int | None = None,
     base: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "auto",
     **options: Any,
 ) -> Model:
@@ -159,8 +163,8 @@ def open_model(
         which: Of a run: the `best` or `last` checkpoint, or a step; None takes its export if there
             is one, else the best checkpoint.
         base: Of a LoRA that fewstep did not write: the model it belongs to.
-        dtype: Name of the torch dtype to hold weights in; pictures equal those of the model card's
-            snippet in float32.
+        dtype: Name of the torch dtype to hold weights in; `auto` is that of the network's files.
+            Pictures equal those of the model card's snippet in float32.
         device: Where to draw; `auto` takes an accelerator if there is one.
         options: Settings of the model family; they win over what the folder itself says.
 
@@ -173,8 +177,8 @@ def open_model(
     exported = source.folder / "export"
     if which is None and RunFolder.is_one(source.folder) and _can_be_loaded(exported):
         model = open_model(exported, dtype=dtype, device=device, **options)
-        step = (read_json(exported / NOTE) or {}).get("step", "best")
-        return replace(model, place=replace(source, which=step))
+        note = read_note(exported)
+        return replace(model, place=replace(source, which=note.step if note else "best"))
     student = source.load_student(dtype=dtype, device=device)
     return Model(
         student.backbone,
@@ -195,7 +199,7 @@ def export_model(
     format: str | None = None,
     merge: bool = False,
     address: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> Path:
     """Writes the student of a run (or of an export, or a LoRA) as a folder with a model card.
 
@@ -207,7 +211,9 @@ def export_model(
         merge: Write a LoRA as a whole diffusers folder.
         address: What the card's snippet loads; None is the folder's own path. Give the repo id
             under which the folder will be published.
-        dtype: Name of the torch dtype that the weights are written in.
+        dtype: Name of the torch dtype that a whole network is written in, and loaded in by the
+            card's snippet; None is that of the source's. Adapters are merged in float32 before,
+            and written in it.
 
     Returns:
         The folder.
@@ -229,13 +235,21 @@ def export_model(
         raise FewstepError(f"merge makes a diffusers folder, not {format}", code="mismatch")
     chosen = find_format("diffusers" if merge else format, mode)
     chosen.check(mode, family)
+    if dtype is not None and dtype not in models.DTYPES:
+        raise unknown("dtype", dtype, models.DTYPES)
     check_writable(final.parent)
-    student = source.load_student(dtype=dtype, device="cpu")
+    student = source.load_student(dtype="float32", device="cpu")
+    backbone = student.backbone
+    stored = stored_dtype(backbone.source / backbone.net_name)
+    student = replace(student, dtype=dtype or stored)
     write_student(student, final, chosen, address=address)
     return final
 
 
 def _can_be_loaded(exported: Path) -> bool:
     """Whether a folder is an export that diffusers can read."""
-    weights = (exported / LORA_WEIGHTS, exported / "model_index.json")
-    return (exported / NOTE).is_file() and any(file.is_file() for file in weights)
+    note, files = read_note(exported), (LORA_WEIGHTS, "model_index.json")
+    written = (note and note.files) or {}
+    return note is not None and any(
+        name in written or (exported / name).is_file() for name in files
+    )

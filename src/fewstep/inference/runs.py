@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fewstep import models
 from fewstep.config import ConfigError, Recipe, StudentRecipe
-from fewstep.export.base import LORA_WEIGHTS, NOTE, Student
+from fewstep.export.base import LORA_WEIGHTS, Student
+from fewstep.export.note import NOTE, Note, read_note
 from fewstep.inference.sample import default_size
 from fewstep.models.base import Backbone
 from fewstep.train.changes import refuse_another_student
@@ -19,8 +20,9 @@ from fewstep.train.checkpoint import store
 from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
-from fewstep.utils.files import read_json, read_text
+from fewstep.utils.files import read_text
 from fewstep.utils.hardware import pick_device
+from fewstep.utils.privacy import public
 from fewstep.utils.resources import expand, resolve
 
 
@@ -151,16 +153,9 @@ class Place:
         return resolve(self.address)
 
     @property
-    def note(self) -> dict[str, Any]:
-        """What an exported folder says of itself; nothing where it is an ordinary one."""
-        note = read_json(self.folder / NOTE) or {}
-        if note.get("shift_scale", 1.0) != 1.0:
-            raise FewstepError(
-                f"{self.folder}: exported by an earlier version, on a grid that this one does not "
-                "know; export the run again",
-                code="version",
-            )
-        return note
+    def note(self) -> Note | None:
+        """What an exported folder says of itself; None where it is an ordinary one."""
+        return read_note(self.folder)
 
     @property
     def is_lora(self) -> bool:
@@ -170,7 +165,7 @@ class Place:
     @property
     def has_student(self) -> bool:
         """Whether a student is there: something that was distilled, or a LoRA."""
-        return RunFolder.is_one(self.folder) or bool(self.note) or self.is_lora
+        return RunFolder.is_one(self.folder) or self.is_lora or self.note is not None
 
     def mode_and_family(self) -> tuple[str, str]:
         """Mode ("full" or "lora") and model family of the student there; reads no weights."""
@@ -183,7 +178,10 @@ class Place:
     def load_backbone(self, *, dtype: str, device: str) -> Backbone:
         """The pipeline there; of a LoRA, its base model."""
         source = self._base() if self.is_lora else self.address
-        options = {**self.note.get("options", {}), **self.options}
+        note = self.note
+        if note is not None:
+            note.check(self.folder)
+        options = {**(note.options if note else {}), **self.options}
         backbone = models.load(source, dtype=dtype, teacher=False, **options)
         return backbone.to(pick_device(device))
 
@@ -210,30 +208,41 @@ class Place:
         if self.is_lora:
             backbone.load_lora(self.folder)
             adapter = next(iter(getattr(backbone.net, "peft_config", {"default": None})))
-        height, width = note.get("size") or default_size(backbone)
+        height, width = note.size if note else default_size(backbone)
+        teacher = self._base() if self.is_lora else (note and note.base) or self.folder.name
         return Student(
             backbone=backbone,
             net=backbone.net,
             adapter=adapter,
-            step=int(note.get("step", 0)),
-            label=str(self.address),
+            step=note.step if note else 0,
+            label=public(str(self.address)),
             folder=self.folder,
-            teacher=str(self._base() if self.is_lora else note.get("base", self.folder.name)),
+            teacher=teacher,
             size=(height, width),
-            shift=note.get("shift"),
-            terminal=note.get("terminal", "model"),
+            shift=note.shift if note else None,
+            terminal=note.terminal if note else "model",
             dtype=dtype,
-            options={**note.get("options", {}), **self.options},
+            options={**(note.options if note else {}), **self.options},
         )
 
     def _base(self) -> str:
-        base = self.base or self.note.get("base")
-        if base is None:
+        """The address of a LoRA's base model: as given, as its note says, or as its run knows.
+
+        A note holds no path, only the name of a local folder, which is looked for beside the LoRA.
+        """
+        said = (self.note and self.note.base) or ""
+        if self.base or "/" in said:
+            return str(self.base or said)
+        run = self.folder.absolute().parent
+        if RunFolder.is_one(run):
+            return RunFolder.open(run).recipe.model.path
+        if not said or not (run / said).is_dir():
+            what = f"of the model {said}, which is not beside it" if said else f"without a {NOTE}"
             raise FewstepError(
-                f"{self.address}: a LoRA, but no {NOTE} in it says of which model; give base=",
+                f"{self.address}: a LoRA {what}; say where its base model is: --model PATH, base=",
                 code="missing-input",
             )
-        return str(base)
+        return str(run / said)
 
 
 def _which(which: str | int) -> str | int:

@@ -20,12 +20,14 @@ from fewstep.models.components import has_weights, load_pipeline
 from fewstep.models.configs import read_index
 from fewstep.models.distilled import REFUSED, Refused
 from fewstep.models.published import Published
+from fewstep.models.saving import stored_dtype
 from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
-from fewstep.utils.errors import FewstepError, all_at_once, did_you_mean, shortened
+from fewstep.utils.errors import FewstepError, all_at_once, did_you_mean, shortened, unknown
 from fewstep.utils.registry import Registry
 
 __all__ = [
+    "DTYPES",
     "FAMILIES",
     "REFUSED",
     "Available",
@@ -40,7 +42,8 @@ __all__ = [
     "load_meta",
 ]
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names of the torch dtypes that weights may be held and written in."""
 Option = Annotated[int, Field(ge=1, le=4096)]
 """What an option that is declared as an int may be: tokens, frames or steps."""
 
@@ -96,7 +99,7 @@ def load(
 
     Args:
         path_or_repo_id: Folder with a model_index.json, `package://...`, or `owner/name`.
-        dtype: Name of the torch dtype of the weights.
+        dtype: Name of the torch dtype of the weights; `auto` is that of the network's files.
         force: Accept a teacher that is distilled already, with a warning.
         teacher: Whether it is to be distilled; a student, which is distilled, is loaded without.
         encoders: Whether to load text encoders and tokenizers, which encode prompts.
@@ -111,11 +114,11 @@ def load(
 
     configs = hub.download_configs(path_or_repo_id)
     family = _checked_family(path_or_repo_id, configs, options, force=force, teacher=teacher)
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise FewstepError(
-            f"unknown dtype {dtype!r}: {did_you_mean(dtype, _DTYPES)}", code="unknown-name"
-        )
+    if dtype not in (*DTYPES, "auto"):
+        raise unknown("dtype", dtype, DTYPES)
     folder = hub.download(path_or_repo_id, family.pipeline_class)
+    if dtype == "auto":
+        dtype = stored_dtype(folder / family.net_name)
     skipped = skipped_components(family, folder, encoders=encoders, network=network)
     given = family.load_overrides(folder, **options) | skipped
     load_pipeline(family, folder, dtype=None, given=given)  # what is wrong is said before the wait

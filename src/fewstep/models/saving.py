@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from fewstep.utils.files import read_json, write_json
 
@@ -34,6 +39,20 @@ def write_pipeline(source: Path, folder: Path, networks: dict[str, Any], schedul
         content = read_json(file) or {}
         if content.pop("_name_or_path", None) is not None:
             write_json(file, content)
+
+
+def stored_dtype(folder: Path) -> str:
+    """Name of the torch dtype that a network's files hold most numbers in; else float32."""
+    numbers: Counter[str] = Counter()
+    for file in folder.glob("*.safetensors"):
+        if ".fp16." in file.name or ".bf16." in file.name:  # a variant beside the file itself
+            continue
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - no mapping
+                part = opened.get_slice(key)
+                numbers[part.get_dtype()] += math.prod(part.get_shape())
+    most = max(numbers, key=lambda name: numbers[name], default="F32")
+    return {"BF16": "bfloat16", "F16": "float16"}.get(most, "float32")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fewstep.models.shift import FlowSettings
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import read_text
 
 FILE = "scheduler/scheduler_config.json"
 """Where a pipeline's folder has the settings."""
@@ -254,11 +255,10 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def _object(file: Path) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FewstepError(f"{file}: missing", code="missing-file") from error
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise FewstepError(f"{file}: not readable: {error}", code="damaged") from error
     if not isinstance(content, dict):
         raise FewstepError(f"{file}: not a JSON object", code="damaged")

@@ -22,9 +22,14 @@ _SECRETS = (
 
 def printable(text: str) -> str:
     """A text as it may be shown: nothing in it moves a cursor, and secrets are masked."""
+    return _ACTING.sub("\ufffd", masked(text))
+
+
+def masked(text: str) -> str:
+    """A text without user names in URLs and without access tokens."""
     for secret, mask in _SECRETS:
         text = secret.sub(mask, text)
-    return _ACTING.sub("\ufffd", text)
+    return text
 
 
 def one_line(text: str, *, at_most: int = 2000) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fewstep.export.base import Format, Student
@@ -19,6 +20,7 @@ class Diffusers(Format):
         """Writes the whole pipeline, see `Backbone.save`."""
         if student.adapter is not None:
             merge_adapters(student.net)
+        student.net.to(getattr(torch, student.dtype))
         student.backbone.save(folder, student.net, shift=student.shift, terminal=student.terminal)
 
     def usage(self, student: Student, address: str) -> str:

@@ -1,0 +1,178 @@
+"""Where exports go, what they replace, what they hold, and when they are not taken any more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from exported import card_of
+from fewstep.export.note import NOTE
+from fewstep.inference.load import export_model, open_model
+from fewstep.utils.errors import FewstepError
+from refusals import refuses
+
+
+def test_an_export_replaces_an_export_and_nothing_else(make_run, tmp_path):
+    run = make_run()
+    first = export_model(run, tmp_path / "out")
+    again = export_model(run, tmp_path / "out", which="last")
+    assert first == again and json.loads((again / "fewstep.json").read_text())["step"] == 4
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    export_model(run, precious)  # it is empty
+    for name in ("thesis.tex", "figures/one.png", ".git/HEAD"):
+        mine = precious / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("years of work", encoding="utf-8")
+        with refuses("exists", precious):
+            export_model(run, precious)
+        assert mine.read_text(encoding="utf-8") == "years of work"
+        mine.unlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "precious"]
+
+
+def test_an_export_that_somebody_changed_is_not_replaced(make_run, tmp_path):
+    run = make_run()
+    out = export_model(run, tmp_path / "out")
+    card = out / "README.md"
+    card.write_text(card_of(out) + "My words.", encoding="utf-8")
+    with refuses("exists", card):
+        export_model(run, out)
+    assert card_of(out).endswith("My words.")
+    open_model(out)  # a card is anybody's to write
+    note = json.loads((out / NOTE).read_text())
+    del note["files"]  # as earlier versions wrote it: nothing says what is theirs
+    (out / NOTE).write_text(json.dumps(note))
+    with refuses("exists", out):
+        export_model(run, out)
+
+
+@pytest.mark.parametrize("what", ["a file", "a dangling link", "a folder with a bare note"])
+def test_what_is_not_an_export_is_left_alone(make_run, tmp_path, what):
+    out = tmp_path / "out"
+    if what == "a file":
+        out.write_text("mine")
+    elif what == "a dangling link":
+        out.symlink_to(tmp_path / "nowhere")
+    else:
+        out.mkdir()
+        (out / NOTE).write_text("{}")
+        (out / "mine").write_text("mine")
+    with pytest.raises(FewstepError) as caught:
+        export_model(make_run(), out)
+    assert caught.value.code in ("exists", "damaged")
+    assert out.is_symlink() or (out / "mine" if out.is_dir() else out).read_text() == "mine"
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_an_export_that_is_not_whole_is_refused(make_run, tmp_path, mode):
+    run = make_run(mode)
+    out = export_model(run)
+    used = [name for name in json.loads((out / NOTE).read_text())["files"] if name != "README.md"]
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
+        *(NOTE, "README.md"),
+        *used,
+    }
+    for name in (used[0], used[-1]):
+        content = (out / name).read_bytes()
+        for other in (None, b"", content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+            (out / name).unlink() if other is None else (out / name).write_bytes(other)
+            for place in (out, run):
+                with refuses("damaged", out / name):
+                    open_model(place)
+        (out / name).write_bytes(content)
+    open_model(out)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        *("", "[1]", "nul\0", "{" * 9999, '{"size": 5}', '{"size": [64, "64"]}'),
+        *('{"size": [0, 64]}', '{"shift": NaN}', '{"shift": -1}', '{"terminal": 2}'),
+        *('{"step": "x"}', '{"files": [1]}'),
+    ],
+    ids=lambda note: note[:20],
+)
+def test_a_damaged_note_is_refused(make_run, note):
+    out = export_model(make_run())
+    whole = json.loads((out / NOTE).read_text())
+    damaged = json.dumps(whole | json.loads(note)) if note.startswith('{"') else note
+    (out / NOTE).write_text(damaged)
+    with refuses("damaged", out / NOTE):
+        open_model(out)
+
+
+def test_only_the_snippet_of_a_card_that_stays_here_has_paths(make_run, pipeline_folder, tmp_path):
+    private = {"license": "mit", "contact": "https://alice:hunter2@example.org/x"}
+    for mode in ("full", "lora"):
+        run = make_run(mode, card=private, preview={"prompts": str(tmp_path / "alice.txt")})
+        (tmp_path / "alice.txt").write_text("a ring")
+        for address in (None, "me/student"):
+            out = export_model(run, tmp_path / f"{mode}-{address is None}", address=address)
+            card = card_of(out)
+            usage = re.search(r"```python\n.*?```", card, re.DOTALL)[0]
+            elsewhere = card.replace(usage, "") if address is None else card
+            for text in (elsewhere, (out / NOTE).read_text(), (out / NOTE).read_text()):
+                assert str(pipeline_folder.parent) not in text and str(tmp_path) not in text
+                assert str(run.parent) not in text
+                assert "hunter2" not in text and "alice:" not in text
+
+
+def test_whole_exports_have_the_sources_dtype(make_run, pipeline_folder, tmp_path):
+    from fewstep import models
+
+    half = tmp_path / "half"
+    shutil.copytree(pipeline_folder, half)
+    net = models.load(half).net.bfloat16()
+    net.save_pretrained(half / "transformer", safe_serialization=True)
+    model = {"path": str(half), "options": {"max_sequence_length": 16}}
+    for mode in ("full", "lora"):
+        run = make_run(mode, model=model)
+        for dtype in (None, "float32", "float16"):
+            out = export_model(run, tmp_path / f"{mode}-{dtype}", merge=mode == "lora", dtype=dtype)
+            weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+            expected = getattr(torch, dtype or "bfloat16")
+            assert {weight.dtype for weight in weights.values()} == {expected}
+            assert f"torch_dtype=torch.{dtype or 'bfloat16'}" in card_of(out)
+        assert open_model(run, which="best").net.dtype == torch.bfloat16
+        assert open_model(run, which="best", dtype="float32").net.dtype == torch.float32
+    for dtype in ("int8", "float64", "bf16", ""):
+        with refuses("unknown-name", "unknown dtype"):
+            export_model(run, tmp_path / "none", dtype=dtype)
+        with refuses("unknown-name", "unknown dtype"):
+            open_model(run, dtype=dtype or "no")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_read_only_source_makes_ordinary_files(make_run, pipeline_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(pipeline_folder, source)
+    for path in (*source.rglob("*"), source):
+        path.chmod(0o555 if path.is_dir() else 0o400)
+    try:
+        run = make_run(model={"path": str(source), "options": {"max_sequence_length": 16}})
+        out = export_model(run)
+    finally:
+        for path in (source, *source.rglob("*")):
+            path.chmod(0o755)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for path in out.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask
+
+
+def test_an_export_on_a_grid_of_earlier_versions_is_refused(make_run):
+    exported = export_model(make_run())
+    note = json.loads((exported / "fewstep.json").read_text())
+    (exported / "fewstep.json").write_text(json.dumps(note | {"shift_scale": 1.0}))
+    open_model(exported)
+    (exported / "fewstep.json").write_text(json.dumps(note | {"shift_scale": 0.42}))
+    with pytest.raises(FewstepError) as caught:
+        open_model(exported)
+    assert caught.value.code == "version"
