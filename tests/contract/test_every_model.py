@@ -45,20 +45,24 @@ def test_four_steps_equal_the_stock_pipeline_at_another_size(tiny, backbone, pip
     assert close(result, stock(pipe, tiny, backbone, start, tiny.wide), tiny.tolerance)
 
 
+@pytest.mark.parametrize(("shift", "terminal"), [(1.3, "model"), (None, 0.05), (1.3, 0.05)])
 def test_steps_on_a_grid_of_the_students_own_equal_the_stock_pipeline(
-    tiny, backbone, pipe, cond, start, drawn
+    tiny, backbone, pipe, cond, start, drawn, shift, terminal
 ):
-    if backbone.prediction != "velocity":
-        with pytest.raises(FewstepError):  # their schedulers have no shift to set
-            backbone.effective_shift(1.3, *tiny.size)
+    no_such_end = tiny.family == "wan" and terminal != "model"
+    if backbone.prediction != "velocity" or no_such_end:
+        with pytest.raises(FewstepError):  # their schedulers have no such thing to set
+            backbone.effective_shift(shift, *tiny.size, terminal=terminal)
         return
-    result = ours(backbone, velocity_of(backbone), cond, start, tiny.size, shift=1.3)
-    theirs, pipe.scheduler = pipe.scheduler, backbone.student_scheduler(1.3)
+    own = {"shift": shift, "terminal": terminal}
+    result = ours(backbone, velocity_of(backbone), cond, start, tiny.size, **own)
+    theirs, pipe.scheduler = pipe.scheduler, backbone.student_scheduler(**own)
     try:
         expected = stock(pipe, tiny, backbone, start, tiny.size)
     finally:
         pipe.scheduler = theirs
-    assert close(result, expected, tiny.tolerance)
+    # The stretch is the same up to rounding, which these networks make large near its end.
+    assert close(result, expected, tiny.tolerance if terminal == "model" else 1e-4)
     assert not close(result, drawn, 1e-3)
 
 

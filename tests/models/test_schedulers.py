@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 
 import diffusers
@@ -17,7 +18,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from fewstep import models
-from fewstep.core.schedules import few_step_sigmas, with_shift
+from fewstep.core.schedules import FixedGrid, RandomGrid, few_step_sigmas, with_shift
 from fewstep.models.schedulers import FLOW, TRAINED_TIMES, read_settings
 from fewstep.models.shift import FlowSettings
 from fewstep.utils.errors import FewstepError
@@ -313,3 +314,25 @@ def test_a_folder_is_refused_before_weights_are_read(folders, tmp_path, name, co
     for load in (models.load, models.load_meta):
         with refuses(code, folder):
             load(folder)
+
+
+def test_an_end_of_the_models_own_is_told_and_can_be_left_out(tmp_path):
+    tiny = discover()["qwenimage"]
+    tiny.build(tmp_path / "model")
+    backbone = models.load_meta(tmp_path / "model", **tiny.options)
+    base = few_step_sigmas(STEPS)
+    for grid, last in (
+        (RandomGrid(), 0.02),
+        (RandomGrid(terminal=0.1), 0.1),
+        (FixedGrid(terminal=None), None),
+        (FixedGrid(shift=1.0), 0.25),
+    ):
+        found = backbone.student_shift(grid, *tiny.size)(base)
+        assert found[-1] == pytest.approx(last) if last else found[-1] > 0.2
+        (notes := backbone.grid_notes(grid, *tiny.size))
+        assert len(notes) == (grid == RandomGrid())
+        scheduler = backbone.student_scheduler(grid.shift, grid.terminal)
+        scheduler.set_timesteps(sigmas=base, mu=math.log(3))
+        ends = last if last in (0.02, 0.1, 0.25) else 0.5
+        assert scheduler.sigmas[-2] == pytest.approx(ends)
+    assert {"grid.terminal", "0.02"} <= names_in(backbone.grid_notes(RandomGrid(), *tiny.size)[0])

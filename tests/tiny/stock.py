@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.schedules import few_step_sigmas, with_shift
+from fewstep.core.schedules import Terminal, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.models import Backbone
@@ -38,10 +38,11 @@ def ours(
     size: Size,
     *,
     shift: float | None = None,
+    terminal: Terminal = "model",
 ) -> Tensor:
     """Latents after four of our steps."""
     base = torch.tensor(few_step_sigmas(4), dtype=torch.float32)  # as the schedulers have them
-    grid = with_shift(base, backbone.effective_shift(shift, *size))
+    grid = with_shift(base, backbone.effective_shift(shift, *size, terminal=terminal))
     with torch.no_grad():
         return sample(velocity, start, grid, cond)
 

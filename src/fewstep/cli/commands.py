@@ -292,6 +292,8 @@ def _show_dry_run(recipe: Any, as_json: bool) -> None:
         say_json(found.as_json())
         return
     tables(found.tables())
+    for line in found.notes:
+        say(f"note: {line}")
     for key, file in found.missing.items():
         say(f"missing: {key}: there is no file {file}")
     say("nothing was loaded or written")

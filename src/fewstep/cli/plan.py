@@ -50,4 +50,6 @@ def plan(
         say_json(result.as_json())
         return
     tables(result.tables())
+    for line in result.notes:
+        say(f"note: {line}")
     say("estimates: nothing was measured, loaded or written")

@@ -93,8 +93,6 @@ Law: TypeAlias = Annotated[Uniform | UpToAnchor | LogitNormal, Field(discriminat
 
 Terminal: TypeAlias = Annotated[_Real, Field(gt=0, lt=1)] | Literal["model"] | None
 """Where a grid's last noise level before 0 is stretched to, Eq. 12c; None: it is not stretched."""
-TERMINAL: Terminal = "model"
-"""Of a student's grid, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True, config=_NO_EXTRA)
@@ -116,10 +114,10 @@ class RandomGrid:
     """Place one draw in each of N - 1 equal cells of the range instead of drawing all freely."""
     shift: _GridShift | None = None
     """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
-    terminal: Terminal = TERMINAL
-    """Noise level to which the last one of the student's grid is stretched, Eq. 12c, in place of
-    the end that the model's scheduler sets, if any (its `shift_terminal`); null: none, `model`:
-    that of the model's own shift."""
+    terminal: Terminal = "model"
+    """Noise level to which the last one of the student's grid is stretched, Eq. 12c. `model`: the
+    end that the model's own shift has, if any (`shift_terminal` of its scheduler). null: none,
+    which is better for fewer than four steps."""
     name: Literal["random"] = field(default="random", repr=False)
 
     @model_validator(mode="after")
@@ -151,10 +149,10 @@ class FixedGrid:
     """Noise levels before the shift, strictly falling, inside (0, 1]; the final 0 is appended."""
     shift: _GridShift | None = None
     """Static shift of the student's grid, Eq. 12a, in place of the model's own; null keeps that."""
-    terminal: Terminal = TERMINAL
-    """Noise level to which the last one of the student's grid is stretched, Eq. 12c, in place of
-    the end that the model's scheduler sets, if any (its `shift_terminal`); null: none, `model`:
-    that of the model's own shift."""
+    terminal: Terminal = "model"
+    """Noise level to which the last one of the student's grid is stretched, Eq. 12c. `model`: the
+    end that the model's own shift has, if any (`shift_terminal` of its scheduler). null: none,
+    which is better for fewer than four steps."""
     name: Literal["fixed"] = field(default="fixed", repr=False)
 
     @model_validator(mode="after")

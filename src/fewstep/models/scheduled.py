@@ -67,6 +67,16 @@ class Scheduled(ABC):
         """`effective_shift` of a recipe's grid."""
         return self.effective_shift(grid.shift, height, width, terminal=grid.terminal)
 
+    def grid_notes(self, grid: Grid, height: int, width: int) -> tuple[str, ...]:
+        """What whoever trains on a recipe's grid should know of it, a line each."""
+        terminal = getattr(self.student_shift(grid, height, width), "terminal", None)
+        if terminal is None or grid.terminal != "model":
+            return ()
+        return (
+            f"the model's scheduler ends every grid at {terminal:g} (shift_terminal): the last "
+            "evaluation has little noise left to remove; grid.terminal: null leaves that end out",
+        )
+
     def student_scheduler(self, shift: float | None = None, terminal: Terminal = "model") -> Any:
         """The scheduler that a student needs in the stock pipeline, and nothing else in it.
 

@@ -44,6 +44,7 @@ class Forecast:
         parameters: How many there are, and are trained.
         evaluations: Network evaluations of an iteration, per sample.
         memory: Item by item, on one device, at the fullest moment.
+        notes: What should be known of the grid, a line each.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Forecast:
     parameters: Parameters
     evaluations: Evaluations
     memory: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -180,6 +182,7 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
         memory=tuple(memory_items(estimate) if walk else ()),
         files=tuple(files_of(recipe, sizes)),
         missing=missing_files(recipe),
+        notes=estimate.notes,
     )
 
 

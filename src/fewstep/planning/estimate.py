@@ -97,6 +97,12 @@ class Estimate:
         return Algorithm.from_recipe(recipe, self.objectives, latent_shape=shape, shift=shift)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What should be known of the student's grid, a line each."""
+        size = self.recipe.resolution
+        return self.backbone.grid_notes(self.recipe.grid, size.height, size.width)
+
+    @property
     def calls(self) -> CountingNetworks:
         """What one sample costs in a student update."""
         algorithm = self.algorithm

@@ -168,6 +168,7 @@ def plan(
         gpus=gpus,
         parameters=estimate.parameters,
         evaluations=evaluations,
+        notes=estimate.notes,
         forward_flops=forward,
         iteration_flops=iteration,
         run_flops=run,
