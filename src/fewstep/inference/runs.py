@@ -206,7 +206,13 @@ class Place:
         note, backbone = self.note, self.load_backbone(dtype=dtype, device=device)
         adapter = None
         if self.is_lora:
-            backbone.load_lora(self.folder)
+            try:
+                backbone.load_lora(self.folder)
+            except Exception as error:  # whatever diffusers makes of a user's file
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise FewstepError(
+                    f"{self.folder / LORA_WEIGHTS}: cannot be loaded: {why}", code="damaged"
+                ) from error
             adapter = next(iter(getattr(backbone.net, "peft_config", {"default": None})))
         height, width = note.size if note else default_size(backbone)
         teacher = self._base() if self.is_lora else (note and note.base) or self.folder.name
