@@ -23,9 +23,9 @@ from exported import PROMPT, card_of, metadata_of, pixels_of_sample, run_snippet
 from fewstep.config import Recipe
 from fewstep.core.schedules import few_step_sigmas
 from fewstep.export import available
-from fewstep.export.base import LORA_WEIGHTS
 from fewstep.inference.load import export_model, open_model
 from fewstep.inference.sample import sample_images
+from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.models.shift import FlowSettings
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import write_json

@@ -161,7 +161,8 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Where to; default RUN/export.")] = None,
     which: Which = "best",
     export_format: Annotated[
-        str | None, typer.Option("--format", help="diffusers, lora, or one that a plug-in adds.")
+        str | None,
+        typer.Option("--format", help="diffusers, lora, comfyui, kohya, or of a plug-in."),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write a LoRA as a whole folder.")] = False,
     address: Annotated[

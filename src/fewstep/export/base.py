@@ -17,8 +17,6 @@ from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
-"""File of a folder that is a LoRA, as diffusers names it."""
 STEPS = 4
 """Evaluations a picture that an export and its card speak of."""
 

@@ -11,12 +11,13 @@ from PIL import Image
 
 from fewstep import models
 from fewstep.core.schedules import Terminal
-from fewstep.export.base import LORA_WEIGHTS, find_format
+from fewstep.export.base import find_format
 from fewstep.export.note import check_free, read_note
 from fewstep.export.write import write_student
 from fewstep.inference.runs import Place, RunFolder
 from fewstep.inference.sample import Encode, Network, Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
+from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.models.saving import stored_dtype
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import check_writable

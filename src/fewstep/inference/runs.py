@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fewstep import models
 from fewstep.config import ConfigError, Recipe, StudentRecipe
-from fewstep.export.base import LORA_WEIGHTS, Student
+from fewstep.export.base import Student
 from fewstep.export.note import NOTE, Note, read_note
 from fewstep.inference.sample import default_size
 from fewstep.models.base import Backbone
+from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.train.changes import refuse_another_student
 from fewstep.train.checkpoint import store
 from fewstep.train.roles import STUDENT, become_student

@@ -20,6 +20,7 @@ class AuraFlow(Backbone):
     """AuraFlow 0.1 to 0.3 (fal.ai 2024)."""
 
     name: ClassVar[str] = "auraflow"
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     pipelines: ClassVar[tuple[str, ...]] = ("AuraFlowPipeline",)
     schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."

@@ -19,6 +19,7 @@ from fewstep.core.schedules import Terminal
 from fewstep.core.solver import classifier_free, guided
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.models.latents import decode_images, require_multiple
+from fewstep.models.lora import Adapted
 from fewstep.models.published import Published
 from fewstep.models.saving import write_pipeline
 from fewstep.models.scheduled import Scheduled
@@ -27,7 +28,7 @@ from fewstep.utils.errors import FewstepError
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 
 
-class Backbone(Scheduled):
+class Backbone(Scheduled, Adapted):
     """A loaded diffusers pipeline behind one interface: ``velocity(net, xt, sigma, cond) -> v``.
 
     There is one subclass per model family, in a file of its own. It alone knows timesteps, signs,
@@ -358,14 +359,6 @@ class Backbone(Scheduled):
         """Python for the model card: how to take `image` from the result, and how to save it."""
         return ".images[0]", 'image.save("image.png")'
 
-    def lora_call(self, address: str) -> str:
-        """The line of Python that loads an exported LoRA from `address` into `pipe`."""
-        return f"pipe.load_lora_weights({address!r})"
-
-    def load_lora(self, folder: Path) -> None:
-        """Loads what `save_lora` wrote into the pretrained network."""
-        self.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
-
     def save(
         self,
         folder: Path,
@@ -380,17 +373,3 @@ class Backbone(Scheduled):
         """
         scheduler = self.student_scheduler(shift, terminal)
         write_pipeline(self.source, folder, {self.net_name: net}, scheduler)
-
-    def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
-        """Writes one adapter as `pytorch_lora_weights.safetensors`, to be used at scale 1.
-
-        Raises:
-            FewstepError: diffusers cannot load LoRA weights into this pipeline.
-        """
-        from peft.utils import get_peft_model_state_dict
-
-        save = getattr(self.pipe, "save_lora_weights", None)
-        if save is None:
-            raise FewstepError(f"{type(self.pipe).__name__} has no LoRA format; export it merged")
-        layers = get_peft_model_state_dict(net, adapter_name=adapter)
-        save(folder, **{f"{self.net_name}_lora_layers": layers}, safe_serialization=True)

@@ -18,6 +18,7 @@ class Flux(Packed):
     """FLUX.1-dev, and FLUX.1-schnell, whose network has no guidance input."""
 
     name: ClassVar[str] = "flux"
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
     guidance: ClassVar[str] = "embedded"
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."

@@ -35,6 +35,7 @@ class _Flux2(Packed):
     tokens, the number of steps does not matter.
     """
 
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     drawn_patch: ClassVar[int] = 1
     max_sequence_length: int
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.lora import renamed_lora
 from fewstep.models.published import Published
 
 
@@ -75,3 +76,11 @@ class Lumina2(Backbone):
         channels = self.latent_shape(height, width)[0]
         shift: Shift = self.scheduler_settings.at(channels)
         return shift
+
+    @classmethod
+    def comfyui_lora(cls, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Backbone.comfyui_lora`: the original names, with query, key and value in one."""
+        names = {"attn.to_out.0": "attention.out"}
+        names |= {f"feed_forward.linear_{i}": f"feed_forward.w{i}" for i in (1, 2, 3)}
+        stacks = {"attention.qkv": ("attn.to_q", "attn.to_k", "attn.to_v")}
+        return renamed_lora(layers, "diffusion_model.", names, stacks)

@@ -18,6 +18,7 @@ class PixArt(VariancePreserving):
     """PixArt-Sigma (Chen et al. 2024, arXiv 2403.04692)."""
 
     name: ClassVar[str] = "pixart"
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
     notes: ClassVar[str] = "Prompts are not cleaned; a LoRA is exported merged."
     models: ClassVar[tuple[Published, ...]] = (

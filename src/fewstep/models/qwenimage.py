@@ -20,6 +20,7 @@ class QwenImage(Packed):
     """Qwen-Image (Wu et al. 2025, arXiv 2508.02324)."""
 
     name: ClassVar[str] = "qwenimage"
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
     notes: ClassVar[str] = "Padding is masked, so that a shorter max_sequence_length is cheaper."
     models: ClassVar[tuple[Published, ...]] = (

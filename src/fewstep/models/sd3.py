@@ -22,6 +22,7 @@ class SD3(Backbone):
     """SD3-Medium, SD3.5-Medium and SD3.5-Large (Esser et al. 2024, arXiv 2403.03206)."""
 
     name: ClassVar[str] = "sd3"
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")

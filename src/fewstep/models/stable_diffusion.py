@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -73,6 +74,15 @@ class StableDiffusion(VariancePreserving):
     def lora_targets(self, net: nn.Module) -> list[str]:
         """See `Backbone.lora_targets`: attention and feed-forward layers only."""
         return [name for name in super().lora_targets(net) if ".transformer_blocks." in name]
+
+    @classmethod
+    def comfyui_lora(cls, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Backbone.comfyui_lora`: the names of sd-scripts (kohya), with the rank as alpha."""
+        from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_kohya
+
+        unet = {f"unet.{name}": weight for name, weight in layers.items()}
+        renamed: dict[str, Tensor] = convert_state_dict_to_kohya(unet, StateDictType.PEFT)
+        return renamed
 
 
 class StableDiffusionXL(StableDiffusion):

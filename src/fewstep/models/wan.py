@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from fewstep.core.schedules import Shift, StaticShift, Terminal
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.latents import decode_images, denormalise, require_multiple
+from fewstep.models.lora import renamed_lora
 from fewstep.models.published import Published
 from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
 from fewstep.models.shift import FlowSettings
@@ -152,3 +154,12 @@ class Wan(Backbone):
         """See `Backbone.decode`; the middle frame."""
         videos = self.decode_video(latents)
         return videos[:, :, videos.shape[2] // 2]
+
+    @classmethod
+    def comfyui_lora(cls, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Backbone.comfyui_lora`: the original names."""
+        names = {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
+        for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn")):
+            names |= {f"{ours}.to_{each}": f"{theirs}.{each}" for each in "qkv"}
+            names[f"{ours}.to_out.0"] = f"{theirs}.o"
+        return renamed_lora(layers, "diffusion_model.", names)

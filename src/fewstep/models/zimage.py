@@ -20,6 +20,7 @@ class ZImage(Backbone):
     """Z-Image (Alibaba 2025, arXiv 2511.22699)."""
 
     name: ClassVar[str] = "zimage"
+    comfyui_prefix: ClassVar[str | None] = "transformer."
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
     notes: ClassVar[str] = "The stock pipeline counts guidance from 0, so that its 4 is 5 here."
     max_sequence_length: int

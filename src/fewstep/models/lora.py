@@ -1,0 +1,122 @@
+"""Adapters of a family in files of their own, under names of the programs that load them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.utils.errors import FewstepError
+
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+"""File of a folder that is a LoRA, as diffusers names it."""
+
+
+class Adapted:
+    """How a pipeline's LoRA is written and loaded.
+
+    Attributes:
+        name: Short name of the family.
+        pipe: The pipeline.
+        net_name: The component of the pipeline that is trained.
+        comfyui_prefix: What ComfyUI has before diffusers' names of LoRA layers; None: nothing fits.
+    """
+
+    name: ClassVar[str]
+    pipe: Any
+    net_name: ClassVar[str]
+    comfyui_prefix: ClassVar[str | None] = None
+
+    def lora_call(self, address: str) -> str:
+        """The line of Python that loads an exported LoRA from `address` into `pipe`."""
+        return f"pipe.load_lora_weights({address!r})"
+
+    def load_lora(self, folder: Path) -> None:
+        """Loads what `save_lora` wrote into the pretrained network."""
+        self.pipe.load_lora_weights(folder, weight_name=LORA_WEIGHTS)
+
+    @classmethod
+    def comfyui_lora(cls, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """LoRA weights under names that ComfyUI maps to its own layers, right at strength 1.
+
+        Args:
+            layers: Weights under diffusers' names, see `lora.lora_layers`.
+
+        Raises:
+            FewstepError: ComfyUI does not map them.
+        """
+        if cls.comfyui_prefix is None:
+            what = f"{cls.name}: ComfyUI does not map the layers of this family"
+            raise FewstepError(f"{what}; choose another format", code="unsupported")
+        return {f"{cls.comfyui_prefix}{name}": weight for name, weight in layers.items()}
+
+    def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
+        """Writes one adapter as `pytorch_lora_weights.safetensors`, to be used at scale 1.
+
+        Raises:
+            FewstepError: diffusers cannot load LoRA weights into this pipeline.
+        """
+        save = getattr(self.pipe, "save_lora_weights", None)
+        if save is None:
+            raise FewstepError(f"{type(self.pipe).__name__} has no LoRA format; export it merged")
+        layers = lora_layers(net, adapter)
+        save(folder, **{f"{self.net_name}_lora_layers": layers}, safe_serialization=True)
+
+
+def lora_layers(net: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """The weights of an adapter under diffusers' names, such as ``...to_q.lora_A.weight``."""
+    from peft.utils import get_peft_model_state_dict
+
+    layers: dict[str, Tensor] = get_peft_model_state_dict(net, adapter_name=adapter)
+    return {name: weight.detach().contiguous() for name, weight in layers.items()}
+
+
+def renamed_lora(
+    layers: Mapping[str, Tensor],
+    prefix: str,
+    names: Mapping[str, str],
+    stacks: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Tensor]:
+    """LoRA weights under another program's names of the layers.
+
+    Args:
+        layers: Weights as `lora_layers` gives them.
+        prefix: What stands before every new name.
+        names: The end of a layer's name -> its new end.
+        stacks: The new end of a layer -> the ends of those that it is made of, in the order of its
+            rows. Their adapters become one of as many times their rank.
+
+    Raises:
+        FewstepError: A layer has no name there, or not all parts of a stack have adapters.
+    """
+    parts = {end: new for new, ends in (stacks or {}).items() for end in ends}
+    pairs: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for key in layers:
+        layer, side = key.rsplit(".lora_", 1)
+        if side == "B.weight":
+            continue
+        end = next((end for end in (*names, *parts) if layer.endswith(f".{end}")), None)
+        if end is None:
+            raise FewstepError(
+                f"student.lora.targets: {layer} has no name in this format; leave it out",
+                code="unsupported",
+            )
+        new = prefix + layer.removesuffix(end) + (names.get(end) or parts[end])
+        pair = layers[f"{layer}.lora_A.weight"], layers[f"{layer}.lora_B.weight"]
+        pairs.setdefault(new, {})[end] = pair
+    renamed: dict[str, Tensor] = {}
+    for new, found in pairs.items():
+        wanted = next((ends for end, ends in (stacks or {}).items() if new.endswith(end)), found)
+        if missing := [end for end in wanted if end not in found]:
+            raise FewstepError(
+                f"student.lora.targets: {new} is one layer in this format, and {missing[0]} has no "
+                "adapter; adapt all of its parts",
+                code="unsupported",
+            )
+        downs, ups = zip(*(found[end] for end in wanted), strict=True)
+        renamed[f"{new}.lora_A.weight"] = torch.cat(downs).contiguous()
+        renamed[f"{new}.lora_B.weight"] = torch.block_diag(*ups).contiguous()
+    return renamed
