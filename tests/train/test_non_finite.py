@@ -75,14 +75,25 @@ def test_an_embedding_is_named_by_its_prompt(make_run, bad):
 
 
 def test_a_student_that_blew_up_is_named(make_recipe, tmp_path):
-    with Trainer(make_recipe("checkpoint.every=1"), tmp_path / "run", console=quiet()) as trainer:
+    trainer = Trainer(make_recipe("checkpoint.every=1"), tmp_path / "run", console=quiet())
+    with refuses("non-finite", "step 2: ", NonFiniteError) as caught, trainer:
         trainer.step()
         with torch.no_grad():
             weight_of(trainer.state, STUDENT).fill_(torch.inf)
-        with refuses("non-finite", "step 2: ", NonFiniteError) as caught:
-            trainer.step()
-        assert {STUDENT, "step-00000001"} <= names_in(caught.value)
-        assert TEACHER not in names_in(caught.value)
+        trainer.step()
+    assert {STUDENT, "step-00000001"} <= names_in(caught.value)
+    assert TEACHER not in names_in(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_recipe, tmp_path):
+    trainer = Trainer(make_recipe("checkpoint.every=100"), tmp_path / "run", console=quiet())
+    with refuses("non-finite", "step 1: ", NonFiniteError) as caught, trainer:
+        trainer.step()
+        with torch.no_grad():
+            weight_of(trainer.state, FAKE_TEACHER).fill_(torch.nan)
+        trainer.save()
+    assert FAKE_TEACHER in names_in(caught.value)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))[1:]  # the teacher's preview only
 
 
 def test_pictures_that_are_not_finite_are_told_and_do_not_stop(make_recipe, tmp_path):

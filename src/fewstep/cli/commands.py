@@ -81,6 +81,10 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     resume: Resume = False,
+    resume_from: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEP", help="Go back to a checkpoint; later ones are kept."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; no weights, no files.")
@@ -103,17 +107,23 @@ def distill(
         return
     from fewstep.train import Stopped
     from fewstep.train import distill as train
+    from fewstep.train.checkpoint import store
 
     folder, step = out or Path("runs") / path.stem, settings.train.steps
     try:
-        train(settings, folder, resume=resume)
+        train(settings, folder, resume=resume, resume_from=resume_from)
     except Stopped as stopped:
         step = stopped.step
+    finished = step == settings.train.steps
+    wrong = next(map(store.unhealthy, reversed(store.listed(folder / "checkpoints"))), "")
     if as_json:
-        say_json({"run": str(folder), "step": step, "finished": step == settings.train.steps})
+        done = {"run": str(folder), "step": step, "finished": finished}
+        say_json(done | ({"unhealthy": wrong} if wrong else {}))
         return
     say(f"run: {folder}")
-    if step == settings.train.steps:
+    if wrong:
+        say(f"not healthy at step {step}: {wrong}; {store.way_out(folder)}")
+    elif finished:
         say(f"next: fewstep evaluate {folder}; fewstep export {folder}")
 
 

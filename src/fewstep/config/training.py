@@ -123,6 +123,9 @@ class TrainRecipe(Section):
     """All random values are functions of it."""
     device: Name = "auto"
     """Where to run, such as `cuda:1` or `cpu`; `auto` takes an accelerator if there is one."""
+    on_divergence: Literal["stop", "warn"] = "stop"
+    """What to do once the student is past saving: `stop` ends the run; `warn` only says so. Figures
+    that are merely out of bounds are said in either case, and mark checkpoints as unhealthy."""
     deterministic: bool = True
     """Use only algorithms that repeat bit for bit; exact resuming on a GPU needs it. Off, some GPU
     kernels are faster."""

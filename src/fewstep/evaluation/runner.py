@@ -57,7 +57,7 @@ def evaluate_run(
     check_writable(run.folder)
     real = _real_pictures(settings, extractor, run)
     backbone = run.load_backbone()
-    run.checkpoint(which)  # first: the teacher takes long
+    run.student_weights(which)  # first: the teacher takes long
     work = _Work(backbone, extractor, run, say)
     model = digest_model(backbone.source)
     measured = [

@@ -18,6 +18,7 @@ from fewstep.models.base import Backbone
 from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.train.changes import refuse_another_student
 from fewstep.train.checkpoint import store
+from fewstep.train.diagnosis import is_finite
 from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
@@ -92,6 +93,22 @@ class RunFolder:
         """
         return store.find(self.folder, _which(which))
 
+    def student_weights(self, which: str | int) -> dict[str, Tensor]:
+        """The student's weights in a checkpoint, by name, read and checked.
+
+        Raises:
+            FewstepError: There is no such checkpoint, its files are damaged, or some weights are
+                not finite.
+        """
+        path = self.checkpoint(which)
+        weights = store.student_weights(path)
+        if not is_finite(weights.values()):
+            raise FewstepError(
+                f"{path}: the student's weights are not finite; take another by --which STEP",
+                code="non-finite",
+            )
+        return weights
+
     def load_student(self, backbone: Backbone, which: str | int = "best") -> Student:
         """The student of a checkpoint, in the backbone's own network.
 
@@ -108,7 +125,7 @@ class RunFolder:
                 not describe it.
         """
         path = self.checkpoint(which)
-        saved, state = store.read_state(path), store.student_weights(path)
+        saved, state = store.read_state(path), self.student_weights(which)
         recipe = self.recipe.student
         if "recipe" in saved:
             refuse_another_student(self.recipe, saved["recipe"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fewstep.train.optim import NonFiniteError
+from fewstep.train.optim import DivergedError, NonFiniteError
 from fewstep.train.signals import Stopped
 from fewstep.train.trainer import distill
 
-__all__ = ["NonFiniteError", "Stopped", "distill"]
+__all__ = ["DivergedError", "NonFiniteError", "Stopped", "distill"]

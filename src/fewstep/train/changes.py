@@ -11,6 +11,7 @@ from fewstep.utils.errors import FewstepError
 _MAY_CHANGE = (
     "train.steps",
     "train.device",
+    "train.on_divergence",
     "model.force",
     "data.cache_gb",
     "data.cache",
@@ -25,17 +26,45 @@ _MAY_CHANGE = (
     "memory.offload_vae",
 )
 """What a resumed run may set anew; all else decides what the weights become."""
+_MAY_CHANGE_GOING_BACK = (
+    "student.optimizer.lr",
+    "student.optimizer.clip",
+    "fake_teacher.optimizer.lr",
+    "fake_teacher.optimizer.clip",
+    "fake_teacher.updates",
+    "fake_teacher.ida_rate",
+    "objectives",
+    "train.warmup",
+    "train.cooldown",
+)
+"""What else a run may set anew that goes back to one of its steps, to take another way from it."""
 _STUDENT = ("model.options", "resolution", "grid", "student.mode", "student.lora")
 """What decides, beside the model, what a student's weights draw."""
 
 
-def refuse_another_run(recipe: Recipe, began_with: Mapping[str, Any]) -> None:
+def refuse_another_run(
+    recipe: Recipe, began_with: Mapping[str, Any], *, going_back: bool = False
+) -> None:
     """Checks that a recipe trains on as a checkpoint began.
+
+    Args:
+        recipe: As it is now.
+        began_with: What the checkpoint holds.
+        going_back: Whether rates and settings of objectives may be others from here on.
 
     Raises:
         FewstepError: A setting that decides what the weights become has another value.
     """
-    _refuse_changed(recipe, began_with, lambda key: not _is_of(key, _MAY_CHANGE))
+    free = _MAY_CHANGE + (_MAY_CHANGE_GOING_BACK if going_back else ())
+    _refuse_changed(recipe, began_with, lambda key: not _is_of(key, free))
+    old = Recipe.from_saved(dict(began_with))
+    names, before = ([term.name for term in each.objectives] for each in (recipe, old))
+    if names != before:
+        raise FewstepError(
+            f"objectives: the run was started with {', '.join(before)}, whose settings may change "
+            "but not their names",
+            code="mismatch",
+        )
 
 
 def refuse_another_student(recipe: Recipe, began_with: Mapping[str, Any]) -> None:

@@ -273,6 +273,21 @@ def write_shards(
     return saved
 
 
+def finish_shards(written: Future[Any]) -> None:
+    """Waits until this process's shards are written.
+
+    Raises:
+        OSError: Some process could not write.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        written.result()
+    except CheckpointException as error:  # the failures of all processes, by rank
+        first = next(iter(error.failures.values()))[0]
+        raise first from error
+
+
 def shards_of(folder: Path, rank: int) -> list[Path]:
     """The files of a folder that the process of a rank wrote."""
     return sorted(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))

@@ -139,6 +139,12 @@ class NonFiniteError(FewstepError):
     default_code = "non-finite"
 
 
+class DivergedError(FewstepError):
+    """Training came apart, as the run's own figures say."""
+
+    default_code = "diverged"
+
+
 def _implementation(parameters: Iterable[Tensor]) -> dict[str, bool]:
     """Which of torch's implementations of AdamW to use: the fused one where it exists."""
     fused = all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)

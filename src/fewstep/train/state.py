@@ -21,11 +21,14 @@ from fewstep.data.prompts import CachingEncoder, Encoder, Prompts, read_prompts
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.changes import refuse_another_run
-from fewstep.train.checkpoint.manager import CHECKPOINTS, CheckpointManager
-from fewstep.train.checkpoint.store import BrokenCheckpointError, Checkpoint, read
+from fewstep.train.checkpoint.manager import CHECKPOINTS, PREVIEWS, CheckpointManager
+from fewstep.train.checkpoint.schema import BrokenCheckpointError, Checkpoint
+from fewstep.train.checkpoint.store import read
+from fewstep.train.diagnosis import is_finite
 from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
 from fewstep.train.memory.offload import offload_vae, refuse_sharded, without_network
 from fewstep.train.memory.quantization import quantize
+from fewstep.train.monitor.divergence import Divergence
 from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Logger, SilentLogger
 from fewstep.train.monitor.preview_scores import preview_score
@@ -37,8 +40,6 @@ from fewstep.utils.errors import FewstepError, all_at_once
 from fewstep.utils.files import digest_model
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.pace import Note, silent
-
-PREVIEWS = "previews"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Run:
         evaluations: Network evaluations spent in them, in samples.
         seconds: Time spent in them.
         scores: Preview scores by step.
+        divergence: What judges whether it is coming apart.
     """
 
     recipe: Recipe
@@ -98,6 +100,7 @@ class Run:
     evaluations: int = 0
     seconds: float = 0.0
     scores: dict[int, float] = field(default_factory=dict)
+    divergence: Divergence = field(default_factory=Divergence)
 
 
 # ----------------------------------------------------------------------------------------- setup
@@ -195,7 +198,7 @@ def build(
             "model": model,
             "embeddings": embeddings.digest(validated.encoded) if embeddings is not None else None,
         },
-        saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes),
+        saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes, log.note),
         processes=processes,
     )
 
@@ -281,7 +284,7 @@ def groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 def state(run: Run) -> dict[str, Any]:
     """All else of a run's state, as JSON holds it."""
-    train_state = run.train_state
+    train_state, verdict = run.train_state, run.divergence.verdict
     return {
         "score": run.scores.get(run.step),
         "scores": run.scores,
@@ -293,26 +296,39 @@ def state(run: Run) -> dict[str, Any]:
             "ema": train_state.ema.updates if train_state.ema else 0,
         },
         "pending_metrics": run.log.pending,
+        "divergence": run.divergence.state(),
+        "unhealthy": verdict.reason or None,
+        "past_saving": verdict.lost,
+        "sound_until": verdict.sound_until,
         "identity": run.identity,
         "recipe": run.recipe.model_dump(mode="json"),
         "versions": {"fewstep": __version__, "torch": torch.__version__},
     }
 
 
-def restore(run: Run, saved: Checkpoint) -> None:
+def restore(run: Run, saved: Checkpoint, *, going_back: bool = False) -> None:
     """Put a freshly built run into a saved state, whoever saved it: one process or several.
 
     Args:
         run: The run, at step 0.
         saved: A validated checkpoint; each process reads what it holds of it.
+        going_back: Whether rates, objectives and the like may be others than the saved run's.
 
     Raises:
-        FewstepError: The recipe, the prompts or the model are not those of the saved run.
+        FewstepError: The recipe, the prompts or the model are not those of the saved run, or its
+            numbers are not finite.
     """
     content, updates = saved.state, saved.state["updates"]
-    _refuse_another(run, content)
+    _refuse_another(run, content, going_back=going_back)
     train_state = run.train_state
     saved = read(saved, lambda key: _like(run, key))
+    bad = [name for name, group in saved.groups.items() if not is_finite(group.values())]
+    if wrong := {name for names in run.processes.exchange(bad) for name in names}:
+        raise FewstepError(
+            f"{saved.path}: {', '.join(sorted(wrong))}: not finite; give --resume-from STEP for an "
+            "earlier one, or another folder",
+            code="non-finite",
+        )
     wanted = {*train_state.optimizers, *(["ema"] if train_state.ema is not None else [])}
     groups = wanted | ({"optimizers"} if content["step"] else set())
     if lacking := (wanted - updates.keys()) | (groups - saved.groups.keys()):
@@ -327,6 +343,8 @@ def restore(run: Run, saved: Checkpoint) -> None:
     run.seconds = content["seconds"]
     run.scores = {int(step): score for step, score in content["scores"].items()}
     run.log.pending = content["pending_metrics"]
+    if content.get("divergence") is not None:  # earlier versions had none
+        run.divergence.load(content["divergence"])
 
 
 def _like(run: Run, key: str) -> Tensor | None:
@@ -340,11 +358,11 @@ def _like(run: Run, key: str) -> Tensor | None:
     return run.train_state.roles.state(role).get(name)
 
 
-def _refuse_another(run: Run, content: Mapping[str, Any]) -> None:
+def _refuse_another(run: Run, content: Mapping[str, Any], *, going_back: bool) -> None:
     for what, digest in run.identity.items():
         if content["identity"].get(what) != digest:
             raise FewstepError(
                 f"the {what} are not those the run was started with; resume with those",
                 code="mismatch",
             )
-    refuse_another_run(run.recipe, content["recipe"])
+    refuse_another_run(run.recipe, content["recipe"], going_back=going_back)

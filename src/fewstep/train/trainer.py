@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,8 +16,7 @@ from rich.console import Console
 
 from fewstep.config import Recipe
 from fewstep.core.noise import Draws
-from fewstep.train.checkpoint import store
-from fewstep.train.checkpoint.manager import starting_point
+from fewstep.train.checkpoint.manager import PREVIEWS, starting_point
 from fewstep.train.determinism import deterministic
 from fewstep.train.distributed import (
     ProcessGroup,
@@ -27,13 +26,16 @@ from fewstep.train.distributed import (
 )
 from fewstep.train.monitor.logger import memory_gb
 from fewstep.train.optim import NonFiniteError
+from fewstep.train.saving import finish, is_best, save
 from fewstep.train.signals import Interrupts, Stopped
-from fewstep.train.state import PREVIEWS, build, check, groups, restore, state
 from fewstep.train.state import Run as RunState
+from fewstep.train.state import build, check, restore
 from fewstep.train.step import Batch, iteration, samples_of
 from fewstep.train.watch import (
     averaged_student,
+    diverged,
     explained,
+    judge,
     look,
     newest,
     refuse_unsound_teacher,
@@ -71,6 +73,7 @@ class Trainer:
         folder: str | Path,
         *,
         resume: bool = False,
+        resume_from: int | None = None,
         console: Console | None = None,
     ) -> None:
         """Nothing is read or written before the context is entered.
@@ -81,11 +84,14 @@ class Trainer:
             resume: Continue from the newest sound checkpoint, bitwise as if never stopped. An empty
                 folder starts at step 0, and so does a run that was cut off before its first
                 checkpoint.
+            resume_from: Go back to the checkpoint of this step. Later ones are set aside in a
+                folder of their own. Rates and settings of objectives may be others from there on.
             console: Where progress is shown; standard error by default.
         """
         self.recipe = recipe
         self.folder = expand(folder)
         self._resume = resume
+        self._resume_from = resume_from
         self._console = console
         self._context = ExitStack()
         self._run: RunState | None = None
@@ -116,6 +122,7 @@ class Trainer:
                 console=console,
                 processes=processes,
                 resume=self._resume,
+                resume_from=self._resume_from,
             )
             stack.enter_context(deterministic(recipe.train.deterministic))
             stack.enter_context(run.log.opened(run.step))
@@ -138,8 +145,7 @@ class Trainer:
             if error is None:
                 with _explaining_lost_connections(run):
                     if run.step > self._started_at:
-                        save(run)
-                    run.saving.wait()
+                        finish(run)
         except BaseException as failure:
             self._context.__exit__(type(failure), failure, failure.__traceback__)
             raise
@@ -199,9 +205,8 @@ class Trainer:
         """
         run = self.state
         with _explaining_lost_connections(run):
-            save(run)
-            run.saving.wait()
-        return store.find(self.folder, run.step)
+            finish(run)
+        return run.saving.folder / f"step-{run.step:08d}"
 
     def preview(self) -> Path:
         """Draws the preview's prompts with the present student, whether or not it is due.
@@ -219,11 +224,18 @@ class Trainer:
         if self.state.step == 0 and not self._start_recorded:
             self._start_recorded = True
             with _explaining_lost_connections(self.state):
-                self.state.log.record(0, look(self.state))
+                metrics = look(self.state)
+                judge(self.state, metrics)
+                self.state.log.record(0, metrics)
 
 
 def distill(
-    recipe: Recipe, run_folder: Path, *, resume: bool = False, console: Console | None = None
+    recipe: Recipe,
+    run_folder: Path,
+    *,
+    resume: bool = False,
+    resume_from: int | None = None,
+    console: Console | None = None,
 ) -> Path:
     """Distil the recipe's model; everything is written to the run folder.
 
@@ -235,7 +247,7 @@ def distill(
     Raises:
         Stopped: SIGTERM or SIGINT came and the state was saved (a SystemExit with code 0).
     """
-    trainer = Trainer(recipe, run_folder, resume=resume, console=console)
+    trainer = Trainer(recipe, run_folder, resume=resume, resume_from=resume_from, console=console)
     with trainer:
         for _ in trainer:
             pass
@@ -252,21 +264,24 @@ def _begin(
     console: Console,
     processes: ProcessGroup,
     resume: bool,
+    resume_from: int | None,
 ) -> RunState:
     """A run where it starts, or where it was; until the stack ends, the folder is its own."""
     validated = check(recipe, partial(console.print, markup=False, highlight=False, soft_wrap=True))
     validated = replace(validated, device=processes.device(validated.device))
-    start = stack.enter_context(starting_point(recipe, folder, processes, resume=resume))
+    start = stack.enter_context(
+        starting_point(recipe, folder, processes, resume=resume, resume_from=resume_from)
+    )
     with deterministic(recipe.train.deterministic):
         run = build(recipe, folder, validated, console, processes)
         if start.saved is not None:
-            restore(run, start.saved)
+            restore(run, start.saved, going_back=start.back)
         else:
             refuse_unsound_teacher(run)
         looked_at = validated.prompts.sample
         told = validated.prompts.describe(run.encoder.overlong(looked_at), len(looked_at))
     if processes.first:
-        for note in start.settle():
+        for note in start.settle(folder):
             run.log.note(note)
         write_text(folder / CONFIG, recipe.to_yaml())
     run.log.note(f"{told}; {_where(run)}")
@@ -310,7 +325,10 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
         run.saving.wait()
         raise explained(run, error, parts) from error
     spent, asked = roles.evaluations - evaluations, interrupts is not None and interrupts.requested
-    *values, spent_each, stop = _means(run, [*measured.values()], [spent, asked])
+    counted = [spent, asked, run.saving.has_failed()]
+    *values, spent_each, stop, unwritten = _means(run, [*measured.values()], counted)
+    if unwritten:  # known to all processes at the same step
+        run.saving.wait()
     metrics = dict(zip(measured, values, strict=True))
     seconds = time.perf_counter() - began
     run.step += 1
@@ -323,23 +341,25 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
         "memory_gb": memory_gb(),
     }
     metrics |= look(run)
+    judge(run, metrics)
     run.log.record(run.step, metrics)
-    if run.step % recipe.checkpoint.every == 0 or run.step == recipe.train.steps or _is_best(run):
+    ended = diverged(run)
+    due = run.step % recipe.checkpoint.every == 0 or run.step == recipe.train.steps
+    if due or ended or is_best(run) or run.saving.retry_due(run.step):
         save(run)
-    run.saving.raise_errors()
+    if ended:
+        run.saving.wait()
+        raise diverged(run) or ended  # names what is there now
     return metrics, stop > 0
 
 
-def _means(run: RunState, measured: list[torch.Tensor], counted: list[float]) -> list[float]:
+def _means(
+    run: RunState, measured: Sequence[torch.Tensor], counted: Sequence[float]
+) -> list[float]:
     """Means over the processes, of what was measured and what was counted: the one host sync."""
     device = run.backbone.device
     values = [*measured, *torch.tensor(counted, dtype=torch.float32, device=device).unbind()]
     return run.processes.mean(torch.stack(values)).tolist()
-
-
-def save(run: RunState) -> None:
-    """Save a checkpoint and remove those that are not to be kept."""
-    run.saving.save(run.step, groups(run), state(run))
 
 
 def _batch(run: RunState, draws: Draws) -> list[Batch]:
@@ -364,11 +384,3 @@ def _batch(run: RunState, draws: Draws) -> list[Batch]:
         )
         for own, together in samples
     ]
-
-
-def _is_best(run: RunState) -> bool:
-    """Whether this step's preview is among those whose checkpoints are kept for their score."""
-    if run.step not in run.scores:
-        return False
-    better = sum(score > run.scores[run.step] for score in run.scores.values())
-    return better < run.recipe.checkpoint.keep_best

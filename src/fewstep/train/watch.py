@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,7 +12,8 @@ from fewstep.core.noise import Draws
 from fewstep.core.types import Conditioning
 from fewstep.train.checkpoint import store
 from fewstep.train.diagnosis import cause_of_non_finite
-from fewstep.train.optim import NonFiniteError
+from fewstep.train.monitor.divergence import ADVICE
+from fewstep.train.optim import DivergedError, NonFiniteError
 from fewstep.train.state import Run
 from fewstep.train.step import Batch
 
@@ -37,6 +38,25 @@ def look(run: Run) -> dict[str, float]:
     return metrics
 
 
+def judge(run: Run, metrics: Mapping[str, float]) -> None:
+    """Judges a step's figures, and says what is new."""
+    verdict = run.divergence.see(run.step, metrics)
+    if verdict.news:
+        mark = f"; checkpoints are marked as unhealthy from here on; {ADVICE}"
+        run.log.note(f"step {run.step}: {verdict.news}{mark if verdict.reason else ''}")
+    if verdict.reason:
+        run.scores.pop(run.step, None)  # no candidate for the best
+
+
+def diverged(run: Run) -> DivergedError | None:
+    """The error of a run that `train.on_divergence` ends here; None: it goes on."""
+    verdict = run.divergence.verdict
+    if not verdict.lost or run.recipe.train.on_divergence != "stop":
+        return None
+    way_out = store.way_out(run.folder)
+    return DivergedError(f"step {run.step}: stopped: {verdict.reason}; {way_out}")
+
+
 def averaged_student(run: Run) -> AbstractContextManager[None]:
     """Context in which the student's weights are their running mean, where the run keeps one."""
     ema = run.train_state.ema
@@ -45,8 +65,10 @@ def averaged_student(run: Run) -> AbstractContextManager[None]:
 
 def newest(run: Run) -> str:
     """Which checkpoint there is to go back to."""
-    kept = store.listed(run.saving.folder)
-    return f"the newest checkpoint is {kept[-1].name}" if kept else "there is no checkpoint yet"
+    kept = store.newest_healthy(run.saving.folder)
+    if kept is None:
+        return "there is no healthy checkpoint yet"
+    return f"the newest healthy checkpoint is {kept.name}"
 
 
 def explained(run: Run, error: NonFiniteError, parts: Sequence[Batch]) -> NonFiniteError:

@@ -23,7 +23,8 @@ Code = Literal[
     "out-of-range",  # a number, such as a picture's height, outside what is allowed
     "unsupported",  # a model, or something that this model or this setup cannot do
     "distilled-teacher",  # a model that was already distilled
-    "non-finite",  # a loss or a gradient that is infinite or not a number
+    "non-finite",  # a loss, a gradient or a weight that is infinite or not a number
+    "diverged",  # training that came apart, and a checkpoint of it
     "out-of-memory",  # the memory of the machine or of its accelerator does not suffice
     "process-lost",  # another process of the job has ended
 ]

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.train import distributed
-from fewstep.train.checkpoint.schema import FORMAT, SHARDED, Sealed
+from fewstep.train.checkpoint.schema import (
+    FORMAT,
+    SHARDED,
+    BrokenCheckpointError,
+    Checkpoint,
+    Groups,
+    Sealed,
+)
 from fewstep.train.distributed import Like
 from fewstep.train.roles import STUDENT
 from fewstep.utils.disk import writing
@@ -42,29 +49,6 @@ _STATE = "state.json"
 _NAMED = ("best", "last")
 _PREFIX, _HIDDEN, _BROKEN = "step-", ".unfinished-", "broken-"
 _STEP = re.compile(rf"{_PREFIX}\d{{8,}}")
-
-Groups = Mapping[str, Mapping[str, Tensor]]
-
-
-class BrokenCheckpointError(FewstepError):
-    """A checkpoint is incomplete or damaged."""
-
-    default_code = "damaged"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that was read.
-
-    Attributes:
-        path: Its folder.
-        state: What was saved as JSON.
-        groups: What was saved as tensors: group -> name -> tensor.
-    """
-
-    path: Path
-    state: dict[str, Any]
-    groups: Groups
 
 
 def save(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) -> Path:
@@ -297,11 +281,11 @@ def find(run_folder: Path, which: str | int = "best") -> Path:
 
     Args:
         run_folder: The run.
-        which: ``best`` (highest preview score; the newest where none was scored), ``last``, or a
-            step number.
+        which: ``best`` (highest preview score of the healthy ones; the newest where none was
+            scored), ``last``, or a step number.
 
     Raises:
-        FewstepError: There is no such checkpoint.
+        FewstepError: There is no such checkpoint, or the run was not healthy there.
     """
     paths = listed(run_folder / "checkpoints")
     if isinstance(which, str) and which not in _NAMED:
@@ -310,18 +294,78 @@ def find(run_folder: Path, which: str | int = "best") -> Path:
         paths = [path for path in paths if path.name == _name(which)]
     if not paths:
         raise FewstepError(f"{run_folder}: there is no checkpoint ({which})", code="missing-file")
-    if which == "best":
-        return max(paths, key=lambda path: (_score(path), path.name))
-    return paths[-1]
+    sound = healthy(run_folder / "checkpoints")
+    path = paths[-1]
+    if which == "best" and sound:
+        path = max(sound, key=lambda each: (_score(each), each.name))
+    if reason := read_state(path).get("unhealthy"):
+        raise FewstepError(
+            f"{path}: the run was not healthy there: {reason}; {way_out(run_folder)}",
+            code="diverged",
+        )
+    return path
+
+
+def unhealthy(path: Path) -> str:
+    """Why a checkpoint is not to be used, as the run noted; empty if nothing was wrong."""
+    try:
+        return str(read_state(path).get("unhealthy") or "")
+    except BrokenCheckpointError as error:
+        return str(error)
+
+
+def healthy(folder: Path) -> list[Path]:
+    """Checkpoints of which nothing bad is known, oldest first.
+
+    What was saved shortly before a fault was noticed is left out too: back to where the run was
+    known to be sound.
+    """
+    found: list[Path] = []
+    until = float("inf")
+    for path in reversed(listed(folder)):
+        if unhealthy(path):
+            with suppress(BrokenCheckpointError):
+                sound = read_state(path).get("sound_until")
+                until = until if sound is None else min(until, sound)
+        elif step_of(path) <= until:
+            found.insert(0, path)
+    return found
+
+
+def newest_healthy(folder: Path) -> Path | None:
+    """The newest healthy checkpoint; None: there is none."""
+    return next(reversed(healthy(folder)), None)
+
+
+def way_out(run_folder: Path) -> str:
+    """What to do about an unhealthy checkpoint, or a run that came apart."""
+    newest = newest_healthy(run_folder / "checkpoints")
+    if newest is None:
+        return "there is no healthy checkpoint; start another run at lower rates"
+    step = step_of(newest)
+    return (
+        f"the newest healthy checkpoint is {newest.name}: use it by --which {step}, or train on "
+        f"from it at lower rates by --resume-from {step}"
+    )
+
+
+def step_of(path: Path) -> int:
+    """Step of a checkpoint's folder."""
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def prune(folder: Path, *, keep_last: int, keep_best: int) -> None:
-    """Removes all checkpoints but the newest ones and those with the highest scores."""
+    """Removes all checkpoints but the newest ones and those with the highest scores.
+
+    The newest healthy one stays in any case, and healthy ones count as better than others.
+    """
     paths = listed(folder)
     scored = [path for path in paths if _score(path) > float("-inf")]
-    best = sorted(scored, key=lambda path: (_score(path), path.name), reverse=True)[:keep_best]
+    sound = healthy(folder)
+    best = sorted(scored, key=lambda each: (each in sound, _score(each), each.name))
+    kept = [*paths[-keep_last:], *best[max(len(best) - keep_best, 0) :], *sound[-1:]]
     for path in paths:
-        if path not in paths[-keep_last:] and path not in best:
+        if path not in kept:
             _remove(path)
 
 
