@@ -8,6 +8,7 @@ run, and in all; memory is the largest that was resident.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -17,24 +18,31 @@ from pathlib import Path
 
 import paths  # noqa: F401
 
+from fewstep.utils.hardware import describe
+
 RECIPE = Path(__file__).parent.parent / "tests" / "faults" / "recipe.yaml"
 _STARTS = "step 0 of"
 
 
 def main() -> None:
-    """Prints a row for each count."""
+    """Prints the figures of each count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[4096, 100_000, 1_000_000])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    print(f"{'prompts':>9} {'to step 0, s':>13} {'in all, s':>10} {'CPU, s':>7} {'memory, GB':>11}")
+    rows = []
     for count in asked.counts:
         with tempfile.TemporaryDirectory() as folder:
-            print(f"{count:>9,} " + measure(Path(folder), count, asked.settings), flush=True)
+            rows.append(measure(Path(folder), count, asked.settings))
+        if not asked.json:
+            print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    if asked.json:
+        print(json.dumps({"hardware": describe(), "settings": asked.settings, "rows": rows}))
 
 
-def measure(folder: Path, count: int, settings: list[str]) -> str:
-    """Runs one count in a folder; the figures as a row."""
+def measure(folder: Path, count: int, settings: list[str]) -> dict[str, float]:
+    """Runs one count in a folder; the figures."""
     file = folder / "prompts.txt"
     with file.open("w") as stream:
         stream.writelines(
@@ -62,11 +70,15 @@ def measure(folder: Path, count: int, settings: list[str]) -> str:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
-    if process.returncode:
-        return f"exit {process.returncode} after {seconds:.0f} s"
-    cpu = used.ru_utime + used.ru_stime
     memory = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    return f"{started:>13.1f} {seconds:>10.1f} {cpu:>7.1f} {memory:>11.2f}"
+    return {
+        "prompts": count,
+        "exit": process.returncode,
+        "seconds to step 0": round(started, 1),
+        "seconds": round(seconds, 1),
+        "CPU seconds": round(used.ru_utime + used.ru_stime, 1),
+        "memory, GB": round(memory, 2),
+    }
 
 
 if __name__ == "__main__":
