@@ -101,10 +101,11 @@ def run_all(cases: Iterable[Case]) -> tuple[Counter[str], list[str]]:
 
 
 @cache
-def run_folder() -> Path:
-    """A finished run of `RECIPE`."""
-    folder = _home() / "run"
-    result = _entry().run(["distill", RECIPE, "--out", str(folder)], _home())
+def run_folder(steps: int = 2) -> Path:
+    """A finished run of `RECIPE`, of as many steps."""
+    folder = _home() / ("run" if steps == 2 else f"run-{steps}")
+    words = ["distill", RECIPE, "--out", str(folder), "--set", f"train.steps={steps}"]
+    result = _entry().run(words, _home())
     assert result.code == 0, result.err
     return folder
 

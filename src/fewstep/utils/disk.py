@@ -33,6 +33,7 @@ _ADVICE = {
     errno.ENOMEM: "the machine's memory is used up; end other programs",
 }
 """What to do about what the system says of files, by its number."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of which copying names the source
 _NUMBER = re.compile(r"(?:os error |\[Errno )(\d+)")  # safetensors and shutil have it as text only
 
 
@@ -73,10 +74,11 @@ def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         number = system_error(error)
-        if number is None or isinstance(error, FewstepError) or _names_another(error, path):
+        foreign = number not in _FULL and _names_another(error, path)
+        if number is None or isinstance(error, FewstepError) or foreign:
             raise
         room = ""
-        if number in (errno.ENOSPC, errno.EDQUOT) and needed is not None:
+        if number in _FULL and needed is not None:
             room = f" ({needed / 1e6:,.1f} MB are needed)"
         raise WriteFailed(f"{path}: {advice(number)}{room}") from error
 

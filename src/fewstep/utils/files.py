@@ -106,8 +106,8 @@ def damaged_files(folder: Path, sums: Mapping[str, str]) -> list[str]:
 
     def is_sound(name: str) -> bool:
         try:
-            return sha256_of(folder / name) == sums[name]
-        except OSError:
+            return sha256_of(regular_file(folder / name)) == sums[name]
+        except (OSError, FewstepError):
             return False
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

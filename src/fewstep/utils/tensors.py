@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.utils.files import replacing
+from fewstep.utils.files import regular_file, replacing
 
 _MADE, _SUM = "made", "sha256"
 
@@ -42,7 +42,7 @@ def kept_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     versions have no sum, and are taken as they are.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
             made: dict[str, Any] = json.loads((file.metadata() or {}).get(_MADE, "{}"))
         sound = made.pop(_SUM, None) in (None, _sum(tensors))

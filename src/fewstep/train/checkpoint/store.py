@@ -205,7 +205,7 @@ def _refuse_damaged(path: Path, sums: Mapping[str, str]) -> None:
 
 
 def _broken(path: Path, what: str) -> BrokenCheckpointError:
-    return BrokenCheckpointError(f"{path.name}: {what}; take another checkpoint, or resume the run")
+    return BrokenCheckpointError(f"{path.name}: {what}")
 
 
 def read_state(path: Path, schema: type[Sealed] = Sealed) -> dict[str, Any]:
@@ -377,10 +377,13 @@ def clear_unfinished(folder: Path) -> None:
 
 def _score(path: Path) -> float:
     try:
-        score = read_state(path).get("score")
+        return _or_least(read_state(path).get("score"))
     except BrokenCheckpointError:
-        score = None
-    return float("-inf") if score is None else float(score)
+        return _or_least(None)
+
+
+def _or_least(score: float | None) -> float:
+    return float("-inf") if score is None else score
 
 
 def _remove(path: Path) -> None:
