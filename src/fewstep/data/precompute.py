@@ -20,10 +20,10 @@ from fewstep.data.prompts import Prompts, as_prompts, normalized, read_prompts
 from fewstep.data.texts import Texts
 from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import digest_text
+from fewstep.utils.files import check_writable, digest_text
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.pace import Note, Pace, silent
-from fewstep.utils.resources import resolve
+from fewstep.utils.resources import expand, resolve
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def encode_ahead(
     """
     began = time.perf_counter()
     key = key_of(encoding.model, dtype=encoding.dtype, options=encoding.options)
-    folder = folder or encoding.default_folder(key)
+    folder = expand(folder or encoding.default_folder(key))
+    check_writable(folder)
     exists = (folder / INDEX).exists()
     backbone = None if exists else encoding.load_encoders()  # an error here leaves no folder
     if backbone is not None:

@@ -91,7 +91,8 @@ class RunFolder:
         Raises:
             FewstepError: There is none, or no such word.
         """
-        return store.find(self.folder, _which(which))
+        with _naming_the_run(self.folder):
+            return store.find(self.folder, _which(which))
 
     def student_weights(self, which: str | int) -> dict[str, Tensor]:
         """The student's weights in a checkpoint, by name, read and checked.
@@ -125,7 +126,8 @@ class RunFolder:
                 not describe it.
         """
         path = self.checkpoint(which)
-        saved, state = store.read_state(path), self.student_weights(which)
+        with _naming_the_run(self.folder):
+            saved, state = store.read_state(path), self.student_weights(which)
         recipe = self.recipe.student
         if "recipe" in saved:
             refuse_another_student(self.recipe, saved["recipe"])
