@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fewstep.models.base import Backbone
 from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.train.changes import refuse_another_student
 from fewstep.train.checkpoint import store
+from fewstep.train.checkpoint.schema import BrokenCheckpointError
 from fewstep.train.diagnosis import is_finite
 from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
@@ -269,6 +271,17 @@ class Place:
                 code="missing-input",
             )
         return str(run / said)
+
+
+@contextmanager
+def _naming_the_run(run_folder: Path) -> Iterator[None]:
+    """Context in which errors about a checkpoint that is wanted name its run and a way out."""
+    try:
+        yield
+    except BrokenCheckpointError as error:
+        raise BrokenCheckpointError(
+            f"{run_folder}: {error}; choose another checkpoint, or resume the run", code=error.code
+        ) from error
 
 
 def _which(which: str | int) -> str | int:

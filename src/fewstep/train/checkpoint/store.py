@@ -357,65 +357,6 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def unhealthy(path: Path) -> str:
-    """Why a checkpoint is not to be used, as the run noted; empty if nothing was wrong."""
-    try:
-        return str(read_state(path).get("unhealthy") or "")
-    except BrokenCheckpointError as error:
-        return str(error)
-
-
-def healthy(folder: Path) -> list[Path]:
-    """Checkpoints of which nothing bad is known, oldest first.
-
-    What was saved shortly before a fault was noticed is left out too: back to where the run was
-    known to be sound.
-    """
-    found: list[Path] = []
-    until = float("inf")
-    for path in reversed(listed(folder)):
-        if unhealthy(path):
-            with suppress(BrokenCheckpointError):
-                sound = read_state(path).get("sound_until")
-                until = until if sound is None else min(until, sound)
-        elif step_of(path) <= until:
-            found.insert(0, path)
-    return found
-
-
-def newest_healthy(folder: Path) -> Path | None:
-    """The newest healthy checkpoint; None: there is none."""
-    return next(reversed(healthy(folder)), None)
-
-
-def way_out(run_folder: Path) -> str:
-    """What to do about an unhealthy checkpoint, or a run that came apart."""
-    newest = newest_healthy(run_folder / "checkpoints")
-    if newest is None:
-        return "there is no healthy checkpoint; start another run at lower rates"
-    step = step_of(newest)
-    return (
-        f"the newest healthy checkpoint is {newest.name}: use it by --which {step}, or train on "
-        f"from it at lower rates by --resume-from {step}"
-    )
-
-
-def step_of(path: Path) -> int:
-    """Step of a checkpoint's folder."""
-    return int(path.name.removeprefix(_PREFIX))
-
-
-@contextmanager
-def naming_the_run(run_folder: Path) -> Iterator[None]:
-    """Context in which errors about a checkpoint that is wanted name its run and a way out."""
-    try:
-        yield
-    except BrokenCheckpointError as error:
-        raise BrokenCheckpointError(
-            f"{run_folder}: {error}; choose another checkpoint, or resume the run", code=error.code
-        ) from error
-
-
 def prune(folder: Path, *, keep_last: int, keep_best: int) -> None:
     """Removes all checkpoints but the newest ones and those with the highest scores.
 
