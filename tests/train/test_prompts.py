@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fewstep.core.types import Conditioning
-from fewstep.data.order import Order
-from fewstep.data.prompts import ENTRY_BYTES, CachingEncoder, read_prompts
+from fewstep.data.order import Order, permutation
+from fewstep.data.prompts import (
+    ENTRY_BYTES,
+    CachingEncoder,
+    fault_of,
+    is_blank,
+    normalized,
+    read_prompts,
+)
+from fewstep.data.rows import Rows
+from fewstep.data.texts import Texts
 from fewstep.utils.errors import FewstepError
 from refusals import refuses
 
@@ -265,3 +282,94 @@ def test_a_recipe_names_column_and_split(make_run, tmp_path):
     write_parquet(tmp_path / "set" / "test.parquet", en=["c", "d"])
     run = make_run(f"data.prompts={tmp_path / 'set'}", "data.column=en", "data.split=test")
     assert set(run.order.take(0, 2)) == {"c", "d"}
+
+
+# ------------------------------------------------------------------------------ any file, any size
+
+words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
+WRITERS = {
+    "p.txt": lambda texts: "\n".join(texts),
+    "p.jsonl": lambda texts: "\n".join(json.dumps({"prompt": text}) for text in texts),
+    "p.csv": lambda texts: _csv(texts, ","),
+    "p.tsv": lambda texts: _csv(texts, "\t"),
+}
+
+
+def _csv(texts, delimiter):
+    stream = io.StringIO()
+    rows = csv.writer(stream, delimiter=delimiter)
+    rows.writerows([("n", "prompt"), *enumerate(texts)])
+    return stream.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(words.map(normalized), min_size=1, max_size=5), name=st.sampled_from([*WRITERS])
+)
+def test_what_was_written_is_read_back_or_refused(texts, name):
+    sound = [text for text in texts if not fault_of(text) and not is_blank(text)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, name)
+        file.write_bytes(WRITERS[name](texts).encode())
+        if sound and not any(map(fault_of, texts)):
+            assert [*read_prompts(file).texts] == sound
+        else:
+            with pytest.raises(FewstepError):
+                read_prompts(file)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    content=st.binary(max_size=300) | st.text(max_size=100).map(lambda t: t.encode("utf-16")),
+    start=st.sampled_from([b"", b"prompt\n", b'{"prompt": "', b"PAR1", b"\xff\xfe"]),
+    name=st.sampled_from([*WRITERS, "p.parquet", "p.arrow"]),
+)
+def test_any_bytes_are_prompts_or_refused(content, start, name):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, name)
+        file.write_bytes(start + content)
+        try:
+            found = [*read_prompts(file).texts]
+        except FewstepError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert found and not any(map(fault_of, found)) and not any(map(is_blank, found))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000, 4097])
+def test_a_shuffle_that_is_not_drawn_is_one_too(count, monkeypatch):
+    monkeypatch.setattr("fewstep.data.order.MOST_DRAWN", 0)
+    one, other = (permutation(count, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    order = [one(index) for index in range(count)]
+    assert sorted(order) == list(range(count))
+    if count >= 1000:
+        assert order != [other(index) for index in range(count)]
+        moved = sum(abs(place - index) for index, place in enumerate(order)) / count
+        assert 0.3 < moved / count < 0.37  # a third, where all places are equally likely
+
+
+def test_texts_are_what_a_list_would_be():
+    words = [f"{number % 700} ünï {'x' * (number % 50)}" for number in range(10_000)]
+    texts = Texts(words)
+    assert (len(texts), [*texts], texts[-1], texts[5:9]) == (10_000, words, words[-1], words[5:9])
+    assert [*texts.distinct] == list(dict.fromkeys(words))
+    assert texts.distinct[1::2] == list(dict.fromkeys(words))[1::2]
+    assert texts.digest == hashlib.sha256("\0".join(words).encode()).hexdigest()
+    assert [*texts.numbers([words[3], "another"])] == [3, -1]
+
+
+@pytest.mark.parametrize("memory", [0, 3 * 29, 1e9])
+def test_embeddings_come_back_from_memory_and_disk(tmp_path, memory):
+    rows = Rows(5, memory=memory, folder=tmp_path / "run" / "that is not there")
+    tensors = {
+        "mask": torch.rand(5, 5) > 0.5,
+        "half": torch.randn(5, 2, 4).bfloat16(),
+        "id": torch.arange(5),
+    }
+    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        rows.append(Conditioning({name: each[part] for name, each in tensors.items()}))
+    for number in (4, 0, 2, 3, 1):
+        for name, found in rows[number].tensors.items():
+            assert found.dtype == tensors[name].dtype
+            assert torch.equal(found, tensors[name][number : number + 1])
+    assert not [*tmp_path.iterdir()]
