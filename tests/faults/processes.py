@@ -107,10 +107,16 @@ def _server() -> Any:
     return context
 
 
-def start_job(arguments: Sequence[object], log: Path, *, ranks: int) -> list[Command]:
+def start_job(
+    arguments: Sequence[object],
+    log: Path,
+    *,
+    ranks: int,
+    before: Callable[[], None] | None = None,
+) -> list[Command]:
     """Starts one process, or several that work together as if torchrun had started them."""
     if ranks == 1:
-        return [start(arguments, log)]
+        return [start(arguments, log, before=before)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -120,6 +126,7 @@ def start_job(arguments: Sequence[object], log: Path, *, ranks: int) -> list[Com
             arguments,
             log.with_name(f"{log.name}-{own['RANK']}"),
             environment={**shared, **own, "WORLD_SIZE": str(ranks)},
+            before=before,
         )
         for own in numbers
     ]
@@ -136,11 +143,11 @@ def _command(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as before Python has begun
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    os.environ.update(environment)
     if before is not None:
         before()
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
-    os.environ.update(environment)
     sys.argv = ["fewstep", *words]
     from fewstep.cli import main
 

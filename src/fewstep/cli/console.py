@@ -7,10 +7,12 @@ passes `printable`: no file name, prompt or key can act on the terminal.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fewstep.utils.ranks import rank
@@ -28,15 +30,20 @@ def note(message: str) -> None:
 
 
 def complain(message: str) -> None:
-    """One line on stderr, of whichever process."""
-    sys.stderr.write(printable(message) + "\n")
-    sys.stderr.flush()
+    """One line on stderr, of whichever process; if nobody listens any more, that is no error."""
+    with suppress(OSError):
+        sys.stderr.write(printable(message) + "\n")
+        sys.stderr.flush()
 
 
 def say(message: str) -> None:
-    """One line of result, on stdout."""
+    """One line of result, on stdout; a terminal that has closed is no error."""
     if rank() == 0:
-        sys.stdout.write(printable(message) + "\n")
+        try:
+            sys.stdout.write(printable(message) + "\n")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
 
 
 def say_json(content: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ import typer
 
 from fewstep.cli.commands import app
 from fewstep.cli.console import complain, note, say_json
-from fewstep.cli.signals import leave_signals
+from fewstep.cli.signals import exit_code, leave_signals
 from fewstep.utils.disk import advice, system_error
 from fewstep.utils.errors import Code, FewstepError
 from fewstep.utils.ranks import rank
@@ -54,6 +54,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         note("interrupted")
         return 128 + signal.SIGINT
     except Exception as error:
+        if (ended := exit_code()) is not None:  # what a library made of the signal's exception
+            return ended
         told = _explain(error)
         if told is None or os.environ.get("FEWSTEP_DEBUG"):
             raise
@@ -155,9 +157,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the extractor, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read it, such as head, has gone
         code = 0
     leave_signals()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # or a terminal that has closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)

@@ -2,7 +2,8 @@
 
 It unwinds like an exception, so that files which are being written vanish and those that were there
 stay. The exit code is 128 plus the signal's number, as shells have it: 130 for SIGINT, 143 for
-SIGTERM. A second signal ends the process at once.
+SIGTERM. A second signal ends the process at once, and so do ten seconds: libraries in other
+languages may swallow the exception.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ SIGNALS = [
 ]
 
 
+GRACE = 10.0  # seconds
+_received: list[int] = []
+
+
 class Interrupted(SystemExit):
     """A signal asked the program to end."""
 
@@ -40,6 +45,11 @@ def end_on_signals() -> None:
     sys.unraisablehook = _end_anyway
 
 
+def exit_code() -> int | None:
+    """Exit code by the signal that was received; None: none was."""
+    return 128 + _received[0] if _received else None
+
+
 def leave_signals() -> None:
     """Gives signals back to the system: the work is done, and Python is shutting down."""
     for number in SIGNALS:
@@ -52,6 +62,10 @@ def _end(number: int, frame: FrameType | None) -> None:
     if rank() == 0:
         line = f"{signal.Signals(number).name}: stopped; what was finished is kept\n"
         _tell(line.encode())
+    _received.append(number)
+    last = threading.Timer(GRACE, os._exit, [128 + number])
+    last.daemon = True
+    last.start()
     raise Interrupted(128 + number)
 
 

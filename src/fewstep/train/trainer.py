@@ -24,7 +24,7 @@ from fewstep.train.distributed import (
     init_distributed,
     is_connection_lost,
 )
-from fewstep.train.monitor.logger import memory_gb
+from fewstep.train.monitor.logger import SteadyConsole, memory_gb
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.saving import finish, is_best, save
 from fewstep.train.signals import Interrupts, Stopped
@@ -114,7 +114,7 @@ class Trainer:
             processes = stack.enter_context(
                 init_distributed(recipe.parallel, recipe.data, recipe.train.device)
             )
-            console = self._console or Console(stderr=True, quiet=not processes.first)
+            console = self._console or SteadyConsole(stderr=True, quiet=not processes.first)
             run = _begin(
                 recipe,
                 self.folder,

@@ -23,6 +23,14 @@ from fewstep.utils.terminal import tell
 _PAUSE = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
 
+class SteadyConsole(Console):
+    """A console that falls silent when its pipe closes (`| head`); rich's ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more."""
+        self.quiet = True
+
+
 class Logger:
     """Hands the measurements of each step to the sinks and shows progress.
 
@@ -76,8 +84,14 @@ class Logger:
                         code="no-access",
                     ) from error
                 stack.callback(self.attempt, name, sink.close)
-            stack.enter_context(self._bar)
+            stack.callback(self._draw_bar, self._bar.stop)
+            self._draw_bar(self._bar.start)
             yield
+
+    def _draw_bar(self, change: Callable[[], None]) -> None:
+        """Starts or ends the bar; a terminal that has closed is no error."""
+        with suppress(OSError):
+            change()
 
     def note(self, text: str) -> None:
         """Prints one line above the bar; a terminal that has closed does not stop the run."""
