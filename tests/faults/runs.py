@@ -76,12 +76,13 @@ def recorded(run_folder: Path) -> list[int]:
 
 
 def content(run_folder: Path, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A checkpoint without its clocks: its state, and its tensors by group and name."""
+    """A checkpoint without clocks and what is kept: its state, its tensors by group and name."""
     found = store.load(run_folder / "checkpoints" / f"step-{step:08d}")
     state = {key: value for key, value in found.state.items() if key not in ("seconds", "files")}
     state["pending_metrics"] = {
         key: value for key, value in state["pending_metrics"].items() if key not in CLOCKS
     }
+    state["recipe"] = {k: v for k, v in state["recipe"].items() if k != "checkpoint"}
     tensors = {
         f"{group}/{name}": tensor
         for group, named in found.groups.items()

@@ -26,6 +26,7 @@ from faults.test_damage import bytes_of
 
 USER = 2
 PLAIN = ("checkpoint.every=2", "checkpoint.keep_last=2", "preview.every=2", "train.steps=6")
+ALL = ("checkpoint.keep_last=100",)
 
 
 def mounted(*words: str) -> bool:
@@ -107,7 +108,7 @@ def distilled(recipe: Path, folder: Path, log: Path, **how) -> tuple[int, str]:
 )
 def test_distill_where_files_must_be_small(size, recipe, finished, tmp_path, count):
     """Checkpoints, metrics and previews fail one after the other as the limit falls."""
-    folder, reference = tmp_path / "run", finished(*PLAIN)
+    folder, reference = tmp_path / "run", finished(*PLAIN, *ALL)
     with small_files(size) as limit:
         code, said = distilled(recipe, folder, tmp_path / "log", before=limit)
     if not survives(recipe, folder, reference, code, said):
@@ -121,7 +122,7 @@ def test_distill_where_files_must_be_small(size, recipe, finished, tmp_path, cou
 @pytest.mark.parametrize("kilobytes", [4, 8, 16, 32, 64, 90, 120, 160, 200, 300, 500])
 def test_distill_on_a_full_disk(kilobytes, recipe, finished, tmp_path, count):
     """Full at the start, within a checkpoint, between them; resumed while full, then with room."""
-    reference = finished(*PLAIN)
+    reference = finished(*PLAIN, *ALL)
     with small_disk(tmp_path / "disk", kilobytes) as enlarge:
         folder = tmp_path / "disk" / "run"
         for _ in range(2):
@@ -147,7 +148,6 @@ OTHERS = {
 }  # fmt: skip
 INSIDE = {  # what is written into the run folder itself
     "evaluate": lambda recipe, run: ["evaluate", run],
-    "report": lambda recipe, run: ["report", run],
     "export": lambda recipe, run: ["export", run],
 }
 

@@ -44,6 +44,7 @@ Encode: TypeAlias = Callable[[list[str]], Conditioning]
 
 MOST_STEPS = 1000
 MANIFEST = "manifest.jsonl"
+_ROW = '{"file": "'  # how each of its lines begins
 _LONGEST_ROW = 2**20  # characters of a manifest that are looked at
 _FRAME_MS = 62  # 16 frames a second, as Wan's videos are meant to run
 _DECODED_AT_ONCE = 16  # pictures are larger than latents: more at a time is slower, and memory
@@ -299,8 +300,10 @@ def check_samples(folder: Path, prompts: Sequence[str]) -> None:
         taken = [folder / name for name in names if os.path.lexists(folder / name)]
     else:
         with suppress(OSError, ValueError, RecursionError), manifest.open(encoding="utf-8") as rows:
-            first = json.loads(rows.readline(_LONGEST_ROW))
-            ours = isinstance(first, dict) and {"file", "prompt", "base_sigmas"} <= first.keys()
+            line = rows.readline(_LONGEST_ROW)
+            ours = not line.endswith("\n") and _ROW.startswith(line[: len(_ROW)])  # torn, or empty
+            first = {} if ours else json.loads(line)
+            ours |= isinstance(first, dict) and {"file", "prompt", "base_sigmas"} <= first.keys()
         taken = [manifest]
     if taken and not ours:
         raise FewstepError(
