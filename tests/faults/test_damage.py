@@ -46,7 +46,7 @@ def remove(file: Path, dice: random.Random) -> None:
     file.unlink()
 
 
-DAMAGES = (flip, flip, flip, cut, empty, remove)
+DAMAGES = (flip, flip, cut, empty, remove)
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +83,8 @@ def export_anew(recipe: Path, run_folder: Path, out: Path) -> list[str]:
     return ["export", str(run_folder)]
 
 
-def report(recipe: Path, run_folder: Path, out: Path) -> list[str]:
-    return ["report", str(run_folder)]
+def evaluate(recipe: Path, run_folder: Path, out: Path) -> list[str]:
+    return ["evaluate", str(run_folder)]
 
 
 def result(command: Callable[..., list[str]], run_folder: Path, out: Path) -> object:
@@ -92,7 +92,7 @@ def result(command: Callable[..., list[str]], run_folder: Path, out: Path) -> ob
     if command is resume:
         state, tensors = runs.content(run_folder, 9)
         return state, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    if command is report:
+    if command is evaluate:
         return None
     folder = run_folder / "export" if command is export_anew else out
     return {
@@ -110,7 +110,7 @@ def damaged(command: Callable[..., list[str]], recipe: Path, whole: Path, work: 
     code, said = processes.run(command(recipe, run_folder, out), log)
     assert code == 0, said
     expected, offenders, refused, dice = result(command, run_folder, out), [], 0, how["dice"]
-    assert expected or command is report
+    assert expected or command is evaluate
     for name, damage in how["cases"]:
         shutil.rmtree(out, ignore_errors=True)
         processes.copied(whole, run_folder)
@@ -130,7 +130,7 @@ def damaged(command: Callable[..., list[str]], recipe: Path, whole: Path, work: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [resume, sample, export, export_anew, report])
+@pytest.mark.parametrize("command", [resume, sample, export, export_anew, evaluate])
 def test_every_file_in_every_way(command, recipe, whole, tmp_path, count):
     names = files_of(whole)
     if command is not export_anew:
@@ -141,7 +141,7 @@ def test_every_file_in_every_way(command, recipe, whole, tmp_path, count):
     count("damaged files", len(cases))
     count("damaged files, refused", refused)
     assert not offenders, "\n".join(offenders)
-    assert 0 < refused < len(cases) or command is report
+    assert 0 < refused < len(cases) or command is evaluate
 
 
 def test_a_few_files(recipe, whole, tmp_path, count):
@@ -152,9 +152,9 @@ def test_a_few_files(recipe, whole, tmp_path, count):
         (f"{newest}/optimizers.safetensors", remove),
         ("config.yaml", empty),
     ]
-    for command in (resume, sample):
+    for command, some in ((resume, cases[:3]), (sample, cases[::3])):
         dice = random.Random(command.__name__)
         work = tmp_path / command.__name__
-        offenders, _ = damaged(command, recipe, whole, work, cases=cases, dice=dice)
+        offenders, _ = damaged(command, recipe, whole, work, cases=some, dice=dice)
         assert not offenders, "\n".join(offenders)
-        count("damaged files", len(cases))
+        count("damaged files", len(some))
