@@ -94,12 +94,11 @@ def result(command: Callable[..., list[str]], run_folder: Path, out: Path) -> ob
         return state, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     if command is evaluate:
         return None
+    if command is sample:
+        return {name: found for name, found in bytes_of(out).items() if name.endswith(".png")}
     folder = run_folder / "export" if command is export_anew else out
-    return {
-        name: content
-        for name, content in bytes_of(folder).items()
-        if name.endswith((".png", ".safetensors", "config.json", "model_index.json"))
-    }
+    decisive = (".safetensors", "config.json", "model_index.json")
+    return {name: found for name, found in bytes_of(folder).items() if name.endswith(decisive)}
 
 
 def damaged(command: Callable[..., list[str]], recipe: Path, whole: Path, work: Path, **how):

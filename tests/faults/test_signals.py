@@ -136,7 +136,7 @@ def commands(recipe: Path, run_folder: Path, out: Path) -> dict[str, list[str]]:
         "export": ["export", str(run_folder), "--out", str(out)],
         "encode": ["encode", str(prompts), "--model", str(model), "--out", str(out)],
         "evaluate": ["evaluate", str(run_folder)],
-        "plan": ["plan", str(recipe), "--gpu", "h100"],
+        "plan": ["plan", str(recipe), "--gpu", "h100-80"],
     }
 
 

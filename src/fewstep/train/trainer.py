@@ -115,15 +115,20 @@ class Trainer:
                 init_distributed(recipe.parallel, recipe.data, recipe.train.device)
             )
             console = self._console or SteadyConsole(stderr=True, quiet=not processes.first)
-            run = _begin(
-                recipe,
-                self.folder,
-                stack,
-                console=console,
-                processes=processes,
-                resume=self._resume,
-                resume_from=self._resume_from,
-            )
+            try:
+                run = _begin(
+                    recipe,
+                    self.folder,
+                    stack,
+                    console=console,
+                    processes=processes,
+                    resume=self._resume,
+                    resume_from=self._resume_from,
+                )
+            except RuntimeError as error:
+                if processes.size == 1 or not is_connection_lost(error):
+                    raise
+                raise connection_lost(error, "the run was being loaded") from error
             stack.enter_context(deterministic(recipe.train.deterministic))
             stack.enter_context(run.log.opened(run.step))
             echo = _ECHO if processes.size > 1 else 0.0
