@@ -83,7 +83,7 @@ def start(
     err.unlink(missing_ok=True)
     words = [str(word) for word in arguments]
     target, given = _command, (words, out, err, dict(environment or {}), before)
-    process = _server().Process(target=target, args=given)
+    process = _server().Process(target=target, args=given, daemon=True)  # ends with the tests
     process.start()
     wait_for(err.exists, process.is_alive)
     return Command(process, out, err)
