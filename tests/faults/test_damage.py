@@ -144,7 +144,7 @@ def test_every_file_in_every_way(command, recipe, whole, tmp_path, count):
     assert refused or command in (resume, evaluate)  # which go on from what is sound
 
 
-def test_a_few_files(recipe, whole, tmp_path, count):
+def test_a_few_files(recipe, finished, tmp_path, count):
     newest = f"checkpoints/step-{runs.STEPS:08d}"
     cases = [
         (f"{newest}/ema.safetensors", flip),
@@ -155,6 +155,7 @@ def test_a_few_files(recipe, whole, tmp_path, count):
     for command, some in ((resume, cases[:3]), (sample, cases[::3])):
         dice = random.Random(command.__name__)
         work = tmp_path / command.__name__
+        whole = finished(*WATCHED)
         offenders, _ = damaged(command, recipe, whole, work, cases=some, dice=dice)
         assert not offenders, "\n".join(offenders)
         count("damaged files", len(some))
