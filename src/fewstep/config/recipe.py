@@ -24,7 +24,6 @@ from fewstep.config.strict import (
     ConfigError,
     Section,
     explain,
-    one_line,
     parse_override,
     refuse_odd_characters,
     set_value,
@@ -41,6 +40,7 @@ from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, all_at_once
 from fewstep.utils.files import read_text
 from fewstep.utils.resources import resolve
+from fewstep.utils.terminal import one_line
 
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Dotted keys with their values, or texts such as ``train.steps=500`` whose values are YAML."""
@@ -183,7 +183,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     except FewstepError as error:
         raise ConfigError(str(error)) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {one_line(error)}") from error
+        raise ConfigError(f"{file}: not valid YAML: {one_line(str(error))}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: a recipe is a mapping of sections, such as model and data")
     return data
@@ -194,7 +194,7 @@ def _plain(value: Any, place: str = "recipe") -> Any:
     try:
         return json.loads(to_json(value, inf_nan_mode="constants"))
     except (PydanticSerializationError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{place}: not a plain value: {one_line(error)}") from error
+        raise ConfigError(f"{place}: not a plain value: {one_line(str(error))}") from error
 
 
 def _validated(kind: type[Checked], plain: dict[str, Any]) -> Checked:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, did_you_mean, shortened
+from fewstep.utils.terminal import one_line
 
 # Bounds above are those that no sound run comes near; beyond them numbers overflow, or the machine
 # works for days on a typing error.
@@ -114,7 +115,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         return path, yaml.load(value)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"override {shortened(text)}: not valid YAML: {one_line(error)}"
+            f"override {shortened(text)}: not valid YAML: {one_line(str(error))}"
         ) from error
 
 
@@ -162,11 +163,6 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
             below = f"{place}.{key}" if place else str(key)
             yield below, str(key)
             yield from _texts(inner, below)
-
-
-def one_line(error: Exception) -> str:
-    """An exception's message without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def _place(node: Any, key: str, override: str) -> Any:
