@@ -104,7 +104,8 @@ class RunFolder:
                 not finite.
         """
         path = self.checkpoint(which)
-        weights = store.student_weights(path)
+        with _naming_the_run(self.folder):
+            weights = store.student_weights(path)
         if not is_finite(weights.values()):
             raise FewstepError(
                 f"{path}: the student's weights are not finite; take another by --which STEP",
@@ -128,8 +129,7 @@ class RunFolder:
                 not describe it.
         """
         path = self.checkpoint(which)
-        with _naming_the_run(self.folder):
-            saved, state = store.read_state(path), self.student_weights(which)
+        saved, state = store.read_state(path), self.student_weights(which)
         recipe = self.recipe.student
         if "recipe" in saved:
             refuse_another_student(self.recipe, saved["recipe"])

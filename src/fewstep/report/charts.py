@@ -12,6 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import regular_file
+
 WIDTH, HEIGHT = 560, 240
 LEFT, TOP, RIGHT, BOTTOM = 54, 12, WIDTH - 14, HEIGHT - 26  # where lines are drawn
 MOST_POINTS = 160  # of a line; more are averaged, as a screen cannot show them
@@ -78,17 +81,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     of a run that was killed, is left out.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        content = regular_file(path).read_text(encoding="utf-8", errors="replace")
+    except (OSError, FewstepError):
         return []
     rows: dict[float, dict[str, Any]] = {}
-    for line in lines:
+    for line in content.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+            found = row.items() if isinstance(row, dict) else ()
+            numbers = {k: float(v) for k, v in found if type(v) in (int, float)}
+        except (ValueError, RecursionError, OverflowError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int | float):
-            numbers = {k: float(v) for k, v in row.items() if type(v) in (int, float)}
+        if "step" in numbers:
             rows.setdefault(row["step"], {}).update(numbers)
     return [rows[step] for step in sorted(rows)]
 

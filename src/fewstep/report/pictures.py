@@ -6,12 +6,13 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from fewstep.utils.files import read_json
+from fewstep.utils.files import read_json, regular_file
 
 _LARGEST = 320  # pixels on the longer side of a gallery's picture
 _LARGEST_SHEET = 1400
@@ -70,11 +71,13 @@ def previews(folder: Path) -> dict[str, Any] | None:
     if not files:
         return None
     picked = sorted({round(i * (len(files) - 1) / (_SHEETS - 1)) for i in range(_SHEETS)})
-    note = read_json(folder / "previews" / "previews.json") or {}
-    sheets = [
-        (re.sub("-0*(?=.)", " ", files[i].stem), picture(files[i], _LARGEST_SHEET)) for i in picked
-    ]
-    return {"columns": note.get("columns", []), "sheets": sheets}
+    columns = (read_json(folder / "previews" / "previews.json") or {}).get("columns")
+    sheets = []
+    for file in (files[i] for i in picked):
+        with suppress(OSError, SyntaxError, ValueError):  # a damaged one is left out
+            shown = picture(regular_file(file), _LARGEST_SHEET)
+            sheets.append((re.sub("-0*(?=.)", " ", file.stem), shown))
+    return {"columns": columns if isinstance(columns, list) else [], "sheets": sheets}
 
 
 def picture(file: Path, largest: int) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from faults.table import (
 )
 
 NEWEST = "checkpoints/step-00000002"
-STUDENT, STATE = f"{NEWEST}/student.safetensors", f"{NEWEST}/state.json"
+EMA = f"{NEWEST}/ema.safetensors"  # the student that is drawn from
+STATE = f"{NEWEST}/state.json"
 CHECKPOINT = [
-    STUDENT,
+    EMA,
     STATE,
+    f"{NEWEST}/student.safetensors",
     f"{NEWEST}/fake_teacher.safetensors",
     f"{NEWEST}/optimizers.safetensors",
 ]
@@ -144,14 +146,15 @@ def resumed() -> Iterator[Case]:
 def read() -> Iterator[Case]:
     """Runs whose student is wanted."""
     for command, argv in READERS.items():
-        for file in (STUDENT, STATE):
+        for file in (EMA, STATE):
             for what, damage in (DAMAGES | {"has a flipped bit": flipped}).items():
                 cure = ("step-00000002", Path(file).name, "another checkpoint")
                 yield Case(f"{command}: {file} {what}", argv, damaged(file, damage), cure)
         for what, damage in DAMAGES.items():
-            names = ("config.yaml",)
+            is_file = what in ("is empty", "is cut", "is garbage")
+            names = ("run", "config.yaml") if is_file else ("run",)
             name = f"{command}: config.yaml {what}"
-            if command != "sample" or what in ("is empty", "is cut", "is garbage"):
+            if command != "sample" or is_file:
                 yield Case(name, argv, damaged("config.yaml", damage), names)
         for file in ("metrics.jsonl", "previews/previews.json", "previews/*.png"):
             for what in ("is missing", "is garbage", "is a folder", "is a named pipe"):
