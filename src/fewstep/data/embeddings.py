@@ -138,10 +138,9 @@ class Embeddings:
         try:
             _IndexContent.model_validate(content, strict=True)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            place = ".".join(map(str, wrong["loc"]))
+            place = " ".join(map(str, error.errors()[0]["loc"]))
             raise FewstepError(
-                f"{file}: {place}: {wrong['msg'].lower()}; make new ones with fewstep encode",
+                f"{file}: {place}: not what fewstep encode writes there; make new ones with it",
                 code="damaged",
             ) from error
         return Embeddings(folder, content["key"], content["files"])
