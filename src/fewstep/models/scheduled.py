@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fewstep.core.schedules import Grid, Shift, StaticShift, Terminal, with_terminal
-from fewstep.models.schedulers import FILE, FLOW, Row, read_settings
+from fewstep.models.schedulers import FLOW, Row, read_settings
+from fewstep.models.shift import FILE
 
 
 class Scheduled(ABC):

@@ -23,12 +23,9 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from diffusers import EulerDiscreteScheduler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fewstep.models.shift import FlowSettings
+from fewstep.models.shift import FILE, FlowSettings
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_text
-
-FILE = "scheduler/scheduler_config.json"
-"""Where a pipeline's folder has the settings."""
 
 _Beta = Annotated[float, Field(gt=0, lt=1)]
 

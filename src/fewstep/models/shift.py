@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fewstep.core.schedules import ExponentialShift, Shift, StaticShift, Terminal
 from fewstep.utils.errors import FewstepError
 
+FILE = "scheduler/scheduler_config.json"
+"""Where a pipeline's folder has these settings."""
+
 _MOST = 1e6  # beyond such a static shift, float32 cannot tell the sigmas of a grid apart
 _DYNAMIC = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
 _Tokens = Annotated[int, Field(ge=0, le=2**31)]
@@ -71,8 +74,8 @@ class FlowSettings(BaseModel):
         linear = self.time_shift_type == "linear"  # then mu itself is the static shift
         if not 1 / _MOST <= (mu if linear else math.exp(min(mu, 99.0))) <= _MOST:
             raise FewstepError(
-                f"the scheduler's dynamic shift comes to mu {mu:g} at this size, of which no grid "
-                "is left; correct its base_shift and max_shift, or choose another resolution",
+                f"{FILE}: dynamic shifting comes to mu {mu:g} at this size, which leaves no grid; "
+                "correct base_shift and max_shift, or choose another resolution",
                 code="out-of-range",
             )
         return ExponentialShift(math.log(mu) if linear else mu, self.shift_terminal)
