@@ -16,8 +16,8 @@ from fewstep import models
 from fewstep.config import Recipe
 from fewstep.core.types import Conditioning
 from fewstep.models import Backbone, shipped_configs
+from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.objectives import build_all
-from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.estimate import Estimate
 from fewstep.planning.memory import memory_items
 from fewstep.train.distributed import SINGLE

@@ -15,7 +15,7 @@ import typer
 from fewstep import __version__
 from fewstep.cli.console import complain, note, say, say_json, table, tables
 from fewstep.cli.encode import encode
-from fewstep.cli.options import Dtype, Json, Overrides, RecipeName, Resume, RunFolder, Which
+from fewstep.cli.options import Dtype, Json, Moved, Overrides, RecipeName, Resume, RunFolder, Which
 from fewstep.cli.plan import plan
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
@@ -92,6 +92,7 @@ def distill(
     force: Annotated[
         bool, typer.Option("--force", help="Take a teacher that is distilled already.")
     ] = False,
+    moved: Moved = None,
     as_json: Json = False,
 ) -> None:
     """Train a student by the recipe."""
@@ -101,6 +102,7 @@ def distill(
     from fewstep.config import Recipe
 
     overrides = [*(overrides or []), *(["model.force=true"] if force else [])]
+    overrides += [f"model.path={moved}"] if moved else []
     settings = Recipe.from_file(path, overrides)
     if dry:
         _show_dry_run(settings, as_json)
@@ -145,6 +147,7 @@ def sample(
     ),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes what is there.")] = "auto",
     dtype: Dtype = None,
+    moved: Moved = None,
     as_json: Json = False,
 ) -> None:
     """Draw pictures of prompts with an exported student (or any pipeline, without guidance)."""
@@ -154,7 +157,7 @@ def sample(
 
     out = expand(out)
     check_samples(out, wanted)
-    model = open_model(folder, dtype=dtype or "auto", device=device)
+    model = open_model(folder, base=moved, dtype=dtype or "auto", device=device)
     rows = []
     for row in write_samples(model, wanted, out, sampler=Sampler.of(model, steps), seed=seed):
         note(f"{row['file']} {row['seconds']:.2f} s")
@@ -179,15 +182,16 @@ def export(
         str | None, typer.Option(help="Repo id that the card's snippet should load.")
     ] = None,
     dtype: Dtype = None,
+    moved: Moved = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's student, as diffusers loads it or in another format, with a model card."""
     from fewstep.inference.load import export_model
+    from fewstep.inference.runs import Place
 
     folder = export_model(
-        run,
+        Place(run, which, moved),
         out,
-        which=which,
         format=export_format,
         merge=merge,
         address=address,
@@ -213,6 +217,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Where the teacher's measurements go (--teacher-only).")
     ] = None,
+    moved: Moved = None,
     as_json: Json = False,
 ) -> None:
     """Measure a run's student against its teacher, and write the report."""
@@ -231,7 +236,7 @@ def evaluate(
         return
     if overrides or out:
         raise FewstepError("evaluate: --set and --out go with --teacher-only", code="usage")
-    evaluate_run(run, which=which, say=note)
+    evaluate_run(run, which=which, model=moved, say=note)
     summary = report(Path(run))
     if as_json:
         say_json(summary)

@@ -38,4 +38,8 @@ Dtype: TypeAlias = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16; default: that of the model's files."),
 ]
+Moved: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PATH", help="Where the run's model is, if it has moved."),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -31,7 +31,11 @@ _REAL_SEED, _OTHER_SEED = 71, 73  # real pictures, and others that show how good
 
 
 def evaluate_run(
-    run_folder: str | Path, *, which: str = "best", say: Say = lambda text: None
+    run_folder: str | Path,
+    *,
+    which: str = "best",
+    model: str | None = None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Evaluates the recipe's configurations; writes evaluation.json and a gallery.
 
@@ -42,6 +46,7 @@ def evaluate_run(
     Args:
         run_folder: A run with at least one checkpoint.
         which: The student's checkpoint, `best` or `last`.
+        model: Where the run's model is now; None: where its recipe says.
         say: Called with a line on what is being done.
 
     Returns:
@@ -51,7 +56,7 @@ def evaluate_run(
         FewstepError: No prompts, an unknown metric, or one that cannot measure these prompts.
     """
     began = time.monotonic()
-    run = RunFolder.open(run_folder)
+    run = RunFolder.open(run_folder, model)
     settings = run.recipe.evaluate
     extractor = make_extractor(settings)
     check_writable(run.folder)
@@ -59,9 +64,9 @@ def evaluate_run(
     backbone = run.load_backbone()
     run.student_weights(which)  # first: the teacher takes long
     work = _Work(backbone, extractor, run, say)
-    model = digest_model(backbone.source)
+    fingerprint = digest_model(backbone.source)
     measured = [
-        work.measure(configuration, backbone.net, model)
+        work.measure(configuration, backbone.net, fingerprint)
         for configuration in configurations_of("teacher", run, backbone)
     ]
     students = configurations_of("student", run, backbone)

@@ -33,6 +33,7 @@ class Note(BaseModel):
         guidance: Guidance scale to draw with; 1 is off.
         step: Iterations that it was trained for.
         base: Of an adapter: a `package://` address, a repo id, or the name of a local folder.
+        base_fingerprint: `digest_model` of that base.
         files: Every other file that was written -> its SHA-256; None: an earlier version did.
     """
 
@@ -49,6 +50,7 @@ class Note(BaseModel):
     guidance: float = 1.0
     step: Annotated[int, Field(ge=0)] = 0
     base: str | None = None
+    base_fingerprint: str | None = None
     files: dict[str, str] | None = None
 
     def check(self, folder: Path) -> None:

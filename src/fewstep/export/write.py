@@ -7,7 +7,7 @@ from pathlib import Path
 from fewstep.export.base import STEPS, Format, Student
 from fewstep.export.card import write_card
 from fewstep.export.note import NOTE, Note, check_free
-from fewstep.utils.files import replacing, sha256_of, write_json
+from fewstep.utils.files import digest_model, replacing, sha256_of, write_json
 from fewstep.utils.privacy import public, public_values
 
 
@@ -47,5 +47,6 @@ def _note(student: Student, export_format: Format, files: dict[str, str]) -> Not
         base_sigmas=student.base_sigmas,
         step=student.step,
         base=public(student.teacher) if export_format.adapter else None,
+        base_fingerprint=digest_model(student.backbone.source) if export_format.adapter else None,
         files=files,
     )

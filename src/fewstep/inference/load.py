@@ -163,7 +163,7 @@ def open_model(
         place: A run folder, an exported folder (whole or LoRA), any diffusers folder, or a repo id.
         which: Of a run: the `best` or `last` checkpoint, or a step; None takes its export if there
             is one, else the best checkpoint.
-        base: Of a LoRA that fewstep did not write: the model it belongs to.
+        base: The model that a LoRA or a run belongs to, where it does not say so or it has moved.
         dtype: Name of the torch dtype to hold weights in; `auto` is that of the network's files.
             Pictures equal those of the model card's snippet in float32.
         device: Where to draw; `auto` takes an accelerator if there is one.
@@ -177,7 +177,7 @@ def open_model(
         return load(place, dtype=dtype, device=device, **options)
     exported = source.folder / "export"
     if which is None and RunFolder.is_one(source.folder) and _can_be_loaded(exported):
-        model = open_model(exported, dtype=dtype, device=device, **options)
+        model = open_model(exported, base=base, dtype=dtype, device=device, **options)
         note = read_note(exported)
         return replace(model, place=replace(source, which=note.step if note else "best"))
     student = source.load_student(dtype=dtype, device=device)

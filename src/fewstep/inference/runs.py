@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fewstep.train.diagnosis import is_finite
 from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
-from fewstep.utils.files import read_text
+from fewstep.utils.files import digest_model, read_text
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.privacy import public
 from fewstep.utils.resources import expand, resolve
@@ -43,11 +43,15 @@ class RunFolder:
         return (folder / "config.yaml").is_file()
 
     @staticmethod
-    def open(folder: str | Path) -> RunFolder:
+    def open(folder: str | Path, model: str | None = None) -> RunFolder:
         """The run in a folder.
 
+        Args:
+            folder: The folder.
+            model: Where its model is now; None: where the recipe says.
+
         Raises:
-            FewstepError: It is not a run's folder.
+            FewstepError: It is not a run's folder, or that is another model.
         """
         path = expand(folder)
         if not RunFolder.is_one(path):
@@ -59,12 +63,20 @@ class RunFolder:
             content = yaml.load(read_text(file))
             if not isinstance(content, dict):
                 raise yaml.YAMLError("not a recipe")
-            return RunFolder(path, Recipe.from_saved(content))
+            run = RunFolder(path, Recipe.from_saved(content))
         except (yaml.YAMLError, ConfigError) as error:
             reason = str(error).splitlines()[0]
             raise FewstepError(
                 f"{file}: damaged ({reason}); resuming the run writes it anew", code="damaged"
             ) from error
+        return run if model is None else run._moved(model)
+
+    def _moved(self, model: str) -> RunFolder:
+        """The run with its model at another place."""
+        identity = store.read_state(store.find(self.folder, "last")).get("identity") or {}
+        _require_same_model(model, identity.get("model"), self.folder)
+        path = {"model": self.recipe.model.model_copy(update={"path": model})}
+        return replace(self, recipe=self.recipe.model_copy(update=path))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,7 +172,7 @@ class Place:
     Attributes:
         address: A run folder, an exported folder, a LoRA, a diffusers folder or a repo id.
         which: Of a run: `best`, `last`, or a step; None is `best`.
-        base: Of a LoRA: the model that it belongs to; None: what the folder's own note says.
+        base: Of a LoRA or a run: the model that it belongs to; None: what the folder itself says.
         options: Settings of the family; they win over what the folder says.
     """
 
@@ -192,7 +204,7 @@ class Place:
     def mode_and_family(self) -> tuple[str, str]:
         """Mode ("full" or "lora") and model family of the student there; reads no weights."""
         if RunFolder.is_one(self.folder):
-            recipe = RunFolder.open(self.folder).recipe
+            recipe = RunFolder.open(self.folder, self.base).recipe
             return recipe.student.mode, models.family_of(recipe.model.path).name
         source = self._base() if self.is_lora else self.address
         return "lora" if self.is_lora else "full", models.family_of(source).name
@@ -222,7 +234,7 @@ class Place:
             FewstepError: Nothing that can be loaded is there.
         """
         if RunFolder.is_one(self.folder):
-            run = RunFolder.open(self.folder)
+            run = RunFolder.open(self.folder, self.base)
             backbone = run.load_backbone(dtype=dtype, device=device, **self.options)
             return run.load_student(backbone, "best" if self.which is None else self.which)
         note, backbone = self.note, self.load_backbone(dtype=dtype, device=device)
@@ -259,6 +271,8 @@ class Place:
         A note holds no path, only the name of a local folder, which is looked for beside the LoRA.
         """
         said = (self.note and self.note.base) or ""
+        if self.base and self.note and self.note.base_fingerprint:
+            _require_same_model(self.base, self.note.base_fingerprint, self.folder)
         if self.base or "/" in said:
             return str(self.base or said)
         run = self.folder.absolute().parent
@@ -282,6 +296,18 @@ def _naming_the_run(run_folder: Path) -> Iterator[None]:
         raise BrokenCheckpointError(
             f"{run_folder}: {error}; choose another checkpoint, or resume the run", code=error.code
         ) from error
+
+
+def _require_same_model(model: str, fingerprint: str | None, of: Path) -> None:
+    """Refuses a model whose files are not those that something was made with.
+
+    The fingerprint is of names and contents; of large files, of both ends and the length.
+    """
+    if fingerprint is None or digest_model(resolve(model)) != fingerprint:
+        raise FewstepError(
+            f"{model}: not the model that {of} was made with (its files differ); give that one",
+            code="mismatch",
+        )
 
 
 def _which(which: str | int) -> str | int:

@@ -29,6 +29,7 @@ from fewstep.core.schedules import Terminal, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.models.base import Backbone
+from fewstep.models.trial import require_finite
 from fewstep.utils.disk import writing
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import check_writable, made, replacing, settle
@@ -147,11 +148,17 @@ def sample_latents(
     *,
     sampler: Sampler,
 ) -> Tensor:
-    """Clean latents [B, ...] of encoded prompts, one seed each."""
+    """Clean latents [B, ...] of encoded prompts, one seed each.
+
+    Raises:
+        FewstepError: They are not finite.
+    """
     device = backbone.device
     noise = backbone.draw_noise(seeds, *sampler.size(backbone)).to(device)
     velocity = guided_velocity(backbone, net, len(seeds), sampler.guidance)
-    return sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
+    latents = sample(velocity, noise, sampler.sigmas(backbone).to(device), cond.to(device))
+    require_finite(latents, f"{backbone.source / backbone.net_name}: latents", backbone.net)
+    return latents
 
 
 def guided_velocity(backbone: Backbone, net: Network, batch: int, guidance: float) -> VelocityFn:
@@ -181,7 +188,7 @@ def draw_batches(
         cond = (encode or backbone.encode)(list(prompts[part]))
         latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
         for some in latents.split(_DECODED_AT_ONCE):
-            yield backbone.decode(some).float().clamp(0, 1).cpu()
+            yield _pictures(backbone, backbone.decode(some))
 
 
 def sample_batch(
@@ -207,7 +214,14 @@ def sample_frames(
 ) -> Tensor:
     """Frames [T, 3, H, W] in [0, 1] on the CPU, float32: one where the family draws pictures."""
     latents = sample_latents(backbone, net, backbone.encode([prompt]), [seed], sampler=sampler)
-    return backbone.decode_video(latents)[0].transpose(0, 1).float().clamp(0, 1).cpu()
+    return _pictures(backbone, backbone.decode_video(latents))[0].transpose(0, 1)
+
+
+def _pictures(backbone: Backbone, decoded: Tensor) -> Tensor:
+    """Decoded pictures on the CPU, float32 in [0, 1]; refused where they are not finite."""
+    vae = getattr(backbone.pipe, "vae", None)
+    require_finite(decoded, f"{backbone.source / 'vae'}: pictures", vae)
+    return decoded.float().clamp(0, 1).cpu()
 
 
 def sample_images(

@@ -23,6 +23,7 @@ from fewstep.models.published import Published
 from fewstep.models.saving import stored_dtype
 from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
+from fewstep.models.trial import try_shapes
 from fewstep.utils.errors import FewstepError, all_at_once, did_you_mean, shortened, unknown
 from fewstep.utils.registry import Registry
 
@@ -121,7 +122,9 @@ def load(
         dtype = stored_dtype(folder / family.net_name)
     skipped = skipped_components(family, folder, encoders=encoders, network=network)
     given = family.load_overrides(folder, **options) | skipped
-    load_pipeline(family, folder, dtype=None, given=given)  # what is wrong is said before the wait
+    meta = load_pipeline(family, folder, dtype=None, given=given)  # what is wrong, before the wait
+    if family.net_name not in skipped:
+        try_shapes(family(meta, folder, **options))
     pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given)
     if getattr(pipe, family.net_name) is None:
         meta = load_pipeline(family, folder, dtype=None, weights=False)
@@ -149,7 +152,9 @@ def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: An
     family = _checked_family(path_or_repo_id, folder, options, force=force, teacher=True)
     given = family.load_overrides(folder, **options)
     pipe = load_pipeline(family, folder, dtype=None, weights=has_weights(folder), given=given)
-    return family(pipe, folder, **options)
+    backbone = family(pipe, folder, **options)
+    try_shapes(backbone)
+    return backbone
 
 
 def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
@@ -218,7 +223,8 @@ def check_options(family: type[Backbone], options: Mapping[str, Any]) -> None:
                 try:
                     TypeAdapter(wanted).validate_python(value, strict=True)
                 except ValidationError as error:
-                    problem = error.errors()[0]["msg"].lower()
+                    problem = error.errors()[0]
                     raise FewstepError(
-                        f"model.options.{name}: {problem}, not {shortened(value)}"
+                        f"model.options.{name}: {problem['msg'].lower()}, not {shortened(value)}",
+                        code="out-of-range" if "than" in problem["type"] else "invalid",
                     ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
-from fewstep.models.latents import decode_images
+from fewstep.models.latents import decode_images, require_at_most
 from fewstep.models.published import Published
 from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
 
@@ -45,6 +46,13 @@ class AuraFlow(Backbone):
             return_dict=False,
         )[0]
         return velocity.float()
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See `Backbone.latent_shape`; positions are looked up in a table of the network's."""
+        require_at_most(
+            height, width, math.isqrt(self.config.pos_embed_max_size) * self.size_multiple
+        )
+        return super().latent_shape(height, width)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], zero where padded."""

@@ -23,6 +23,7 @@ from fewstep.models.lora import Adapted
 from fewstep.models.published import Published
 from fewstep.models.saving import write_pipeline
 from fewstep.models.scheduled import Scheduled
+from fewstep.models.trial import try_encoders
 from fewstep.utils.errors import FewstepError
 
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
@@ -73,6 +74,7 @@ class Backbone(Scheduled, Adapted):
         self.pipe = pipe
         self.source = source
         self._null: Conditioning | None = None
+        self._tried = False
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(name == self.net_name).eval()
@@ -196,6 +198,7 @@ class Backbone(Scheduled, Adapted):
             raise FewstepError(
                 f"{self.source}: the text encoders were freed; load it again", code="missing-input"
             )
+        self._tried = self._tried or try_encoders(self)
 
     @torch.no_grad()
     def null(self, batch: int) -> Conditioning:

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from fewstep.models.configs import (
     read_index,
     refuse_special_files,
 )
+from fewstep.models.libraries import third_party
 from fewstep.utils.errors import FewstepError
 
 _LOADABLE = (diffusers.utils.PushToHubMixin, transformers.utils.PushToHubMixin)
@@ -39,7 +40,8 @@ _UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq)$|^lm_head\.")
 """Tensors that older versions wrote beside the weights, and the head of a headless text encoder."""
 _KINDS_OF_WEIGHTS = {".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".onnx", ".gguf", ".h5"}
 _MODULES = 20_000  # published models have some thousand; a configuration may ask for a billion
-_LARGEST = 2**24  # the same for single numbers, which are sizes of tables
+_SIZES = (-(2**24), 2**24)  # the same for single numbers, which are sizes of tables
+_BOUNDS = {"scaling_factor": (1e-4, 1e4), "_eps": (0, 0.1)}
 _NO_SIZE = re.compile(r"theta|token|_id$|_ids$|max_position|length|timescale|period")
 
 
@@ -87,7 +89,7 @@ def load_pipeline(
             )
         else:
             arguments[name] = None
-    pipe = _third_party(folder, pipeline, **arguments, **settings)
+    pipe = third_party(folder, pipeline, **arguments, **settings)
     pipe.register_to_config(_name_or_path=str(folder))
     return pipe
 
@@ -174,7 +176,7 @@ def _component(folder: Path, cls: Any, *, dtype: torch.dtype | None, weights: bo
         _check_tokenizer(cls, folder)
     if dtype is None and not is_scheduler:
         return None
-    return _third_party(folder, cls.from_pretrained, folder, local_files_only=True)
+    return third_party(folder, cls.from_pretrained, folder, local_files_only=True)
 
 
 def _check_config(file: Path) -> None:
@@ -189,7 +191,8 @@ def _check_config(file: Path) -> None:
     if file.name != "config.json":
         return
     for key, value in numbers_in(config):
-        if abs(value) > _LARGEST and not _NO_SIZE.search(key):
+        low, high = next((bounds for part, bounds in _BOUNDS.items() if part in key), _SIZES)
+        if not low <= value <= high and not _NO_SIZE.search(key):
             raise FewstepError(f"{file}: {key} is absurd: {value:.3g}", code="out-of-range")
     for key, value in config.items():
         if "attn_implementation" in key and "/" in str(value):  # code from the hub
@@ -226,7 +229,7 @@ def _network(cls: Any, folder: Path, dtype: torch.dtype | None) -> nn.Module:
     else:
         how["dtype"] = dtype
     with _checked_on_meta() if dtype is None else nullcontext():
-        network, info = _third_party(
+        network, info = third_party(
             folder,
             cls.from_pretrained,
             folder,
@@ -250,7 +253,7 @@ def _from_config(cls: Any, folder: Path) -> nn.Module:
         return cls.from_config(cls.load_config(folder, local_files_only=True))
 
     with _checked_on_meta():
-        network: nn.Module = _third_party(folder, build)
+        network: nn.Module = third_party(folder, build)
     return network
 
 
@@ -304,7 +307,7 @@ def _files_of_tensors(folder: Path, variant: str | None) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         match = _WEIGHTS.fullmatch(path.name)
         if match and (match["variant"] or match["legacy"]) == variant and path.is_file():
-            with _third_party(path, safe_open, path, framework="pt") as opened:
+            with third_party(path, safe_open, path, framework="pt") as opened:
                 files |= dict.fromkeys(opened.keys(), path)
     return files
 
@@ -360,23 +363,3 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all())
-
-
-def _third_party(place: Path, call: Callable[..., Any], *given: Any, **how: Any) -> Any:
-    """The result of a library's function on a user's files; whatever it raises names the place."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # what they say of a fault is in the one line below
-    try:
-        return call(*given, **how)
-    except FewstepError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FewstepError(
-            f"{place}: cannot be loaded: {reason.partition('. If you')[0][:300]}", code="damaged"
-        ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

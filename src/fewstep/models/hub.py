@@ -64,7 +64,9 @@ def _find(path_or_repo_id: str | Path, fetch: Callable[[str], str]) -> Path:
     parts = text.split("/")
     if len(parts) != 2 or not all(parts) or text.startswith((".", "~")):
         raise FewstepError(
-            f"{text}: no such folder; give a diffusers folder or owner/name", code="missing-file"
+            f"{text}: no such folder; give a diffusers folder or owner/name; "
+            "of a run whose model has moved, --model PATH",
+            code="missing-file",
         )
     try:
         return Path(fetch(text))

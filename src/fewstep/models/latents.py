@@ -9,13 +9,30 @@ from torch import Tensor
 
 from fewstep.utils.errors import FewstepError
 
+LARGEST_SIDE = 2**14
+"""Bound on a picture's sides, in pixels; no model draws larger ones, and mistakes have no bound."""
 
-def require_multiple(height: int, width: int, multiple: int) -> None:
-    """Checks that a picture's sides, in pixels, are multiples of a number.
+
+def require_at_most(height: int, width: int, most: int) -> None:
+    """Checks that a picture's sides, in pixels, are above 0 and no larger than a number.
 
     Raises:
         FewstepError: They are not.
     """
+    if not (0 < height <= most and 0 < width <= most):
+        raise FewstepError(
+            f"{height}x{width}: height and width must be above 0 and at most {most} for this model",
+            code="out-of-range",
+        )
+
+
+def require_multiple(height: int, width: int, multiple: int) -> None:
+    """Checks that a picture's sides, in pixels, are multiples of a number and not absurd.
+
+    Raises:
+        FewstepError: They are not.
+    """
+    require_at_most(height, width, LARGEST_SIDE)
     if height % multiple or width % multiple:
         raise FewstepError(
             f"{height}x{width}: height and width must be multiples of {multiple} for this model",
@@ -31,7 +48,9 @@ def decode_images(vae: Any, latents: Tensor) -> Tensor:
         latents: [B, C, h, w] or [B, C, T, h, w], with scale, shift or normalisation undone.
     """
     images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    return (images * 0.5 + 0.5).clamp(0, 1).float()
+    pictures = (images * 0.5 + 0.5).clamp(0, 1)
+    # Clamping would make white of what overflows: it stays recognisable instead.
+    return torch.where(images.isfinite(), pictures, torch.nan).float()
 
 
 def denormalise(vae: Any, latents: Tensor) -> Tensor:

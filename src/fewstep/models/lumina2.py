@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.latents import require_at_most
 from fewstep.models.lora import renamed_lora
 from fewstep.models.published import Published
 
@@ -55,6 +56,11 @@ class Lumina2(Backbone):
         guided = super().guide(cond, null, scale)
         wanted = cond.norm(dim=-1, keepdim=True)
         return guided * (wanted / guided.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See `Backbone.latent_shape`; positions are looked up in a table of the network's."""
+        require_at_most(height, width, min(self.config.axes_lens[1:]) * self.size_multiple)
+        return super().latent_shape(height, width)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from contextlib import suppress
@@ -13,6 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from fewstep.utils.files import read_json, write_json
+
+_VARIANT = re.compile(r"^((?:model|diffusion_pytorch_model)(?:\.safetensors\.index)?)\.\w+(\.\w+)$")
 
 
 def write_pipeline(source: Path, folder: Path, networks: dict[str, Any], scheduler: Any) -> None:
@@ -60,7 +63,9 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         for path in sorted(source.iterdir()):
             if not path.name.startswith("."):
-                _copy(path, target / path.name)
+                # A folder that has weights of a variant only, such as fp16, is written without it.
+                name = _VARIANT.sub(r"\1\2", path.name)
+                _copy(path, target / (path.name if (source / name).exists() else name))
     elif source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.models.configs import has_component, read_index
+from fewstep.models.latents import require_at_most
 from fewstep.models.published import SETTINGS, Published
 
 _ENCODERS = "CLIP-L, CLIP-bigG, T5-XXL"
@@ -92,6 +93,11 @@ class SD3(Backbone):
             return_dict=False,
         )[0]
         return velocity.float()
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See `Backbone.latent_shape`; positions are looked up in a table of the network's."""
+        require_at_most(height, width, self.config.pos_embed_max_size * self.size_multiple)
+        return super().latent_shape(height, width)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, 77 + L, D], pooled [B, D]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Shift, StaticShift, Terminal
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
-from fewstep.models.latents import decode_images, denormalise, require_multiple
+from fewstep.models.latents import decode_images, denormalise, require_at_most, require_multiple
 from fewstep.models.lora import renamed_lora
 from fewstep.models.published import Published
 from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
@@ -93,8 +93,9 @@ class Wan(Backbone):
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """[C, T, H / 8, W / 8], T = 1 + (frames - 1) / 4, at Wan's own factors."""
         factor = int(self.pipe.vae_scale_factor_spatial)
-        patches = (factor * patch for patch in self.config.patch_size[1:])
+        patches = [factor * patch for patch in self.config.patch_size[1:]]
         require_multiple(height, width, math.lcm(_SIDE, *patches))
+        require_at_most(height, width, self.config.rope_max_seq_len * min(patches))
         length = 1 + (self.frames - 1) // int(self.pipe.vae_scale_factor_temporal)
         return int(self.config.in_channels), length, height // factor, width // factor
 

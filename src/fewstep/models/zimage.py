@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.latents import require_at_most
 from fewstep.models.published import Published
 
 
@@ -56,6 +57,11 @@ class ZImage(Backbone):
     def patch_size(self) -> int:
         """See `Backbone.patch_size`; a constant of the stock pipeline."""
         return 2
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """See `Backbone.latent_shape`; positions are looked up in a table of the network's."""
+        require_at_most(height, width, min(self.config.axes_lens[1:]) * self.size_multiple)
+        return super().latent_shape(height, width)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `Backbone.encode_prompts`: prompt_embeds [B, L, D], mask [B, L]."""

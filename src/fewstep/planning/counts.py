@@ -18,8 +18,8 @@ from fewstep.config import LoraRecipe, Recipe, StudentRecipe
 from fewstep.core.noise import Draws
 from fewstep.core.types import Anchor, Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.objectives import AnchorBatch, Objective, contexts, drive, evaluate
-from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.trace import MetaNetworks
 from fewstep.train.memory.adapters import adapter_parameters, add_adapters
 from fewstep.train.roles import STUDENT

@@ -12,6 +12,7 @@ from fewstep import models, objectives
 from fewstep.config import Recipe
 from fewstep.core.schedules import RandomGrid
 from fewstep.models.base import Backbone
+from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.objectives import Objective
 from fewstep.planning.counts import (
     CountingNetworks,
@@ -20,7 +21,6 @@ from fewstep.planning.counts import (
     count_calls,
     count_parameters,
 )
-from fewstep.planning.dummy_conditioning import dummy_conditioning
 from fewstep.planning.memory_tracker import OpCache
 from fewstep.planning.trace import MetaNetworks, Trace, trace
 from fewstep.train.fused import lockstep_parts, walk_evaluations

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from fewstep.config import Recipe
 from fewstep.models.base import Backbone
-from fewstep.planning.dummy_conditioning import dummy_conditioning
+from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.planning.memory_tracker import MetaTracker, OpCache
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, Roles, cast
 

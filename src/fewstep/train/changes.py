@@ -13,6 +13,7 @@ _MAY_CHANGE = (
     "train.device",
     "train.on_divergence",
     "model.force",
+    "model.path",  # that it is the same model, its fingerprint proves
     "data.cache_gb",
     "data.cache",
     "parallel",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fewstep.core.types import Conditioning
-from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
+
+if TYPE_CHECKING:
+    from fewstep.models.base import Backbone
 
 _TEXT_WIDTHS = (
     "joint_attention_dim",
@@ -18,7 +20,6 @@ _TEXT_WIDTHS = (
     "text_dim",
     "cross_attention_dim",  # last: in some families that of what texts are projected to
 )
-_TIME_IDS = 6 * 256  # of SDXL: six numbers, embedded; the rest of that input is the pooled text
 
 
 def dummy_conditioning(backbone: Backbone, batch: int, dtype: torch.dtype) -> Conditioning:
@@ -43,7 +44,8 @@ def dummy_conditioning(backbone: Backbone, batch: int, dtype: torch.dtype) -> Co
     if pooled := config.get("pooled_projection_dim"):
         tensors["pooled"] = blank(pooled)
     elif config.get("addition_embed_type") == "text_time":
-        tensors["pooled"] = blank(config["projection_class_embeddings_input_dim"] - _TIME_IDS)
+        times = 6 * config["addition_time_embed_dim"]  # of SDXL: six numbers, embedded
+        tensors["pooled"] = blank(config["projection_class_embeddings_input_dim"] - times)
     if config.get("guidance_embeds"):
         tensors["guidance"] = blank(kind=torch.float32)
     return Conditioning(tensors)
