@@ -15,17 +15,18 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save
 
 from fewstep import models
 from fewstep.core.types import Conditioning
+from fewstep.data.shards import About, IndexContent, about_of, layout_of
 from fewstep.data.texts import Index, Texts
 from fewstep.models import hub
 from fewstep.models.base import Backbone
@@ -71,30 +72,6 @@ def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
     return {"model": digest, "family": family.name, "dtype": dtype, "options": all_options}
 
 
-class _KeyContent(BaseModel):
-    model: str | None
-    family: str
-    dtype: str
-    options: dict[str, Any]
-
-
-class _IndexContent(BaseModel):
-    """What `INDEX` holds; names are those that `Embeddings` gives, which lead nowhere else."""
-
-    key: _KeyContent
-    files: dict[
-        Annotated[str, Field(pattern=r"^(null|prompts-[0-9a-f]{16})\.safetensors$")],
-        Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")],
-    ]
-
-
-class _About(BaseModel):
-    """What the header of a shard holds."""
-
-    prompts: list[str]
-    overlong: list[NonNegativeInt]
-
-
 class Embeddings:
     """A folder of embeddings; use `open` or `create`.
 
@@ -136,7 +113,7 @@ class Embeddings:
                 f"{file}: embeddings of another version of fewstep; make new ones", code="version"
             )
         try:
-            _IndexContent.model_validate(content, strict=True)
+            IndexContent.model_validate(content, strict=True)
         except ValidationError as error:
             place = " ".join(map(str, error.errors()[0]["loc"]))
             raise FewstepError(
@@ -301,9 +278,9 @@ class Embeddings:
     def _read_header(self, file: str) -> None:
         try:
             tensors: Any = safetensors.safe_open(regular_file(self.folder / file), framework="pt")
-            about = _about(tensors)
+            about = about_of(tensors)
             first = next(iter(self._open.values()), tensors)
-            if _layout(tensors, max(len(about.prompts), 1)) != _layout(first):
+            if layout_of(tensors, max(len(about.prompts), 1)) != layout_of(first):
                 raise ValueError("other tensors than in the first file")
         except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError):
             self._forget([file])
@@ -311,7 +288,7 @@ class Embeddings:
             self._open[file] = tensors
             self._enter(about)
 
-    def _enter(self, about: _About) -> None:
+    def _enter(self, about: About) -> None:
         """Numbers the prompts of a shard."""
         flags = bytearray(len(about.prompts))
         for row in about.overlong:
@@ -329,38 +306,7 @@ class Embeddings:
         if any(self._open.pop(file, None) for file in files):
             self._index, self._starts, self._overlong = Index(), [], bytearray()
             for tensors in self._open.values():
-                self._enter(_about(tensors))
-
-
-def _about(tensors: Any) -> _About:
-    """What the header of a shard says.
-
-    Raises:
-        ValueError: Nothing of the kind.
-        TypeError: Nothing at all.
-    """
-    about = _About.model_validate_json((tensors.metadata() or {})["about"])
-    if any(row >= len(about.prompts) for row in about.overlong):
-        raise ValueError("rows that are not there")
-    return about
-
-
-def _layout(tensors: Any, rows: int | None = None) -> dict[str, tuple[str, list[int]]]:
-    """Names, dtypes and shapes of a shard's tensors without their first axis.
-
-    Raises:
-        ValueError: There is none, or one has not as many rows as it should.
-    """
-    found = {}
-    for name in tensors.keys():  # noqa: SIM118 - it has nothing else of a mapping
-        part = tensors.get_slice(name)
-        first, *rest = part.get_shape()
-        if rows not in (None, first):
-            raise ValueError(f"{name} has {first} rows, not {rows}")
-        found[name] = part.get_dtype(), rest
-    if not found:
-        raise ValueError("no tensors")
-    return found
+                self._enter(about_of(tensors))
 
 
 def _parts(prompts: Iterable[str], size: int = 65_536) -> Iterator[list[str]]:
