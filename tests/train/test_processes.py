@@ -13,18 +13,12 @@ from fewstep.config.data import DataRecipe
 from fewstep.config.parallel import ParallelRecipe
 from fewstep.train import distill, distributed
 from fewstep.train.checkpoint import store
-from fewstep.train.distributed import ProcessGroup
 from fewstep.train.signals import Interrupts
 from fewstep.utils.errors import FewstepError
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
-
-
-def test_every_sample_belongs_to_one_process():
-    parts = [ProcessGroup(rank, 4).part(12) for rank in range(4)]
-    assert [each for part in parts for each in range(12)[part]] == list(range(12))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])

@@ -57,8 +57,7 @@ def evaluate_run(
     """
     began = time.monotonic()
     run = RunFolder.open(run_folder, model)
-    settings = run.recipe.evaluate
-    extractor = make_extractor(settings)
+    settings, extractor = run.recipe.evaluate, make_extractor(run.recipe.evaluate)
     check_writable(run.folder)
     real = _real_pictures(settings, extractor, run)
     backbone = run.load_backbone()
