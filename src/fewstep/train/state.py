@@ -283,11 +283,11 @@ def groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 
 def state(run: Run) -> dict[str, Any]:
-    """All else of a run's state, as JSON holds it: copies, which may be written later."""
+    """All else of a run's state, as JSON holds it; what it refers to moves on with the run."""
     train_state, verdict = run.train_state, run.divergence.verdict
     return {
         "score": run.scores.get(run.step),
-        "scores": dict(run.scores),
+        "scores": run.scores,
         "prompt_cursor": run.step * run.recipe.data.batch_size,
         "evaluations": run.evaluations,
         "seconds": run.seconds,
@@ -295,7 +295,7 @@ def state(run: Run) -> dict[str, Any]:
             **{name: each.updates for name, each in train_state.optimizers.items()},
             "ema": train_state.ema.updates if train_state.ema else 0,
         },
-        "pending_metrics": dict(run.log.pending),
+        "pending_metrics": run.log.pending,
         "divergence": run.divergence.state(),
         "unhealthy": verdict.reason or None,
         "past_saving": verdict.lost,

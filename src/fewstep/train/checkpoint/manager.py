@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ class CheckpointManager:
         self._step = step
         try:
             if self._processes.size > 1:
-                self._pending = self._start_shards(step, groups, dict(state))
+                self._pending = self._start_shards(step, groups, deepcopy(dict(state)))
             elif self._asynchronous:
                 copies = {
                     group: {
@@ -80,7 +81,9 @@ class CheckpointManager:
                     }
                     for group, named in groups.items()
                 }
-                self._pending = self._thread.submit(self._save_whole, step, copies, dict(state))
+                self._pending = self._thread.submit(
+                    self._save_whole, step, copies, deepcopy(dict(state))
+                )
             else:
                 self._save_whole(step, groups, state)
                 self._written()
