@@ -63,9 +63,8 @@ def evaluate_run(
     backbone = run.load_backbone()
     run.student_weights(which)  # first: the teacher takes long
     work = _Work(backbone, extractor, run, say)
-    fingerprint = digest_model(backbone.source)
     measured = [
-        work.measure(configuration, backbone.net, fingerprint)
+        work.measure(configuration, backbone.net, digest_model(backbone.source))
         for configuration in configurations_of("teacher", run, backbone)
     ]
     students = configurations_of("student", run, backbone)

@@ -118,13 +118,13 @@ def load(
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, DTYPES)
     folder = hub.download(path_or_repo_id, family.pipeline_class)
-    if dtype == "auto":
-        dtype = stored_dtype(folder / family.net_name)
     skipped = skipped_components(family, folder, encoders=encoders, network=network)
     given = family.load_overrides(folder, **options) | skipped
     meta = load_pipeline(family, folder, dtype=None, given=given)  # what is wrong, before the wait
     if family.net_name not in skipped:
         try_shapes(family(meta, folder, **options))
+    if dtype == "auto":
+        dtype = stored_dtype(folder / family.net_name)
     pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given)
     if getattr(pipe, family.net_name) is None:
         meta = load_pipeline(family, folder, dtype=None, weights=False)

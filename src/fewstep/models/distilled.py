@@ -6,7 +6,6 @@ names, before any weight is read. To recognise one more, add a row to `REFUSED` 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.utils import yaml
+from fewstep.utils.files import read_json
 
 _SD = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NOT_TRUE = (False, None)
@@ -223,7 +223,7 @@ def _clues(address: str, folder: Path | None) -> Iterator[Distilled]:
     configs = _configs(folder) if folder else {}
     pipeline = str(configs.get("model_index", {}).get("_class_name", ""))
     card = yaml.front_matter(folder / "README.md") if folder else {}
-    note = _json(folder / "fewstep.json") if folder else {}
+    note = (read_json(folder / "fewstep.json") or {}) if folder else {}
     if note:
         evidence = f"fewstep.json says so: {note.get('steps', 'few')} steps"
         teacher = str(note.get("base") or card.get("base_model") or "its teacher")
@@ -264,20 +264,12 @@ def _names(
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     """The configurations that a `Sign` may look at, by component."""
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json") or {}
     configs = {"model_index": index}
     for name in ("scheduler", "transformer", "unet"):
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        if config := _json(folder / name / file):
+        if config := read_json(folder / name / file):
             entry = index.get(name)
             class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
             configs[name] = {"_class_name": class_name} | config
     return configs
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
