@@ -222,6 +222,8 @@ def _network(cls: Any, folder: Path, dtype: torch.dtype | None) -> nn.Module:
     variant = _variant(folder)
     files = _files_of_tensors(folder, variant)
     how: dict[str, Any] = {"variant": variant} if variant else {}
+    if variant and dtype is not None:
+        logging.getLogger(__name__).warning("%s: read as its only variant, %s", folder, variant)
     if issubclass(cls, transformers.PreTrainedModel):
         how["ignore_mismatched_sizes"] = True  # only then are they named
     if dtype is None:
@@ -297,7 +299,6 @@ def _variant(folder: Path) -> str | None:
             "one",
             code="mismatch",
         )
-    logging.getLogger(__name__).warning("%s: read as its only variant, %s", folder, variants[0])
     return variants[0]
 
 

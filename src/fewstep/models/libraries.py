@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def third_party(place: Path, call: Callable[..., Any], *given: Any, **how: Any) 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)  # what they say of a fault is in the one line below
     try:
-        return call(*given, **how)
+        with warnings.catch_warnings(action="ignore"):
+            return call(*given, **how)
     except (FewstepError, NotImplementedError, torch.OutOfMemoryError):
         raise
     except Exception as error:
