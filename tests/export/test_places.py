@@ -142,6 +142,12 @@ def test_whole_exports_have_the_sources_dtype(make_run, pipeline_folder, tmp_pat
             assert f"torch_dtype=torch.{dtype or 'bfloat16'}" in card_of(out)
         assert open_model(run, which="best").net.dtype == torch.bfloat16
         assert open_model(run, which="best", dtype="float32").net.dtype == torch.float32
+    models.load(half, dtype="float16").net.save_pretrained(half / "transformer")
+    out = export_model(run, tmp_path / "half-size", merge=True)  # to be kept, not to be drawn with
+    weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    assert "torch_dtype=torch.float32" in card_of(out)
+    assert open_model(out).net.dtype == torch.float32
     for dtype in ("int8", "float64", "bf16", ""):
         with refuses("unknown-name", "unknown dtype"):
             export_model(run, tmp_path / "none", dtype=dtype)

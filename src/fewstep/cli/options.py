@@ -36,7 +36,7 @@ Resume: TypeAlias = Annotated[
 Which: TypeAlias = Annotated[str, typer.Option(help="Which checkpoint: best or last.")]
 Dtype: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16; default: that of the model's files."),
+    typer.Option(help="float32, bfloat16 or float16; default: what suits the model's files."),
 ]
 Moved: TypeAlias = Annotated[
     str | None,

@@ -36,7 +36,8 @@ class Student:
         size: Height and width in pixels that it was distilled at.
         shift: Static shift of the grid it was distilled on; None is its model's own.
         terminal: Where that grid ends before 0; "model": as its model's own.
-        dtype: Name of the torch dtype that a whole network is written in, and used in.
+        dtype: Name of the torch dtype that it is to be drawn with.
+        stored: Name of the torch dtype that a whole network is written in.
         options: What the family's loader was given.
         recipe: The run's recipe; None where only an export is left of the run.
     """
@@ -52,6 +53,7 @@ class Student:
     shift: float | None = None
     terminal: Terminal = "model"
     dtype: str = "float32"
+    stored: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
 

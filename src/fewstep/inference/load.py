@@ -18,7 +18,7 @@ from fewstep.inference.runs import Place, RunFolder
 from fewstep.inference.sample import Encode, Network, Sampler, sample_batch, to_pixels
 from fewstep.models.base import Backbone
 from fewstep.models.lora import LORA_WEIGHTS
-from fewstep.models.saving import stored_dtype
+from fewstep.models.saving import stored_dtype, working_dtype
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import check_writable
 from fewstep.utils.hardware import pick_device
@@ -135,7 +135,8 @@ def load(
     Args:
         path_or_repo_id: A diffusers folder, `package://...`, or `owner/name` on the Hugging Face
             Hub, which is fetched if it is not there yet.
-        dtype: Name of the torch dtype to hold weights in; `auto` is that of the network's files.
+        dtype: Name of the torch dtype to hold weights in; `auto` is bfloat16 where the network's
+            files are, else float32.
         device: Where to draw; `auto` takes an accelerator if there is one.
         options: Settings of the model family, such as `max_sequence_length`.
 
@@ -164,7 +165,8 @@ def open_model(
         which: Of a run: the `best` or `last` checkpoint, or a step; None takes its export if there
             is one, else the best checkpoint.
         base: The model that a LoRA or a run belongs to, where it does not say so or it has moved.
-        dtype: Name of the torch dtype to hold weights in; `auto` is that of the network's files.
+        dtype: Name of the torch dtype to hold weights in; `auto` is bfloat16 where the network's
+            files are, else float32.
             Pictures equal those of the model card's snippet in float32.
         device: Where to draw; `auto` takes an accelerator if there is one.
         options: Settings of the model family; they win over what the folder itself says.
@@ -241,8 +243,8 @@ def export_model(
     check_writable(final.parent)
     student = source.load_student(dtype="float32", device="cpu")
     backbone = student.backbone
-    stored = stored_dtype(backbone.source / backbone.net_name)
-    student = replace(student, dtype=dtype or stored)
+    stored = dtype or stored_dtype(backbone.source / backbone.net_name)
+    student = replace(student, dtype=dtype or working_dtype(stored), stored=stored)
     write_student(student, final, chosen, address=address)
     return final
 

@@ -20,7 +20,7 @@ from fewstep.models.components import has_weights, load_pipeline
 from fewstep.models.configs import read_index
 from fewstep.models.distilled import REFUSED, Refused
 from fewstep.models.published import Published
-from fewstep.models.saving import stored_dtype
+from fewstep.models.saving import stored_dtype, working_dtype
 from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
 from fewstep.models.trial import try_shapes
@@ -100,7 +100,8 @@ def load(
 
     Args:
         path_or_repo_id: Folder with a model_index.json, `package://...`, or `owner/name`.
-        dtype: Name of the torch dtype of the weights; `auto` is that of the network's files.
+        dtype: Name of the torch dtype of the weights; `auto` is bfloat16 where the network's files
+            are, else float32.
         force: Accept a teacher that is distilled already, with a warning.
         teacher: Whether it is to be distilled; a student, which is distilled, is loaded without.
         encoders: Whether to load text encoders and tokenizers, which encode prompts.
@@ -124,7 +125,7 @@ def load(
     if family.net_name not in skipped:
         try_shapes(family(meta, folder, **options))
     if dtype == "auto":
-        dtype = stored_dtype(folder / family.net_name)
+        dtype = working_dtype(stored_dtype(folder / family.net_name))
     pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given)
     if getattr(pipe, family.net_name) is None:
         meta = load_pipeline(family, folder, dtype=None, weights=False)

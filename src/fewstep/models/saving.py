@@ -58,6 +58,11 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(most, "float32")
 
 
+def working_dtype(stored: str) -> str:
+    """The dtype to compute in with weights stored in one: float16 saves room, and overflows."""
+    return "bfloat16" if stored == "bfloat16" else "float32"
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copies a file, or the files of a folder but hidden ones; modes are those of new files."""
     if source.is_dir():

@@ -20,7 +20,7 @@ class Diffusers(Format):
         """Writes the whole pipeline, see `Backbone.save`."""
         if student.adapter is not None:
             merge_adapters(student.net)
-        student.net.to(getattr(torch, student.dtype))
+        student.net.to(getattr(torch, student.stored))
         student.backbone.save(folder, student.net, shift=student.shift, terminal=student.terminal)
 
     def usage(self, student: Student, address: str) -> str:
