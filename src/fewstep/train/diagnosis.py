@@ -59,7 +59,9 @@ def cause_of_non_finite(
 
 def is_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all numbers in some tensors are finite; of sharded ones, in this process's shards."""
-    numbers = [each for each in map(_local, tensors) if each.is_floating_point() and each.numel()]
+    found = [each for each in map(_local, tensors) if each.is_floating_point() and each.numel()]
+    # Eight bits, as of some moments, have no arithmetic.
+    numbers = [each.float() if each.element_size() == 1 else each for each in found]
     largest = torch._foreach_norm(numbers, float("inf")) if numbers else ()
     by_device: dict[torch.device, list[Tensor]] = {}
     for norm in largest:
@@ -128,4 +130,4 @@ def _finite(tensor: Tensor) -> bool:
     mine = _local(tensor)
     if type(mine) is not Tensor or not mine.is_floating_point():
         return True  # packed numbers of a quantized network are always finite
-    return bool(mine.isfinite().all())
+    return is_finite([mine])
