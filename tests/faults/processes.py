@@ -139,11 +139,17 @@ def _command(
     environment: dict[str, str],
     before: Callable[[], None] | None,
 ) -> None:
+    import diffusers
+    import transformers
+
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as before Python has begun
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.environ.update(environment)
+    # Another test may have started the server, without `SERVER`.
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     if before is not None:
         before()
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
