@@ -22,7 +22,7 @@ from refusals import names_in, refuses
 from tiny import Tiny, discover
 
 TINY = discover()
-QUICK = ("sd3", "wan", "zimage")
+QUICK = ("sd3", "wan")
 FAMILIES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(TINY)
 ]

@@ -201,6 +201,7 @@ def test_a_discriminator_is_trained_saved_and_resumed_bit_for_bit(installed, who
     assert [key for key, tensor in after.items() if not torch.equal(resumed[key], tensor)] == []
 
 
+@pytest.mark.slow
 def test_two_processes_that_split_every_network_give_what_one_gives(installed, whole, tmp_path):
     golden.launch(recipe(parallel={"shard": "full"}), tmp_path / "run", 2)
     one, two = tensors(whole), tensors(tmp_path / "run")
