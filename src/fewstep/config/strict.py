@@ -35,28 +35,26 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+STRICT = ConfigDict(
+    frozen=True,
+    extra="forbid",
+    strict=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+)
+"""How records of settings are read: nothing is converted, ignored or changed."""
+
+
 class Section(BaseModel):
     """Part of a recipe: frozen, typed strictly, no other keys."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT
 
 
 class Named(BaseModel):
     """A plug-in by name; further keys are its own settings, which it checks itself."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="allow",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT | ConfigDict(extra="allow")
 
     name: Name
     """Its name."""

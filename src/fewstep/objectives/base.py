@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from torch import Tensor, nn
 
 from fewstep.config import OptimizerRecipe
-from fewstep.config.strict import Amount
+from fewstep.config.strict import STRICT, Amount
 from fewstep.core.flow import expand, x0_from_velocity
 from fewstep.core.noise import Draws, renoise
 from fewstep.core.schedules import Law
@@ -128,13 +128,7 @@ class TrainedNetwork:
 class Objective(BaseModel, ABC):
     """One term of the student's loss, and its settings: frozen, strict."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT
 
     name: str
     """How recipes, logs and random streams call it."""
