@@ -47,19 +47,11 @@ TOYS: dict[str, dict[str, Any]] = {
 
 
 def write_configs(model: str, folder: Path, *, tiny: bool) -> None:
-    """A published model's folder: its network and scheduler, of which only configurations."""
-    known = shipped_configs.components(model)
-    cls, settings = known["transformer"]
-    parts = {"transformer": (cls, settings | (TOYS[model] if tiny else {}))}
-    parts["scheduler"] = known["scheduler"]
-    index: dict[str, Any] = {"_class_name": shipped_configs.pipeline_class(model)}
-    for name, (cls, settings) in parts.items():
-        index[name] = ["diffusers", cls]
-        file = "config.json" if name == "transformer" else "scheduler_config.json"
-        (folder / name).mkdir()
-        content = json.dumps({"_class_name": cls, **settings})
-        (folder / name / file).write_text(content, encoding="utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    """A published model's folder without weights; of a toy, with a smaller network."""
+    shipped_configs.write(model, folder)
+    file = folder / "transformer" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | (TOYS[model] if tiny else {})
+    file.write_text(json.dumps(config), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,21 @@ from typing import Any
 
 import torch
 
+from fewstep.utils.errors import FewstepError
+
+_REFUSED = "does not have a deterministic implementation"
+"""What PyTorch says of an operation that it refuses."""
+
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Context in which PyTorch uses deterministic algorithms, if wanted.
+    """Context in which PyTorch uses deterministic algorithms alone, if wanted.
 
-    An operation that has none runs anyway, with a warning of PyTorch's. The global settings that
-    are changed are restored at the end.
+    Warning instead of refusing would not do: attention's backward kernels on CUDA repeat their
+    bits in the strict mode only. The global settings that are changed are restored at the end.
+
+    Raises:
+        FewstepError: An operation has no deterministic algorithm on this device.
     """
     if not wanted:
         yield
@@ -27,10 +35,19 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         filling.fill_uninitialized_memory,
     )
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     filling.fill_uninitialized_memory = False  # costs time, hides nothing here
     try:
         yield
+    except RuntimeError as error:
+        if _REFUSED not in str(error):
+            raise
+        operation = str(error).split(_REFUSED)[0].strip()
+        raise FewstepError(
+            f"train.deterministic: {operation} has no deterministic algorithm on this device; set "
+            "train.deterministic to false (a resumed run is then equal up to rounding only)",
+            code="unsupported",
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         filling.fill_uninitialized_memory = before[2]
