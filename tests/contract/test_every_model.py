@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep import models
 from fewstep.core.schedules import few_step_sigmas
@@ -192,6 +193,41 @@ def test_gradient_checkpointing_gives_equal_gradients(tiny, backbone):
     assert one.keys() == other.keys()
     for name, gradient in one.items():
         assert torch.allclose(gradient, other[name], rtol=1e-4, atol=1e-6), name
+
+
+class _Waits(TorchDispatchMode):
+    """Notes operations for which the host waits for a device.
+
+    They are host reads, which fail by themselves without values, and copies from there to here and
+    back that do not say that nobody has to wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.name()
+        blocking = "copy" in name and not (kwargs or {}).get("non_blocking")
+        devices = {each.device.type for each in args if isinstance(each, torch.Tensor)}
+        read = any(word in name for word in ("local_scalar", "nonzero"))
+        if read or (blocking and devices | {result.device.type} == {"cpu", "meta"}):
+            self.seen.append(f"{name} {[tuple(x.shape) for x in args if hasattr(x, 'shape')]}")
+        return result
+
+
+def test_a_network_call_never_waits_for_the_device(tiny, folder, cond):
+    """On the meta device, where a host read fails and a copy is seen."""
+    meta = models.load_meta(folder, **tiny.options)
+    start = torch.empty(2, *meta.latent_shape(*tiny.wide), device="meta")
+    there, sigma, waits = cond.to("meta"), torch.empty(2, device="meta"), _Waits()
+    with torch.no_grad():
+        meta.velocity(meta.net, start, sigma, there)  # what is moved once and stays is
+        with waits:
+            result = meta.velocity(meta.net, start, sigma, there)
+    assert result.shape == start.shape
+    assert waits.seen == []
 
 
 def test_blocks_hold_nearly_all_parameters_at_the_published_size(tiny, backbone):

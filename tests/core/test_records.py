@@ -73,3 +73,16 @@ def test_each_sample_picks_its_own_anchor():
     expected = x0_from_velocity(anchor.xt, anchor.velocity, anchor.sigma)
     assert torch.equal(anchor.x0, expected)
     assert anchor.final is trajectory.final
+
+
+def test_lengths_stay_with_their_samples_and_on_the_cpu():
+    mask = torch.arange(4) < torch.tensor([[1], [3], [2]])
+    there = Conditioning({"mask": mask, "text": torch.zeros(3, 4)}).counted().to("meta")
+    assert there.lengths.tolist() == [1, 3, 2]
+    assert there.select(torch.tensor([2, 0])).lengths.tolist() == [2, 1]
+    assert there.select(slice(1, 3)).lengths.tolist() == [3, 2]
+    assert there.repeat_interleave(2).lengths.tolist() == [1, 1, 3, 3, 2, 2]
+    joined = Conditioning.cat([there, there.select(slice(1))])
+    assert joined.lengths.tolist() == [1, 3, 2, 1]
+    assert joined.replace(text=joined.tensors["text"]).lengths is joined.lengths
+    assert numbered(2).counted().lengths is None, "without a mask nothing is counted"

@@ -19,12 +19,15 @@ class Conditioning:
 
     Attributes:
         tensors: name -> [B, ...], whatever the backbone needs (text tokens, pooled text, masks).
+        lengths: Tokens of each prompt that ``mask`` marks, [B], always on the CPU; None: unknown,
+            or no mask. Some networks take shapes from them, and must not wait for the device.
 
     Raises:
         ValueError: No tensors, or batches of different sizes.
     """
 
     tensors: Mapping[str, Tensor]
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that all tensors agree on the batch."""
@@ -37,13 +40,32 @@ class Conditioning:
         """Number of samples B."""
         return len(next(iter(self.tensors.values())))
 
-    def to(self, device: torch.device | str) -> Conditioning:
-        """The same tensors on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
+        """The same tensors on another device; `non_blocking` as in `torch.Tensor.to`."""
+        moved = {
+            name: tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in self.tensors.items()
+        }
+        return Conditioning(moved, self.lengths)
+
+    def counted(self) -> Conditioning:
+        """The same with `lengths`; waits for the device where they are not known yet."""
+        if self.lengths is not None or "mask" not in self.tensors:
+            return self
+        return Conditioning(self.tensors, self.tensors["mask"].sum(1).cpu())
 
     def select(self, index: Tensor | slice) -> Conditioning:
-        """Samples chosen by an index tensor [n] or a slice."""
-        return self._map(lambda tensor: tensor[index])
+        """Samples chosen by an index tensor [n] or a slice.
+
+        The index is best on the CPU: nothing waits for a copy from there, and `lengths` are there.
+        """
+
+        def chosen(tensor: Tensor) -> Tensor:
+            if isinstance(index, slice):
+                return tensor[index]
+            return tensor[index.to(tensor.device, non_blocking=not tensor.is_cpu)]
+
+        return self._map(chosen)
 
     def replace(self, **tensors: Tensor) -> Conditioning:
         """The same with other tensors, [B, ...], under names it has.
@@ -54,7 +76,7 @@ class Conditioning:
         for name in tensors:
             if name not in self.tensors:
                 raise ValueError(f"conditioning has no {name!r}, only {sorted(self.tensors)}")
-        return Conditioning({**self.tensors, **tensors})
+        return Conditioning({**self.tensors, **tensors}, self.lengths)
 
     def non_finite(self) -> str | None:
         """Name of the first tensor with a value that is not finite, if there is one."""
@@ -77,12 +99,17 @@ class Conditioning:
         if len({frozenset(part.tensors) for part in parts}) != 1:
             names = [sorted(part.tensors) for part in parts]
             raise ValueError(f"conditionings to join must have the same names, got {names}")
+        lengths = [part.lengths for part in parts if part.lengths is not None]
         return Conditioning(
-            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
+            torch.cat(lengths) if len(lengths) == len(parts) else None,
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
+        return Conditioning(
+            {name: change(tensor) for name, tensor in self.tensors.items()},
+            None if self.lengths is None else change(self.lengths),
+        )
 
 
 VelocityFn: TypeAlias = Callable[[Tensor, Tensor, Conditioning], Tensor]

@@ -191,7 +191,7 @@ class Backbone(Scheduled, Adapted):
                 "their weights are damaged, or model.dtype is too narrow; try bfloat16 or float32",
                 code="non-finite",
             )
-        return cond
+        return cond.counted()
 
     def _check_encoders(self) -> None:
         if getattr(self.pipe, self.encoder_names[0], None) is None:
@@ -206,7 +206,7 @@ class Backbone(Scheduled, Adapted):
         if self._null is None:
             self._check_encoders()
             self._null = self._finite(self.encode_null())
-        return self._null.select(torch.zeros(batch, dtype=torch.long, device=self.device))
+        return self._null.repeat_interleave(batch)
 
     @property
     def text_tokens(self) -> int:
@@ -223,7 +223,7 @@ class Backbone(Scheduled, Adapted):
 
     def keep_null(self, cond: Conditioning) -> None:
         """Sets the encoded empty prompt, batch 1, so that no text encoder is needed for it."""
-        self._null = cond.to(self.device)
+        self._null = cond.counted().to(self.device)
 
     def overlong(self, prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt exceeds what every text encoder reads, so that its end is lost.
@@ -316,7 +316,7 @@ class Backbone(Scheduled, Adapted):
 
         def with_scale(xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
             scales = torch.full_like(cond.tensors["guidance"], scale)
-            return velocity(xt, sigma, Conditioning({**cond.tensors, "guidance": scales}))
+            return velocity(xt, sigma, cond.replace(guidance=scales))
 
         return with_scale
 

@@ -48,4 +48,4 @@ def dummy_conditioning(backbone: Backbone, batch: int, dtype: torch.dtype) -> Co
         tensors["pooled"] = blank(config["projection_class_embeddings_input_dim"] - times)
     if config.get("guidance_embeds"):
         tensors["guidance"] = blank(kind=torch.float32)
-    return Conditioning(tensors)
+    return Conditioning(tensors, torch.full((batch,), length))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -42,13 +44,14 @@ class Lumina2(Backbone):
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; the network predicts x0 - eps, and its time 1 is the picture."""
         embeds = cond.tensors["prompt_embeds"]
-        prediction: Tensor = net(
-            hidden_states=xt.to(embeds.dtype),
-            timestep=1 - sigma,
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=cond.tensors["mask"],
-            return_dict=False,
-        )[0]
+        with _lengths_on_host(net, cond):
+            prediction: Tensor = net(
+                hidden_states=xt.to(embeds.dtype),
+                timestep=1 - sigma,
+                encoder_hidden_states=embeds,
+                encoder_attention_mask=cond.tensors["mask"],
+                return_dict=False,
+            )[0]
         return -prediction.float()
 
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
@@ -90,3 +93,25 @@ class Lumina2(Backbone):
         names |= {f"feed_forward.linear_{i}": f"feed_forward.w{i}" for i in (1, 2, 3)}
         stacks = {"attention.qkv": ("attn.to_q", "attn.to_k", "attn.to_v")}
         return renamed_lora(layers, "diffusion_model.", names, stacks)
+
+
+@contextmanager
+def _lengths_on_host(net: nn.Module, cond: Conditioning) -> Iterator[None]:
+    """Context in which the network's positions need nothing from the device.
+
+    They are made from the sums of the mask, as numbers of Python, and from tables that diffusers
+    keeps on the CPU; both would wait for all that the device has yet to do, in every call.
+    """
+    positions: Any = getattr(net, "rope_embedder", None)
+    if positions is None:  # no network of diffusers
+        yield
+        return
+    embeds, lengths = cond.tensors["prompt_embeds"], cond.counted().lengths
+    assert lengths is not None
+    mask = torch.arange(embeds.shape[1]) < lengths[:, None]
+    positions.freqs_cis = [table.to(embeds.device) for table in positions.freqs_cis]
+    handle = positions.register_forward_pre_hook(lambda _, args: (args[0], mask))
+    try:
+        yield
+    finally:
+        handle.remove()

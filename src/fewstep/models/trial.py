@@ -25,7 +25,7 @@ def try_shapes(backbone: Backbone) -> None:
     """Calls the network and the autoencoder of a meta backbone once, without values.
 
     Settings that fit no weight, such as axes of positions or a mean of the latents, are wrong only
-    then. Networks whose shapes depend on values cannot be called so, and are not.
+    then.
 
     Raises:
         FewstepError: A component cannot be called.
@@ -47,10 +47,7 @@ def try_shapes(backbone: Backbone) -> None:
         sigma = torch.empty(1, device="meta")
         calls[backbone.net_name] = lambda: backbone.velocity(backbone.net, xt, sigma, cond)
     for name, call in calls.items():
-        try:
-            result: Tensor = third_party(backbone.source / name, call)
-        except NotImplementedError:
-            continue
+        result: Tensor = third_party(backbone.source / name, call)
         if name == backbone.net_name and result.shape != xt.shape:
             raise FewstepError(
                 f"{place}: answers with shape {list(result.shape)} for {list(xt.shape)}; are its "

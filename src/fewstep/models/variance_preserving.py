@@ -99,7 +99,7 @@ class VariancePreserving(Backbone):
         Beyond that range, the network is evaluated at the nearest trained time, and the velocity is
         the one that leads from xt to its x0. The input keeps the variance that it was trained on.
         """
-        time, known = vp_time(sigma, self.alphas_cumprod.to(sigma))
+        time, known = vp_time(sigma, self.alphas_cumprod.to(sigma, non_blocking=True))
         whole = time.round()
         time = torch.where((time - whole).abs() < _SAME_TIME, whole, time)
         x_vp = vp_from_flow(xt, sigma)

@@ -38,12 +38,13 @@ class ZImage(Backbone):
 
     def velocity(self, net: nn.Module, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """See `Backbone.velocity`; the network predicts x0 - eps, and its time 1 is the picture."""
-        embeds, mask = cond.tensors["prompt_embeds"], cond.tensors["mask"]
+        embeds, lengths = cond.tensors["prompt_embeds"], cond.counted().lengths
+        assert lengths is not None
         predictions: list[Tensor] = net(
             list(xt.to(embeds.dtype).unsqueeze(2)),  # one frame each: [C, 1, H, W]
             (1000 - sigma * 1000)
             / 1000,  # rounded as in the pipeline; the network multiplies again
-            [tokens[used] for tokens, used in zip(embeds, mask, strict=True)],
+            [tokens[:count] for tokens, count in zip(embeds, lengths.tolist(), strict=True)],
             return_dict=False,
         )[0]
         return -torch.stack(predictions).squeeze(2).float()

@@ -91,7 +91,7 @@ class MetaNetworks:
         teacher_dtype = memory.teacher_dtype if role == TEACHER else None
         dtype = getattr(torch, teacher_dtype or self.recipe.model.dtype)
         tracker = MetaTracker(self.op_cache)
-        autocast = _Autocast(dtype, tracker, cuda=self.cuda, texts=self.backbone.text_tokens)
+        autocast = _Autocast(dtype, tracker, cuda=self.cuda)
         tracker.watch([*net.parameters(), *net.buffers()])
         for module in net.modules():
             name = "_gradient_checkpointing_func"
@@ -165,11 +165,11 @@ class _Autocast(TorchFunctionMode):
         in_backward: Whether a backward pass is running, in which this mode is not in force.
     """
 
-    def __init__(self, dtype: torch.dtype, tracker: MetaTracker, *, cuda: bool, texts: int) -> None:
-        """Products are done in `dtype`; `texts` are the tokens of a text, which masks tell."""
+    def __init__(self, dtype: torch.dtype, tracker: MetaTracker, *, cuda: bool) -> None:
+        """Products are done in `dtype`."""
         super().__init__()
         self.in_backward = False
-        self._tracker, self._texts = tracker, texts
+        self._tracker = tracker
         self._low = None if dtype == torch.float32 else dtype
         self._high = _HIGH if cuda else frozenset()
 
@@ -184,11 +184,6 @@ class _Autocast(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        index = args[1] if func is torch.Tensor.__getitem__ else None
-        if isinstance(index, Tensor) and index.dtype == torch.bool and index.is_meta:
-            return args[0].view_as(args[0])  # a mask without values selects everything
-        if func is torch.Tensor.tolist and args[0].is_meta:
-            return [self._texts] * len(args[0])
         if self._low is not None and (func in _LOW or func in self._high):
             dtype = self._low if func in _LOW else torch.float32
             args = tuple(_to(value, dtype) for value in args)

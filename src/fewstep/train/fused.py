@@ -94,7 +94,7 @@ def walk_to(
     rows, back, index = (
         each.to(device, non_blocking=True) for each in (order, order.argsort(), index)
     )
-    xt, cond = noise[rows], cond.select(rows)
+    xt, cond = noise[rows], cond.select(order)
     arrived: list[Tensor] = []
     for i, (before, now) in enumerate(pairwise([len(noise), *walking])):
         arrived.append(xt[now:before])
