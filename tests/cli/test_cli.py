@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import typer.main
+from rich.console import Console
 
 from fewstep import cli
 from fewstep.cli import doctor
+from fewstep.cli.console import drawn
+from fewstep.cli.models import REFUSED_COLUMNS, SHOWN, matrix
+from fewstep.cli.models import refused as refused_models
 from fewstep.config import Recipe, shipped
 from fewstep.objectives import build
 from fewstep.utils.checks import check_folder
 from fewstep.utils.errors import FewstepError
-from refusals import refuses
+from fewstep.utils.tables import cell
+from refusals import names_in, refuses
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -210,7 +217,22 @@ def test_models_lists_what_can_be_distilled(capsys):
     rows = answer(["models"], capsys)["models"]
     assert any("StableDiffusion3Pipeline" in row["pipelines"] for row in rows)
     assert cli.run(["models"]) == 0
-    assert "StableDiffusion3Pipeline" in capsys.readouterr().out
+    assert "SD3-Medium" in capsys.readouterr().out
+
+
+def test_tables_fit_80_columns_and_leave_nothing_out():
+    tables = (
+        (SHOWN, [[row[name] for name in SHOWN] for row in matrix()]),
+        (REFUSED_COLUMNS, [[row[name] for name in REFUSED_COLUMNS] for row in refused_models()]),
+        (("what", "where"), [["a long path", "/".join(["n" * 60] * 5)], ["a word", "w" * 300]]),
+    )
+    for columns, rows in tables:
+        console = Console(file=io.StringIO(), width=80, color_system=None)
+        console.print(drawn(columns, rows))
+        shown = console.file.getvalue()
+        assert max(map(len, shown.splitlines())) <= 80
+        for value in (cell(value) for row in rows for value in row):
+            assert Counter("".join(value.split())) <= Counter(shown), value
 
 
 def test_doctor_tells_a_truncated_weight_file(tmp_path):
@@ -237,6 +259,18 @@ def test_doctor_fails_where_it_may_not_write(monkeypatch, tmp_path):
     assert checks["write here"]["fix"]
     assert checks["python"]["status"] == checks["torch"]["status"] == "ok"
     assert not report["ok"]
+
+
+def test_doctor_shows_only_what_is_not_well_unless_asked(capsys, monkeypatch):
+    def shown(*more: str) -> set[str]:
+        assert cli.run(["doctor", *more]) in (0, 1)
+        return names_in(capsys.readouterr().out)
+
+    assert not {"python", "torch"} & shown() and {"python", "torch"} <= shown("--all")
+    monkeypatch.setattr(doctor, "DISK_GB", 1e9)
+    assert "disk" in shown() and "python" not in shown()
+    assert {"disk", "python"} <= shown("--all")
+    assert {check["name"] for check in answer(["doctor"], capsys)["checks"]} >= {"python", "disk"}
 
 
 def test_doctor_asks_about_the_demo_only_on_request(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -174,10 +175,12 @@ def test_prompt_files_that_are_not_there_are_listed(recipe_file: Path) -> None:
 
 
 def test_yaml_reads_numbers_and_words_as_people_do() -> None:
-    assert yaml.load("[1e-5, on, no, 0x10, 2024-01-01]") == [
-        1e-5, "on", "no", "0x10", "2024-01-01",
+    assert yaml.load("[1e-5, on, no, yes, 2024-01-01, 1:30, 1_000, ~, TRUE, 1e3, .inf, <<]") == [
+        1e-5, "on", "no", "yes", "2024-01-01", "1:30", "1_000", None, True, 1000.0, math.inf, "<<",
     ]  # fmt: skip
-    values = {"a": 1e-5, "b": "1e-5", "c": "on", "d": None, "e": "", "f": "true", "g": "~"}
+    assert yaml.load("[012, -012, 0o14, 0x10, 08, 0b1, +5]") == [12, -12, 12, 16, 8, "0b1", 5]
+    texts = ("1e-5", "on", "", "true", "~", "012", "0o14", "0x10", "1_000", "1:30", "-", "# a")
+    values = dict(enumerate(texts)) | {"number": 1e-5, "none": None, "ten": 10}
     assert yaml.load(yaml.dump(values)) == values
 
 

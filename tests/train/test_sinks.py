@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from fewstep.config import Recipe
 from fewstep.train import distill
+from fewstep.train.monitor.logger import Logger
 from fewstep.train.monitor.sinks import SINKS
 from fewstep.train.monitor.sinks.metrics_file import METRICS, last_step, truncate
 from fewstep.utils.errors import FewstepError
@@ -197,3 +199,19 @@ def test_lines_of_a_lost_future_are_dropped(tmp_path):
     assert last_step(file) == 3
     truncate(file, 2)
     assert file.read_text() == '{"step": 1, "a": 0.1}\n{"step": 2}\n'
+
+
+def test_the_progress_line_keeps_bar_step_and_time_left_at_80_columns(tmp_path):
+    recipe = Recipe.named("demo", {"train.steps": 1234})
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    figures = {"loss/fake_teacher": 0.0597, "loss/ca": 19.4, "loss/dm": 9.15e-07, "loss/cdm": 5e-8}
+    figures |= {"images_per_second": 1.6, "evaluations": 123456.0, "memory_gb": 15.2}
+    logger = Logger(tmp_path, recipe, console=console)
+    with logger.opened(0):
+        logger.record(617, figures | {"preview/score": -0.1227})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", console.file.getvalue()).splitlines()
+    bar = [line for line in shown if "/1234" in line][-1]
+    assert re.search(r"━{10}.{10} +617/1234 +([\d-]+:)+[\d-]+", bar) and len(bar) <= 80
+    assert all(len(line) <= 80 for line in shown)
+    words = " ".join(shown)
+    assert all(name in words for name in ("fake_teacher", "cdm", "images/s", "preview score"))

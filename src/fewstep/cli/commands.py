@@ -276,7 +276,8 @@ def models(as_json: Json = False) -> None:
         say_json({"models": rows, "refused": not_these})
         return
     table(SHOWN, [[row[name] for name in SHOWN] for row in rows])
-    say("")
+    tried = ", ".join(row["model"] for row in rows if row["status"] == "settings published")
+    say(f"settings are published for {tried}; the others are untested at full size\n")
     table(REFUSED_COLUMNS, [[row[name] for name in REFUSED_COLUMNS] for row in not_these])
 
 
@@ -284,6 +285,7 @@ def models(as_json: Json = False) -> None:
 def doctor(
     folder: Annotated[Path, typer.Option("--at", help="Where runs would be written.")] = Path(),
     demo: Annotated[bool, typer.Option("--demo", help="Also check what the demo needs.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show what is well, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check whether this machine is ready, and say what to do if not."""
@@ -293,9 +295,12 @@ def doctor(
     if as_json:
         say_json(report)
     else:
-        columns = ("status", "name", "found", "fix")
-        rows = [[check[column] for column in columns] for check in report["checks"]]
-        table(("", "what", "found", "to do"), rows)
+        columns, checks = ("status", "name", "found", "fix"), report["checks"]
+        wrong = [check for check in checks if check["status"] != "ok"]
+        if rows := [[each[key] for key in columns] for each in (checks if everything else wrong)]:
+            table(("", "what", "found", "to do"), rows)
+        more = "" if everything else "; --all shows them"
+        say(f"{len(checks) - len(wrong)} of {len(checks)} checks are well{more}")
     raise typer.Exit(0 if report["ok"] else 1)
 
 

@@ -20,6 +20,7 @@ from fewstep.utils.tables import Table, cell, text_table
 from fewstep.utils.terminal import printable
 
 if TYPE_CHECKING:
+    from rich.table import Table as Drawn
     from rich.text import Text
 
 
@@ -58,14 +59,27 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         say(text_table((title, columns, rows)))
         return
     from rich import print as draw
+
+    draw(drawn(columns, rows, title))
+
+
+def drawn(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Drawn:
+    """The same for a terminal, as wide as that is: long cells are folded, and nothing is left out.
+
+    Args:
+        columns: The headings.
+        rows: A cell for each.
+        title: What stands above; "" is left out.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawn
 
-    drawn = Drawn(title=_shown(title) if title else None, title_justify="left")
+    made = Drawn(title=_shown(title) if title else None, title_justify="left", box=SIMPLE_HEAD)
     for column in columns:
-        drawn.add_column(_shown(column))
+        made.add_column(_shown(column), overflow="fold")
     for row in rows:
-        drawn.add_row(*(_shown(cell(value)) for value in row))
-    draw(drawn)
+        made.add_row(*(_shown(cell(value)) for value in row))
+    return made
 
 
 def tables(several: Iterable[Table]) -> None:

@@ -8,20 +8,9 @@ from fewstep.config import shipped
 from fewstep.models import REFUSED, available
 from fewstep.utils import yaml
 
-SHOWN = (
-    "model",
-    "class",
-    "prediction",
-    "guidance",
-    "shift",
-    "encoders",
-    "parameters",
-    "status",
-    "recipes",
-    "notes",
-)
-"""Columns that are shown; with --json, rows have more."""
-REFUSED_COLUMNS = ("model", "class", "reason", "instead")
+SHOWN = ("model", "parameters", "guidance", "recipes", "notes")
+"""Columns that people are shown; with --json, rows have more."""
+REFUSED_COLUMNS = ("model", "reason", "instead")
 
 
 def matrix() -> list[dict[str, Any]]:
@@ -42,7 +31,8 @@ def matrix() -> list[dict[str, Any]]:
                 "class": family.pipelines[0],
                 "status": family.status,
             }
-            rows.append(dict.fromkeys(SHOWN) | {"repo": None, "recipes": []} | common | row)
+            missing = dict.fromkeys(("repo", "shift", "encoders", "parameters"))
+            rows.append(missing | {"recipes": []} | common | row)
         for model in family.models:
             row = {
                 "model": model.model,

@@ -1,8 +1,11 @@
 """YAML as people expect it: ``1e-5`` is a number, ``on`` is a word, a key given twice is an error.
 
-PyYAML follows YAML 1.1, where ``lr: 1e-5`` is a string, ``name: no`` is a boolean and the second of
-two equal keys wins silently. Tags that make Python objects are errors, and texts that would take
-much memory or time: nested deeply, or written with aliases of aliases.
+PyYAML follows YAML 1.1, where ``lr: 1e-5`` is a string, ``name: no`` is a boolean, ``012`` is ten
+and the second of two equal keys wins silently. Tags that make Python objects are errors, and texts
+that would take much memory or time: nested deeply, or written with aliases of aliases.
+
+ruamel.yaml knows YAML 1.2, but reads ``1_000`` as a number, which YAML 1.2 does not, and has no
+bounds either: it would need the same loader as here, and its own table of scalars.
 """
 
 from __future__ import annotations
@@ -56,6 +59,11 @@ class _Loader(_Rules, yaml.SafeLoader):
             self._sizes[event.anchor] = self._values - before
         return node
 
+    def construct_yaml_int(self, node: Any) -> int:
+        """Whole number: ``0o14`` is twelve, ``0x10`` sixteen, and ``012`` twelve as well."""
+        text = str(self.construct_scalar(node))
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Mapping of a node whose keys must differ."""
         seen: set[str] = set()
@@ -76,11 +84,12 @@ class _Dumper(_Rules, yaml.SafeDumper):
         return True
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _SCALARS = (  # tag, pattern, first characters; the first pattern that fits wins
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", rf"{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
 )
 for _tag, _pattern, _first in _SCALARS:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
 from fewstep.config import Recipe
 from fewstep.train.monitor.sinks import Sink, make_sink
@@ -207,12 +208,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+class _Bar(Progress):
+    """Bar, steps and time left on one line, figures below: neither takes the other's room."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from the top down."""
+        yield from super().get_renderables()
+        yield from (Text(task.fields["text"]) for task in self.tasks if task.fields["text"])
+
+
 def _progress(console: Console) -> Progress:
-    return Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    columns = BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
+    return _Bar(*columns, console=console, disable=not console.is_terminal)
