@@ -11,7 +11,7 @@ import torch
 from fewstep import cli, models
 from fewstep.config import LoraRecipe
 from fewstep.planning import count_parameters, dry_run
-from fewstep.planning.dry_run import checkpoints_kept
+from fewstep.planning.disk import checkpoints_kept
 from fewstep.planning.estimate import Estimate
 from fewstep.train import distill
 from fewstep.train.memory.adapters import adapter_parameters, add_adapters
@@ -122,11 +122,12 @@ def test_memory_follows_the_mode(configs, recipe_of):
     full, result = items()
     size = result.parameters.network
     assert full["teacher, frozen"] == 4 * size and full["student and fake teacher"] == 8 * size
-    assert full["optimizers"] == 16 * size and full["gradients"] == 4 * size
+    assert full["optimizers"] == pytest.approx(16 * size, rel=0.01), "and each one's update count"
+    assert full["gradients"] == 4 * size
     low = {"path": str(configs), "dtype": "bfloat16"}
     adapters, result = items(model=low, student={"mode": "lora", "lora": {"rank": 2}}, ema=None)
     assert adapters["shared base, frozen"] == 2 * size
-    assert adapters["optimizers"] == 16 * result.parameters.trained < full["optimizers"]
+    assert 16 * result.parameters.trained <= adapters["optimizers"] < full["optimizers"]
     assert "running mean (EMA)" not in adapters
     small, _ = items(student={"gradient_checkpointing": True})
     assert small["activations and casts"] < full["activations and casts"]

@@ -6,6 +6,7 @@ Evaluations are counted by running a recipe's objectives on stand-in networks.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,17 +51,27 @@ def count_parameters(backbone: Backbone, recipe: StudentRecipe) -> Parameters:
         FewstepError: A LoRA target that no layer of the network matches.
     """
     net = backbone.net
-    trained: Iterable[nn.Parameter] = net.parameters()
-    if recipe.mode == "lora":
-        adapted = copy.deepcopy(net)
-        add_adapters(backbone, adapted, recipe.lora or LoraRecipe(), [STUDENT], seed=0)
-        trained = adapter_parameters(adapted, STUDENT).values()
     modules = {
         name: part for name, part in backbone.pipe.components.items() if isinstance(part, nn.Module)
     }
     encoders = [modules.pop(name) for name in backbone.encoder_names if name in modules]
     vae = [part for part in modules.values() if part is not net]
-    return Parameters(count(net), sum(p.numel() for p in trained), count(*encoders), count(*vae))
+    trained = trained_shapes(backbone, recipe)
+    return Parameters(count(net), sum(map(math.prod, trained)), count(*encoders), count(*vae))
+
+
+def trained_shapes(backbone: Backbone, recipe: StudentRecipe) -> list[torch.Size]:
+    """Shapes of the parameters that are trained of a student, and likewise of a fake teacher.
+
+    Raises:
+        FewstepError: A LoRA target that no layer of the network matches.
+    """
+    parameters: Iterable[nn.Parameter] = backbone.net.parameters()
+    if recipe.mode == "lora":
+        adapted = copy.deepcopy(backbone.net)
+        add_adapters(backbone, adapted, recipe.lora or LoraRecipe(), [STUDENT], seed=0)
+        parameters = adapter_parameters(adapted, STUDENT).values()
+    return [parameter.shape for parameter in parameters]
 
 
 def count(*modules: nn.Module) -> int:

@@ -10,28 +10,24 @@ import torch
 from fewstep.config import Recipe, missing_files
 from fewstep.core.schedules import RandomGrid, few_step_sigmas, with_shift
 from fewstep.planning.counts import Evaluations, Parameters
+from fewstep.planning.disk import File, checkpoint_groups, checkpoints_kept, files_of
 from fewstep.planning.estimate import Estimate
-from fewstep.planning.memory import FLOAT32, Item, memory_items, peak
+from fewstep.planning.memory import (
+    ENCODING,
+    HOST,
+    PREVIEWS,
+    TRAINING,
+    Item,
+    by_moment,
+    memory_items,
+    peak,
+    sampling_items,
+)
 from fewstep.utils.tables import Table, text_tables
 
 STEPS = 4
 WIDTH = 80
 """Characters of a line of the tables."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file, or files of one kind.
-
-    Attributes:
-        path: Inside the run folder.
-        count: How many there are at the end of the run.
-        size: Of all of them in bytes; None: small.
-    """
-
-    path: str
-    count: int = 1
-    size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +39,10 @@ class Forecast:
         family: The model family.
         parameters: How many there are, and are trained.
         evaluations: Network evaluations of an iteration, per sample.
-        memory: Item by item, on one device, at the fullest moment.
+        memory: Item by item, on one device.
+        sampling: The same, of drawing a picture from the finished student.
+        checkpoint: Bytes of each file of a checkpoint.
+        checkpoints: Most of them that exist at once.
         notes: What should be known of the grid, a line each.
     """
 
@@ -52,6 +51,9 @@ class Forecast:
     parameters: Parameters
     evaluations: Evaluations
     memory: tuple[Item, ...]
+    sampling: tuple[Item, ...]
+    checkpoint: dict[str, int]
+    checkpoints: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,16 +74,48 @@ class Forecast:
         """Title, columns and rows of each table that people are shown."""
         raise NotImplementedError
 
-    def memory_table(self, total: str, made_of: str) -> Table:
-        """Title, columns and rows of the table of memory.
+    def memory_tables(self, verdict: str) -> list[Table]:
+        """What is on one device while training, the other moments, and what is on the disk.
 
         Args:
-            total: What the last line, of the peak, is called.
-            made_of: What is said of it.
+            verdict: What is said of the fullest moment.
         """
-        rows = [(i.name, gb(i.size) if i.in_training else "-", i.made_of) for i in self.memory]
-        rows.append((total, gb(self.peak_bytes), made_of))
-        return "", ("memory on one device", "GB", "made of"), rows
+        rows = [(i.name, gb(i.size), i.made_of) for i in self.memory if i.in_training]
+        sizes, drawing = by_moment(self.memory), by_moment(self.sampling)
+        moments = [(_MOMENTS[m], gb(sizes[m]), self._beside(m)) for m in _MOMENTS if m in sizes]
+        after = ", ".join(f"{moment} {gb(size)}" for moment, size in drawing.items())
+        moments += [
+            ("peak of the run", gb(self.peak_bytes), verdict),
+            ("sampling, afterwards", gb(peak(self.sampling)), after),
+        ]
+        whole, kept = sum(self.checkpoint.values()), self.checkpoints
+        made_of = ", ".join(f"{name} {gb(size)}" for name, size in self.checkpoint.items())
+        files = [
+            ("a checkpoint", gb(whole), made_of),
+            ("all that are kept", gb(kept * whole), f"{kept}: the newest and the best"),
+            ("at most", gb((kept + 1) * whole), "while one more is written"),
+        ]
+        return [
+            ("", ("memory on one device while training", "GB", "made of"), rows),
+            ("", ("memory on one device", "GB", "made of"), moments),
+            ("", ("checkpoints on the disk", "GB", "made of"), files),
+        ]
+
+    def _beside(self, moment: str) -> str:
+        """What there is at a moment and not while training."""
+        if moment == TRAINING:
+            return "as above"
+        other = [i for i in self.memory if moment in i.moments and not i.in_training]
+        made_of = ", ".join(f"{item.name} {gb(item.size)}" for item in other)
+        return made_of + "; no gradients" * (moment == PREVIEWS)
+
+
+_MOMENTS = {
+    ENCODING: "encoding prompts ahead",
+    TRAINING: "training",
+    PREVIEWS: "drawing previews",
+    HOST: "beside it, on the host",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +178,7 @@ class DryRun(Forecast):
             (title, ("parameters", "millions"), parameters),
             ("", ("grids after the model's shift", "sigmas"), grids),
             ("", ("evaluations an iteration, per sample", "on average"), counts),
-            self.memory_table("while training", "estimate"),
+            *self.memory_tables("estimate"),
             ("", ("files that would be written", "how many", "GB"), files),
         ]
 
@@ -180,45 +214,12 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
         evaluations=evaluations,
         run_evaluations=round(samples * evaluations.total),
         memory=tuple(memory_items(estimate) if walk else ()),
-        files=tuple(files_of(recipe, sizes)),
+        sampling=tuple(sampling_items(estimate) if walk else ()),
+        checkpoint=checkpoint_groups(estimate),
+        checkpoints=checkpoints_kept(recipe),
+        files=tuple(files_of(estimate)),
         missing=missing_files(recipe),
         notes=estimate.notes,
-    )
-
-
-def files_of(recipe: Recipe, sizes: Parameters) -> list[File]:
-    """Files of a finished run; an export, measurements and a report come later, on request."""
-    steps, every = recipe.train.steps, recipe.preview.every
-    previews = 1 + steps // every + (steps % every > 0)
-    checkpoints = checkpoints_kept(recipe)
-    height, width = recipe.resolution.height, recipe.resolution.width
-    teacher = recipe.preview.count * 3 * height * width * FLOAT32
-    trained = sizes.trained * FLOAT32
-    groups = {"student": trained, "fake_teacher": trained, "optimizers": 4 * trained}
-    if recipe.ema:
-        groups["ema"] = trained
-    return [
-        File("config.yaml"),
-        File("metrics.jsonl"),
-        File("previews/previews.json"),
-        File("previews/teacher-*.safetensors", 1, teacher),
-        File("previews/step-*.png", previews),
-        *(
-            File(f"checkpoints/step-*/{group}.safetensors", checkpoints, checkpoints * size)
-            for group, size in groups.items()
-        ),
-        File("checkpoints/step-*/state.json", checkpoints),
-    ]
-
-
-def checkpoints_kept(recipe: Recipe) -> int:
-    """Most checkpoints that exist at once: the newest, and the best that are not among them."""
-    steps, checkpoint = recipe.train.steps, recipe.checkpoint
-    saved = set(range(checkpoint.every, steps + 1, checkpoint.every)) | {steps}
-    scored = set(range(recipe.preview.every, steps + 1, recipe.preview.every)) | {steps}
-    newest = min(checkpoint.keep_last, len(saved))
-    return min(
-        newest + checkpoint.keep_best, len(saved | (scored if checkpoint.keep_best else set()))
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import torch
+from torch import nn
 
 from fewstep import models, objectives
 from fewstep.config import Recipe
@@ -20,10 +24,12 @@ from fewstep.planning.counts import (
     Parameters,
     count_calls,
     count_parameters,
+    trained_shapes,
 )
 from fewstep.planning.memory_tracker import OpCache
-from fewstep.planning.trace import MetaNetworks, Trace, trace
+from fewstep.planning.trace import MetaNetworks, Trace, at_work, trace
 from fewstep.train.fused import lockstep_parts, walk_evaluations
+from fewstep.train.roles import STUDENT, TEACHER
 from fewstep.train.step import Algorithm
 
 T = TypeVar("T")
@@ -87,6 +93,14 @@ class Estimate:
         student = self.recipe.student
         key = student.model_dump_json(include={"mode", "lora"})
         return self._shared(lambda: count_parameters(self.backbone, student), key)
+
+    @property
+    def trained(self) -> list[int]:
+        """Numbers in each parameter that is trained of the student."""
+        student = self.recipe.student
+        key = student.model_dump_json(include={"mode", "lora"})
+        shapes = self._shared(lambda: trained_shapes(self.backbone, student), key, "shapes")
+        return [math.prod(shape) for shape in shapes]
 
     @property
     def algorithm(self) -> Algorithm:
@@ -170,6 +184,57 @@ class Estimate:
             return trace(networks, batch=batch, largest=largest, with_gradients=with_gradients)
 
         return self._shared(traced, batch, *largest.items(), with_gradients, student, dtypes)
+
+    def denoising(self, samples: int) -> int:
+        """Most bytes beyond its weights while the finished student predicts some samples."""
+        student = self.recipe.student
+        role = STUDENT if student.mode == "lora" else TEACHER  # which is as the student at rest
+
+        def traced() -> int:
+            recipe = Recipe.from_values(dict(self.recipe), {"memory.teacher_dtype": None})
+            networks = MetaNetworks(recipe, self.backbone, cuda=self.cuda, op_cache=self._op_cache)
+            with networks.metered(role) as (tracker, _), torch.no_grad():
+                weights = tracker.now
+                networks.velocity(role, samples)
+                return tracker.peak - weights
+
+        return self._shared(traced, samples, role, student.model_dump_json(include={"lora"}))
+
+    def encoding(self, prompts: int) -> int:
+        """Most bytes beyond its weights while a text encoder encodes some prompts."""
+        backbone, sizes = self.backbone, []
+        tokens = backbone.max_sequence_length or backbone.text_tokens
+        for name in backbone.encoder_names:
+            if not isinstance(getattr(backbone.pipe, name, None), nn.Module):
+                continue
+            encoder = self._part(name)
+            length = min(tokens, getattr(encoder.config, "max_position_embeddings", tokens))
+            ids = torch.zeros(prompts, length, dtype=torch.long, device="meta")
+            sizes.append(self._at_work(encoder, partial(encoder, ids), name, prompts))
+        return max(sizes, default=0)
+
+    def decoding(self, pictures: int) -> int:
+        """Most bytes beyond its weights while the VAE decodes some pictures."""
+        if not isinstance(getattr(self.backbone.pipe, "vae", None), nn.Module):
+            return 0
+        backbone, vae = copy.copy(self.backbone), self._part("vae")
+        backbone.pipe = copy.copy(backbone.pipe)
+        backbone.pipe.vae = vae
+        latents = torch.empty(pictures, *self.algorithm.latent_shape, device="meta")
+        return self._at_work(vae, partial(backbone.decode, latents), "vae", pictures)
+
+    def _part(self, name: str) -> Any:
+        """A part of the pipeline as it is loaded, on the meta device."""
+        part = copy.deepcopy(getattr(self.backbone.pipe, name))
+        return nn.Module.to(part, getattr(torch, self.recipe.model.dtype))
+
+    def _at_work(self, part: nn.Module, call: Callable[[], object], *key: object) -> int:
+        def traced() -> int:
+            texts = self.backbone.text_tokens
+            return at_work(part, call, op_cache=self._op_cache, cuda=self.cuda, texts=texts)
+
+        size = self.recipe.resolution
+        return self._shared(traced, self.recipe.model.dtype, size.height, size.width, *key)
 
     def _shared(self, compute: Callable[[], T], *key: object) -> T:
         """A result that variants with equal keys share."""

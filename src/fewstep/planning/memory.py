@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from fewstep.config import OptimizerRecipe, Recipe
+from fewstep.data.prompts import ENCODE_BATCH
 from fewstep.models.base import Backbone
 from fewstep.objectives import TrainedNetwork, by_site
-from fewstep.planning.counts import Parameters, count
+from fewstep.planning.counts import count
 from fewstep.planning.estimate import Estimate, micro_batch
 
 FLOAT32 = 4
@@ -18,9 +20,15 @@ WIDTHS = {None: FLOAT32, "float32": FLOAT32, "bfloat16": 2}
 """Bytes of a number; None: trained weights as they are by default."""
 BASES = {"int8": 1.0, "fp8": 1.0, "nf4": 1 / 2 + 1 / 64}
 """Bytes of a weight of the frozen base, scales included."""
-MOMENTS = {"adamw": 4.0, "adamw8bit": 1 + 4 / 256, "adamwfp8": 1 + 4 / 256}
-"""Bytes of a number of an optimizer's moments, scales included."""
 BUCKET = 64 * 2**20 * FLOAT32  # gradients that are averaged at once, where each process has all
+
+
+HOST = "host"
+"""In place of a moment: in the computer's memory."""
+ENCODING, TRAINING, PREVIEWS = "encoding", "training", "previews"
+"""Moments of a run: prompts are encoded ahead, before the networks come; it trains; it draws."""
+DENOISING, DECODING = "denoising", "decoding"
+"""Moments of sampling, after `ENCODING`."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +39,45 @@ class Item:
         name: What it is.
         size: In bytes.
         made_of: How the size comes about.
-        in_training: Whether it is on the device while training.
-        in_encoding: Whether it is there while prompts are encoded ahead, before the networks are.
+        moments: When it is on the device; `HOST`: it is in the computer's memory.
     """
 
     name: str
     size: int
     made_of: str
-    in_training: bool = True
-    in_encoding: bool = False
+    moments: tuple[str, ...] = (TRAINING, PREVIEWS)
+
+    @property
+    def in_training(self) -> bool:
+        """Whether it is on the device while training."""
+        return TRAINING in self.moments
 
 
-def peak(items: Sequence[Item]) -> int:
-    """Bytes at the fullest moment, while training or while prompts are encoded ahead."""
-    training = sum(item.size for item in items if item.in_training)
-    return max(training, sum(item.size for item in items if item.in_encoding))
+def by_moment(items: Iterable[Item]) -> dict[str, int]:
+    """Bytes on the device at each moment, and in the host's memory."""
+    sizes: dict[str, int] = {}
+    for item in items:
+        for moment in item.moments:
+            sizes[moment] = sizes.get(moment, 0) + item.size
+    return sizes
+
+
+def peak(items: Iterable[Item]) -> int:
+    """Bytes on the device at the fullest moment."""
+    return max((size for moment, size in by_moment(items).items() if moment != HOST), default=0)
+
+
+def moment_bytes(optimizer: str, sizes: Iterable[int]) -> int:
+    """Bytes of an optimizer's two moments, and its count of updates, of parameters of some sizes.
+
+    torchao keeps moments of 8 bits, with a scale for every 256 of them, where there are at least
+    4096 and they come out even; others are float32.
+    """
+    rounded = optimizer != "adamw"
+    return sum(
+        FLOAT32 + 2 * (n + n // 256 * FLOAT32 if rounded and n >= 4096 and not n % 256 else 4 * n)
+        for n in sizes
+    )
 
 
 def optimizers(recipe: Recipe) -> tuple[OptimizerRecipe, OptimizerRecipe]:
@@ -60,9 +92,10 @@ def memory_items(estimate: Estimate) -> list[Item]:
     trained_shards = 1 if lora else shards  # adapters stay whole
     trained, width = sizes.trained // trained_shards, WIDTHS[memory.trained_dtype]
     split = _over(trained_shards)
-    moments = round(2 * trained * sum(MOMENTS[optimizer.name] for optimizer in optimizers(recipe)))
+    names = [optimizer.name for optimizer in optimizers(recipe)]
+    moments = sum(moment_bytes(name, estimate.trained) for name in names) // trained_shards
     samples = micro_batch(recipe, estimate.gpus)
-    base, made_of = _base(estimate)
+    base, made_of = _base(estimate, memory.teacher_dtype or recipe.model.dtype)
     on_host = "; on the host"
     items = [
         Item("shared base, frozen" if lora else "teacher, frozen", base // shards,
@@ -70,20 +103,21 @@ def memory_items(estimate: Estimate) -> list[Item]:
         Item("student and fake teacher", 2 * trained * width, f"2 x trained x {width} B{split}"),
         Item("optimizers", moments,
              f"2 roles x 2 moments{split}{on_host * memory.offload_optimizer}",
-             in_training=not memory.offload_optimizer),
-        Item("gradients", trained * width, f"trained x {width} B{split}"),
+             _unless(memory.offload_optimizer)),
+        Item("gradients", trained * width, f"trained x {width} B{split}", (TRAINING,)),
         Item("activations and casts", _activations(estimate, sizes.trained * width),
-             f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment"),
+             f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment",
+             (TRAINING,)),
     ]  # fmt: skip
     if memory.base is not None:
         items.append(_decoded(estimate.backbone, memory.base, WIDTHS[recipe.model.dtype]))
     if recipe.ema:
         made_of = f"trained x {FLOAT32} B{split}{on_host * memory.offload_ema}"
         items.append(Item("running mean (EMA)", trained * FLOAT32, made_of,
-                          in_training=not memory.offload_ema))  # fmt: skip
+                          _unless(memory.offload_ema)))  # fmt: skip
     if estimate.gpus > 1:
         items.append(_exchanged(estimate, sizes.trained * width))
-    items += _frozen_parts(recipe, sizes)
+    items += _frozen_parts(estimate)
     if brought := _of_objectives(estimate.calls.trained.values()):
         items.append(Item("networks of objectives", brought, "weights, gradients and moments"))
     return items
@@ -110,30 +144,78 @@ def _activations(estimate: Estimate, gradients: int) -> int:
 
 def _of_objectives(networks: Iterable[TrainedNetwork]) -> int:
     """Bytes of networks that objectives bring along, which are whole on every device."""
-    return round(
-        sum(
-            parameter.numel() * (2 * FLOAT32 + 2 * MOMENTS[network.optimizer.name])
-            for network in networks
-            for parameter in network.module.parameters()
-        )
-    )
+    sizes = [([p.numel() for p in n.module.parameters()], n.optimizer.name) for n in networks]
+    return sum(2 * FLOAT32 * sum(each) + moment_bytes(name, each) for each, name in sizes)
 
 
 def _over(parts: int) -> str:
     return f" / {parts} devices" if parts > 1 else ""
 
 
-def _frozen_parts(recipe: Recipe, sizes: Parameters) -> list[Item]:
+def _unless(on_host: bool) -> tuple[str, ...]:
+    """When something is on the device that may live in the host's memory."""
+    return (HOST,) if on_host else (TRAINING, PREVIEWS)
+
+
+def _frozen_parts(estimate: Estimate) -> list[Item]:
     """VAE and text encoders, which take no part in training."""
+    recipe, sizes = estimate.recipe, estimate.parameters
     offloaded, stored = recipe.memory.offload_vae, recipe.data.cache is not None
     ahead, width = recipe.data.encode_ahead and not stored, WIDTHS[recipe.model.dtype]
     why = "; never loaded" if stored else "; gone before the networks come" if ahead else ""
-    return [
+    encoding = (ENCODING,) if ahead else ()
+    vae = (HOST, PREVIEWS) if offloaded else (TRAINING, PREVIEWS)
+    encoders = encoding if stored or ahead else (TRAINING, PREVIEWS)
+    shown = -(-recipe.data.batch_size // recipe.data.accumulate)
+    items = [
         Item("VAE", sizes.vae * width, f"VAE x {width} B{'; on the host' * offloaded}",
-             in_training=not offloaded, in_encoding=ahead),
-        Item("text encoders", sizes.encoders * width, f"encoders x {width} B{why}",
-             in_training=not (stored or ahead), in_encoding=ahead),
+             vae + encoding),
+        Item("text encoders", sizes.encoders * width, f"encoders x {width} B{why}", encoders),
+        Item("previews at work", max(estimate.decoding(shown), estimate.trace.no_grad),
+             f"counted: {shown} decoded at a time, or the networks' calls", (PREVIEWS,)),
     ]  # fmt: skip
+    if ahead:
+        items.append(_encoding(estimate, ENCODE_BATCH))
+    return items
+
+
+def _encoding(estimate: Estimate, prompts: int) -> Item:
+    """The text encoders' activations; one encoder works after the other."""
+    made_of = f"counted: {prompts} prompt{'s' * (prompts > 1)} at a time"
+    return Item("text encoders at work", estimate.encoding(prompts), made_of, (ENCODING,))
+
+
+def sampling_items(estimate: Estimate, pictures: int = 1) -> list[Item]:
+    """What drawing pictures from a trained student holds on one device.
+
+    Prompts are encoded first, and the encoders go before the network comes; the VAE comes last, or
+    is there all along, which is counted.
+
+    Args:
+        estimate: Of the recipe that trained the student.
+        pictures: Drawn at a time.
+    """
+    recipe, sizes = estimate.recipe, estimate.parameters
+    width, always = WIDTHS[recipe.model.dtype], (ENCODING, DENOISING, DECODING)
+    late = (DENOISING, DECODING)
+    base, made_of = _base(estimate, recipe.model.dtype)
+    latents = math.prod(estimate.algorithm.latent_shape) * FLOAT32 * pictures
+    items = [
+        Item("text encoders", sizes.encoders * width, f"encoders x {width} B", (ENCODING,)),
+        _encoding(estimate, pictures),
+        Item("network", base, made_of, late),
+        Item("latents", latents, f"float32, {pictures} at a time", late),
+        Item("network at work", estimate.denoising(pictures), "counted: a call without gradients",
+             (DENOISING,)),
+        Item("VAE", sizes.vae * width, f"VAE x {width} B", always),
+        Item("VAE at work", estimate.decoding(pictures), f"counted: {pictures} decoded at a time",
+             (DECODING,)),
+    ]  # fmt: skip
+    if recipe.student.mode == "lora":
+        items.append(Item("adapter", sizes.trained * FLOAT32, f"trained x {FLOAT32} B", late))
+    if recipe.memory.base is not None:
+        items.append(_decoded(estimate.backbone, recipe.memory.base, width, (DENOISING,)))
+    return items
 
 
 def _averaged(gradients: int) -> int:
@@ -145,7 +227,7 @@ def _exchanged(estimate: Estimate, gradients: int) -> Item:
     """What devices send each other and each holds for a while."""
     if estimate.shards == 1:
         made_of = "averaged gradients; activations are gone then"
-        return Item("exchange", _averaged(gradients), made_of, in_training=False)
+        return Item("exchange", _averaged(gradients), made_of, moments=())
     backbone, network = estimate.backbone, estimate.parameters.network
     blocks = [count(block) for block in backbone.blocks(backbone.net)]
     whole = 2 * max(blocks) + network - sum(blocks)
@@ -156,10 +238,10 @@ def _exchanged(estimate: Estimate, gradients: int) -> Item:
     return Item("exchange", 2 * whole * FLOAT32, made_of)
 
 
-def _base(estimate: Estimate) -> tuple[int, str]:
-    """Bytes of the frozen network, and how they come about."""
+def _base(estimate: Estimate, dtype: str) -> tuple[int, str]:
+    """Bytes of a frozen network in some precision, or quantised; and how they come about."""
     recipe, network, backbone = estimate.recipe, estimate.parameters.network, estimate.backbone
-    width = WIDTHS[recipe.memory.teacher_dtype or recipe.model.dtype]
+    width = WIDTHS[dtype]
     if recipe.memory.base is None:
         return network * width, f"network x {width} B"
     quantised = sum(sum(_linear_sizes(block)) for block in backbone.blocks(backbone.net))
@@ -167,7 +249,9 @@ def _base(estimate: Estimate) -> tuple[int, str]:
     return size, f"blocks' layers in {recipe.memory.base}, the rest x {width} B"
 
 
-def _decoded(backbone: Backbone, base: str, width: int) -> Item:
+def _decoded(
+    backbone: Backbone, base: str, width: int, moments: tuple[str, ...] = (TRAINING, PREVIEWS)
+) -> Item:
     """Weights of a quantised base while they are decoded, to numbers of `width` bytes.
 
     In a backward pass torchao keeps those of a block that is recomputed. NF4 is decoded again
@@ -176,9 +260,9 @@ def _decoded(backbone: Backbone, base: str, width: int) -> Item:
     blocks = [_linear_sizes(block) or [0] for block in backbone.blocks(backbone.net)]
     if base == "nf4":
         size = max(map(max, blocks), default=0) * (8 + 3 * width)
-        return Item("decoded weights", size, "the largest layer, at work")
+        return Item("decoded weights", size, "the largest layer, at work", moments)
     size = max(map(sum, blocks), default=0) * width
-    return Item("decoded weights", size, f"the largest block x {width} B")
+    return Item("decoded weights", size, f"the largest block x {width} B", moments)
 
 
 def _linear_sizes(block: nn.Module) -> list[int]:

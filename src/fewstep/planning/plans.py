@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.config import ConfigError, Recipe
+from fewstep.planning.disk import checkpoint_groups, checkpoints_kept
 from fewstep.planning.dry_run import Forecast, gb, millions
 from fewstep.planning.estimate import Estimate
 from fewstep.planning.gpus import Gpu, find_gpu
-from fewstep.planning.memory import memory_items, optimizers, peak
+from fewstep.planning.memory import memory_items, optimizers, peak, sampling_items
 from fewstep.train.memory.offload import refuse_sharded
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.tables import Table
@@ -110,7 +111,7 @@ class Plan(Forecast):
         title = f"{self.model} ({self.family}) on {self.gpus} x {self.gpu.name}"
         tables: list[Table] = [
             (title, ("what", "how much"), figures),
-            self.memory_table("peak", room),
+            *self.memory_tables(room),
             ("", ("time", "estimate", "made of"), time),
         ]
         if self.changes:
@@ -173,6 +174,9 @@ def plan(
         iteration_flops=iteration,
         run_flops=run,
         memory=tuple(memory_items(estimate)),
+        sampling=tuple(sampling_items(estimate)),
+        checkpoint=checkpoint_groups(estimate),
+        checkpoints=checkpoints_kept(recipe),
         changes=tuple(changes(estimate, kind.room)),
         utilisation=share,
         assumed=utilisation is None,

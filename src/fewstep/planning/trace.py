@@ -154,6 +154,26 @@ def trace(
     return Trace(flops, graph, forward, backward, no_grad, with_gradients)
 
 
+def at_work(
+    part: nn.Module, call: Callable[[], object], *, op_cache: OpCache, cuda: bool, texts: int
+) -> int:
+    """Most bytes beyond its weights while a part of a pipeline is called, without a graph.
+
+    Args:
+        part: The part, on the meta device.
+        call: Calls it, on the meta device.
+        op_cache: Results of earlier traces.
+        cuda: See `MetaNetworks`.
+        texts: Tokens of a text.
+    """
+    tracker = MetaTracker(op_cache)
+    tracker.watch([*part.parameters(), *part.buffers()])
+    with torch.no_grad(), _Autocast(torch.float32, tracker, cuda=cuda, texts=texts), tracker:
+        weights = tracker.now
+        call()
+    return tracker.peak - weights
+
+
 def _drop(parameter: Tensor) -> None:
     parameter.grad = None
 
