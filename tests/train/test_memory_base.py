@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 
@@ -97,6 +98,38 @@ def test_no_graph_keeps_a_weight_that_nf4_decodes():
 def test_nf4_leaves_odd_sizes_as_they_are():
     plain, layer = quantised("nf4", size=(5, 3))
     assert not is_quantized(layer) and torch.equal(layer.weight, plain.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nf4_is_torchao_s_bit_for_bit(dtype):
+    from torchao.quantization import to_nf4
+
+    torch.manual_seed(0)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    normal, bounded = torch.randn(2**16 - 256), every[every.abs() <= 1].float()
+    values = torch.cat([normal, torch.zeros(64), torch.ones(64), bounded])
+    one = OneBlock(nn.Linear(64, len(values) // 64, bias=False))
+    weight = values[: one.net[0].weight.numel()].view(-1, 64).to(dtype)
+    weight[2000:, 0] = 1  # the others of those groups are what is compared with the bounds
+    one.net[0].weight = nn.Parameter(weight.clone())
+    quantize(one, "nf4")
+    expected = to_nf4(weight, 64, math.gcd(len(weight), 256))
+    for part in expected.__tensor_flatten__()[0]:
+        assert torch.equal(getattr(one.net[0].weight, part), getattr(expected, part)), part
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_kept_codes_stand_in_for_the_weights(name):
+    """They are assembled without a look at the weights, which need not be there."""
+    torch.manual_seed(0)
+    one = OneBlock(nn.Linear(96, 50))
+    gone = OneBlock(nn.Linear(96, 50, device="meta"))
+    gone.net[0].bias = nn.Parameter(one.net[0].bias.detach().clone())
+    kept = quantize(one, name)
+    assert quantize(gone, name, kept=kept).keys() == kept.keys()
+    x = torch.randn(3, 96)
+    assert torch.equal(gone.net[0](x), one.net[0](x))
+    assert gone.net[0].weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -159,7 +159,8 @@ def build(
         **wanted.options,
     )
     if recipe.memory.base is not None:
-        quantize(backbone, recipe.memory.base)  # first: the whole may not fit the device
+        # Before it moves: the network as it was may not fit the device.
+        quantize(backbone, recipe.memory.base, device=validated.device)
     encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note)
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
