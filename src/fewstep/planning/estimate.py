@@ -230,8 +230,7 @@ class Estimate:
 
     def _at_work(self, part: nn.Module, call: Callable[[], object], *key: object) -> int:
         def traced() -> int:
-            texts = self.backbone.text_tokens
-            return at_work(part, call, op_cache=self._op_cache, cuda=self.cuda, texts=texts)
+            return at_work(part, call, self._op_cache, cuda=self.cuda)
 
         size = self.recipe.resolution
         return self._shared(traced, self.recipe.model.dtype, size.height, size.width, *key)

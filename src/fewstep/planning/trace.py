@@ -154,9 +154,7 @@ def trace(
     return Trace(flops, graph, forward, backward, no_grad, with_gradients)
 
 
-def at_work(
-    part: nn.Module, call: Callable[[], object], *, op_cache: OpCache, cuda: bool, texts: int
-) -> int:
+def at_work(part: nn.Module, call: Callable[[], object], op_cache: OpCache, *, cuda: bool) -> int:
     """Most bytes beyond its weights while a part of a pipeline is called, without a graph.
 
     Args:
@@ -164,11 +162,10 @@ def at_work(
         call: Calls it, on the meta device.
         op_cache: Results of earlier traces.
         cuda: See `MetaNetworks`.
-        texts: Tokens of a text.
     """
     tracker = MetaTracker(op_cache)
     tracker.watch([*part.parameters(), *part.buffers()])
-    with torch.no_grad(), _Autocast(torch.float32, tracker, cuda=cuda, texts=texts), tracker:
+    with torch.no_grad(), _Autocast(torch.float32, tracker, cuda=cuda), tracker:
         weights = tracker.now
         call()
     return tracker.peak - weights
