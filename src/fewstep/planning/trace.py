@@ -87,28 +87,28 @@ class MetaNetworks:
     @contextmanager
     def metered(self, role: str) -> Iterator[tuple[MetaTracker, _Autocast]]:
         """Context in which memory and arithmetic of a role are counted, its weights included."""
-        memory, net = self.recipe.memory, self.roles.net(role)
-        teacher_dtype = memory.teacher_dtype if role == TEACHER else None
-        dtype = getattr(torch, teacher_dtype or self.recipe.model.dtype)
-        tracker = MetaTracker(self.op_cache)
-        autocast = _Autocast(dtype, tracker, cuda=self.cuda)
+        net, tracker = self.roles.net(role), MetaTracker(self.op_cache)
+        autocast = _Autocast(tracker, cuda=self.cuda)
         tracker.watch([*net.parameters(), *net.buffers()])
         for module in net.modules():
             name = "_gradient_checkpointing_func"
             if checkpoint := getattr(module, name, None):
                 setattr(module, name, partial(autocast.recomputed, checkpoint))
-        with self.roles.active(role), autocast, tracker, warnings.catch_warnings():
+        with self.roles.active(role), tracker, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            self._autocast = autocast
             yield tracker, autocast
 
     def velocity(self, role: str, samples: int) -> Tensor:
         """A network's velocity of so many samples; to be called in `metered`."""
+        net, self._autocast.low = self.roles.answering(role)
         size = self.recipe.resolution.height, self.recipe.resolution.width
         xt = torch.empty(samples, *self.backbone.latent_shape(*size), device="meta")
         dtype = getattr(torch, self.recipe.model.dtype)
         cond = dummy_conditioning(self.backbone, samples, dtype)
         sigma = torch.empty(samples, device="meta")
-        return self.backbone.velocity(self.roles.net(role), xt, sigma, cond)
+        with self._autocast:
+            return self.backbone.velocity(net, xt, sigma, cond)
 
 
 def trace(
@@ -135,6 +135,7 @@ def trace(
             networks.velocity(STUDENT, samples)
         flops = tracker.flops / samples
         no_grad = tracker.peak - weights
+        networks.roles.release_copies()
         tracker.reset_peak()
         velocity = networks.velocity(STUDENT, batch)
         graph, forward = tracker.now - weights, tracker.peak - weights
@@ -165,7 +166,7 @@ def at_work(part: nn.Module, call: Callable[[], object], op_cache: OpCache, *, c
     """
     tracker = MetaTracker(op_cache)
     tracker.watch([*part.parameters(), *part.buffers()])
-    with torch.no_grad(), _Autocast(torch.float32, tracker, cuda=cuda), tracker:
+    with torch.no_grad(), _Autocast(tracker, cuda=cuda), tracker:
         weights = tracker.now
         call()
     return tracker.peak - weights
@@ -179,15 +180,16 @@ class _Autocast(TorchFunctionMode):
     """Autocast, and attention that keeps no matrix, for the meta device, which has neither.
 
     Attributes:
+        low: Precision that products are done in; None: that of what is given.
         in_backward: Whether a backward pass is running, in which this mode is not in force.
     """
 
-    def __init__(self, dtype: torch.dtype, tracker: MetaTracker, *, cuda: bool) -> None:
-        """Products are done in `dtype`."""
+    def __init__(self, tracker: MetaTracker, *, cuda: bool) -> None:
+        """Follows CUDA's autocast, or else a processor's."""
         super().__init__()
+        self.low: torch.dtype | None = None
         self.in_backward = False
         self._tracker = tracker
-        self._low = None if dtype == torch.float32 else dtype
         self._high = _HIGH if cuda else frozenset()
 
     def __torch_function__(
@@ -201,8 +203,8 @@ class _Autocast(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        if self._low is not None and (func in _LOW or func in self._high):
-            dtype = self._low if func in _LOW else torch.float32
+        if self.low is not None and (func in _LOW or func in self._high):
+            dtype = self.low if func in _LOW else torch.float32
             args = tuple(_to(value, dtype) for value in args)
             kwargs = {name: _to(value, dtype) for name, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -210,8 +212,8 @@ class _Autocast(TorchFunctionMode):
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any
     ) -> Tensor:
-        if self._low is not None:
-            query, key, value = (_to(tensor, self._low) for tensor in (query, key, value))
+        if self.low is not None:
+            query, key, value = (_to(tensor, self.low) for tensor in (query, key, value))
         if key.shape[1] != query.shape[1]:  # grouped: heads share keys
             times = query.shape[1] // key.shape[1]
             key, value = (tensor.repeat_interleave(times, dim=1) for tensor in (key, value))

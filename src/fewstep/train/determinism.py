@@ -51,3 +51,20 @@ def deterministic(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         filling.fill_uninitialized_memory = before[2]
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """Context for calls without a graph: attention may use cuDNN, whose forward pass repeats.
+
+    PyTorch refuses it in the strict mode of `deterministic` for its backward pass alone.
+    """
+    strict = torch.are_deterministic_algorithms_enabled()
+    if not strict or torch.is_deterministic_algorithms_warn_only_enabled():
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)

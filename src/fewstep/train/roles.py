@@ -22,8 +22,10 @@ from fewstep.config.memory import MemoryRecipe
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
+from fewstep.train.determinism import forward_only
 from fewstep.train.memory.activation_checkpointing import checkpoint_activations
 from fewstep.train.memory.adapters import adapter_layers, adapter_parameters, add_adapters
+from fewstep.train.memory.low_copy import LowCopy
 from fewstep.utils.errors import FewstepError
 
 STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
@@ -46,8 +48,9 @@ class Roles(ABC):
         self.evaluations = 0
         self.modules: dict[str, nn.Module] = {}
         self._owners: dict[str, str] = {}
-        dtype = next(backbone.net.parameters()).dtype
-        self._dtypes = dict.fromkeys((*TRAINED, TEACHER), dtype)
+        self._dtype = next(backbone.net.parameters()).dtype
+        self._autocast: dict[str, torch.dtype] = {}
+        self._low_copies: dict[str, LowCopy] = {}
 
     @staticmethod
     def build(
@@ -78,13 +81,30 @@ class Roles(ABC):
     def velocity(self, network: str, xt: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Velocity of a role's network, with a graph where gradients are enabled: [B, ...]."""
         self.evaluations += len(xt)
-        # Trained weights are float32 masters: autocast computes with them in the chosen precision.
-        # A call uses each once: keeping all low copies to its end would save no time.
-        dtype = self._dtypes[network]
-        low = dtype != torch.float32
-        scope = torch.autocast(xt.device.type, dtype, enabled=low, cache_enabled=False)
-        with self.active(network), scope:
-            return self.backbone.velocity(self.net(network), xt, sigma, cond)
+        net, dtype = self.answering(network)
+        # A call uses each weight once: keeping all low copies to its end would save no time.
+        autocast = torch.autocast(
+            xt.device.type, dtype, enabled=dtype is not None, cache_enabled=False
+        )
+        scope = nullcontext() if torch.is_grad_enabled() else forward_only()
+        with self.active(network), autocast, scope:
+            return self.backbone.velocity(net, xt, sigma, cond)
+
+    def answering(self, network: str) -> tuple[nn.Module, torch.dtype | None]:
+        """What answers a call of a role now, and the precision of its autocast; None: without.
+
+        Float32 masters need autocast to compute in low precision. Where gradients are disabled, a
+        copy of them stands in and needs none.
+        """
+        net = self.net(network)
+        if network in self._low_copies and not torch.is_grad_enabled():
+            return self._low_copies[network].of(net), None
+        return net, self._autocast.get(network)
+
+    def release_copies(self) -> None:
+        """Give back the memory of what `answering` has copied."""
+        for low in self._low_copies.values():
+            low.release()
 
     @contextmanager
     def capture(self, network: str, blocks: Sequence[int]) -> Iterator[list[tuple[Tensor, ...]]]:
@@ -185,6 +205,7 @@ class Roles(ABC):
 
     def backward(self, name: str, loss: Tensor) -> None:
         """Backward pass into a trained network, with its weights in force."""
+        self.release_copies()  # gradients take their room
         with nullcontext() if name in self.modules else self.active(name):
             loss.backward()
 
@@ -203,17 +224,23 @@ class _Full(Roles):
         super().__init__(backbone)
         teacher = backbone.net.requires_grad_(False).eval()
         self._nets = {TEACHER: teacher}
+        trained = getattr(torch, memory.trained_dtype or "float32")
         for role in TRAINED:
-            trained = getattr(torch, memory.trained_dtype or "float32")
             net = cast(copy.deepcopy(teacher), trained).requires_grad_(True)
             if recipe.gradient_checkpointing:
                 checkpoint_activations(backbone, net, int(recipe.gradient_checkpointing))
             self._nets[role] = net
+        if self._dtype != torch.float32 == trained:
+            self._autocast = dict.fromkeys(TRAINED, self._dtype)
+            self._low_copies = {role: LowCopy(teacher) for role in TRAINED}
         if memory.teacher_dtype is not None:
-            self._dtypes[TEACHER] = getattr(torch, memory.teacher_dtype)
-            cast(teacher, self._dtypes[TEACHER])
+            dtype = getattr(torch, memory.teacher_dtype)
+            cast(teacher, dtype)
+            if dtype not in (self._dtype, torch.float32):  # prompts are encoded in the former
+                self._autocast[TEACHER] = dtype
         if recipe.compile:
-            for net in self._nets.values():
+            copies = (low.net for low in self._low_copies.values())
+            for net in (*self._nets.values(), *copies):
                 _compile_blocks(backbone, net)
 
     def net(self, role: str) -> nn.Module:
@@ -239,6 +266,8 @@ class _Lora(Roles):
             # Autocast brings inputs to the precision that it computes in: peft's cast of them to
             # the adapters' float32 before that changes no bit, and costs a pass over them.
             layer.cast_input_dtype_enabled = False
+        if self._dtype != torch.float32:  # that of the adapters
+            self._autocast = dict.fromkeys(TRAINED, self._dtype)
         for name in TRAINED:
             for parameter in self.parameters(name).values():
                 parameter.requires_grad_(True)
