@@ -15,7 +15,17 @@ import typer
 from fewstep import __version__
 from fewstep.cli.console import complain, note, say, say_json, table, tables
 from fewstep.cli.encode import encode
-from fewstep.cli.options import Dtype, Json, Moved, Overrides, RecipeName, Resume, RunFolder, Which
+from fewstep.cli.options import (
+    Dtype,
+    Json,
+    Moved,
+    Offload,
+    Overrides,
+    RecipeName,
+    Resume,
+    RunFolder,
+    Which,
+)
 from fewstep.cli.plan import plan
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
@@ -147,6 +157,7 @@ def sample(
     ),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes what is there.")] = "auto",
     dtype: Dtype = None,
+    offload: Offload = None,
     moved: Moved = None,
     as_json: Json = False,
 ) -> None:
@@ -157,7 +168,8 @@ def sample(
 
     out = expand(out)
     check_samples(out, wanted)
-    model = open_model(folder, base=moved, dtype=dtype or "auto", device=device)
+    how: Any = {"dtype": dtype or "auto", "device": device, "offload": offload}
+    model = open_model(folder, base=moved, prompts=wanted, **how)
     rows = []
     for row in write_samples(model, wanted, out, sampler=Sampler.of(model, steps), seed=seed):
         note(f"{row['file']} {row['seconds']:.2f} s")
@@ -217,6 +229,8 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Where the teacher's measurements go (--teacher-only).")
     ] = None,
+    dtype: Dtype = None,
+    offload: Offload = None,
     moved: Moved = None,
     as_json: Json = False,
 ) -> None:
@@ -225,10 +239,11 @@ def evaluate(
     from fewstep.config import Recipe
     from fewstep.evaluation import evaluate_run, measure_teacher
 
+    how: Any = {"dtype": dtype or "auto", "offload": offload}
     if teacher_only:
         if out is None:
             raise FewstepError("evaluate --teacher-only: give --out FOLDER", code="missing-input")
-        files = measure_teacher(Recipe.named(run, overrides or []), out, say=note)
+        files = measure_teacher(Recipe.named(run, overrides or []), out, say=note, **how)
         if as_json:
             say_json({"files": files})
         else:
@@ -236,7 +251,7 @@ def evaluate(
         return
     if overrides or out:
         raise FewstepError("evaluate: --set and --out go with --teacher-only", code="usage")
-    evaluate_run(run, which=which, model=moved, say=note)
+    evaluate_run(run, which=which, model=moved, say=note, **how)
     summary = report(Path(run))
     if as_json:
         say_json(summary)

@@ -36,7 +36,15 @@ Resume: TypeAlias = Annotated[
 Which: TypeAlias = Annotated[str, typer.Option(help="Which checkpoint: best or last.")]
 Dtype: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16; default: what suits the model's files."),
+    typer.Option(help="float32, bfloat16 or float16; default: as the run has it."),
+]
+Offload: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="model|none",
+        help="model: one model at a time on the device, the others in the computer's memory; none: "
+        "all stay there; default: text encoders are gone before the network comes.",
+    ),
 ]
 Moved: TypeAlias = Annotated[
     str | None,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.evaluation import references as real
 from fewstep.evaluation.features import Features
 from fewstep.evaluation.metrics.base import FEATURES, Measurements, Metric, Values
-from fewstep.evaluation.references import Source
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import Sampler, draw_batches
+from fewstep.inference.source import Source
 from fewstep.models.base import Backbone
 from fewstep.utils.files import digest_text
 
@@ -108,6 +110,10 @@ class Extractor:
         numbers = f"{_FORMAT} {self.repeated} {self.seed} {space} {metrics}"
         return digest_text(numbers, *self.prompts)
 
+    def load(self, source: Source, *, spill: Path | None = None) -> Backbone:
+        """The model to draw from, with all prompts encoded; `spill` as for `Source.load`."""
+        return source.load(self.prompts, batch=self.batch, spill=spill)
+
     def cache_key(self, backbone: Backbone, net: nn.Module, sampler: Sampler, model: str) -> str:
         """Fingerprint of all that `read` depends on; `model` is that of the network's weights."""
         options = backbone.stock_call(sampler.base_sigmas, *sampler.size(backbone))
@@ -126,7 +132,7 @@ class Extractor:
 
         return self._measure_all(draw)
 
-    def read_real(self, source: Source, seed: int, size: tuple[int, int]) -> Measurements:
+    def read_real(self, source: real.Source, seed: int, size: tuple[int, int]) -> Measurements:
         """The same of real pictures; of a source that is not paired, features alone."""
         if not source.paired:
             points = self._measure((), source.draw(self.prompts, seed, size))

@@ -19,6 +19,7 @@ from fewstep.evaluation.extractor import Configuration, Extractor, configuration
 from fewstep.evaluation.metrics.base import Measurements, Metric, References
 from fewstep.inference.runs import RunFolder
 from fewstep.inference.sample import sample_batch, to_pixels
+from fewstep.inference.source import Offload, Source
 from fewstep.models.base import Backbone
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
@@ -35,18 +36,23 @@ def evaluate_run(
     *,
     which: str = "best",
     model: str | None = None,
+    dtype: str = "auto",
+    offload: Offload | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Evaluates the recipe's configurations; writes evaluation.json and a gallery.
 
-    One network is held in memory: the teacher's configurations come first, then the student's
-    weights take the teacher's place. The teacher's measurements are kept under a key of all that
+    All prompts are encoded first. Then one network is held in memory, as the run's recipe says
+    (dtype, base): the teacher's configurations come first, then the student's weights take the
+    teacher's place. The teacher's measurements are kept under a key of all that
     they depend on, so that the next evaluation need not draw them again.
 
     Args:
         run_folder: A run with at least one checkpoint.
         which: The student's checkpoint, `best` or `last`.
         model: Where the run's model is now; None: where its recipe says.
+        dtype: Name of the torch dtype to hold weights in; `auto` is the run's.
+        offload: See `inference.source.Source`.
         say: Called with a line on what is being done.
 
     Returns:
@@ -60,11 +66,12 @@ def evaluate_run(
     settings, extractor = run.recipe.evaluate, make_extractor(run.recipe.evaluate)
     check_writable(run.folder)
     real = _real_pictures(settings, extractor, run)
-    backbone = run.load_backbone()
     run.student_weights(which)  # first: the teacher takes long
+    source = run.source(dtype=dtype, offload=offload)
+    backbone = extractor.load(source, spill=run.folder)
     work = _Work(backbone, extractor, run, say)
     measured = [
-        work.measure(configuration, backbone.net, digest_model(backbone.source))
+        work.measure(configuration, backbone.net, _fingerprint(backbone, source))
         for configuration in configurations_of("teacher", run, backbone)
     ]
     students = configurations_of("student", run, backbone)
@@ -72,6 +79,21 @@ def evaluate_run(
     measured += [work.measure(configuration, student.net) for configuration in students]
     say("metrics")
     evaluation = {
+        **_describe(settings, extractor),
+        "which": which,
+        "step": student.step,
+        "dtype": source.dtype,
+        "base": source.base,
+        **_compare(measured, real, extractor.metrics),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    write_json(run.folder / "evaluation.json", evaluation)
+    return evaluation
+
+
+def _describe(settings: EvaluateRecipe, extractor: Extractor) -> dict[str, Any]:
+    """What evaluation.json says of what is drawn and measured, and where."""
+    return {
         "prompts": {"file": settings.prompts, "count": len(extractor.prompts)},
         "repeats": list(extractor.repeated),
         "seed": settings.seed,
@@ -82,17 +104,16 @@ def evaluate_run(
             for metric in extractor.metrics
         ],
         "hardware": hardware.describe(),
-        "which": which,
-        "step": student.step,
-        **_compare(measured, real, extractor.metrics),
-        "seconds": round(time.monotonic() - began, 1),
     }
-    write_json(run.folder / "evaluation.json", evaluation)
-    return evaluation
 
 
 def measure_teacher(
-    recipe: Recipe, folder: Path, *, say: Say = lambda text: None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    offload: Offload | None = None,
+    say: Say = lambda text: None,
 ) -> dict[str, Path]:
     """Draws a recipe's teacher configurations and writes their measurements to a folder.
 
@@ -103,6 +124,8 @@ def measure_teacher(
     Args:
         recipe: Any recipe of the model; nothing is trained.
         folder: Where to.
+        dtype: Name of the torch dtype to hold weights in; `auto` is the recipe's.
+        offload: See `inference.source.Source`.
         say: Called with a line on what is being done.
 
     Returns:
@@ -111,8 +134,9 @@ def measure_teacher(
     folder = expand(folder)
     run, extractor = RunFolder(folder, recipe), make_extractor(recipe.evaluate)
     check_writable(folder)
-    backbone = run.load_backbone()
-    net, model = backbone.net, digest_model(backbone.source) or ""
+    source = run.source(dtype=dtype, offload=offload)
+    backbone = extractor.load(source)
+    net, model = backbone.net, _fingerprint(backbone, source) or ""
     files = {}
     for configuration in configurations_of("teacher", run, backbone):
         name, sampler = configuration.name, configuration.sampler
@@ -205,6 +229,12 @@ class _Work:
         shown = {"prompts": prompts, "seed": seed}
         write_json(self.run.folder / "evaluation" / "gallery.json", shown)
         return {"seconds_per_image": round(seconds, 5), "gallery": files}
+
+
+def _fingerprint(backbone: Backbone, source: Source) -> str | None:
+    """That of the network's weights: of the model's files, and of how they are quantized."""
+    digest = digest_model(backbone.source)
+    return f"{digest} in {source.base}" if digest and source.base else digest
 
 
 def _real_pictures(

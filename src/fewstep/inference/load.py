@@ -16,12 +16,12 @@ from fewstep.export.note import check_free, read_note
 from fewstep.export.write import write_student
 from fewstep.inference.runs import Place, RunFolder
 from fewstep.inference.sample import Encode, Network, Sampler, sample_batch, to_pixels
+from fewstep.inference.source import Offload, Source
 from fewstep.models.base import Backbone
 from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.models.saving import stored_dtype, working_dtype
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import check_writable
-from fewstep.utils.hardware import pick_device
 from fewstep.utils.privacy import public
 from fewstep.utils.resources import expand
 
@@ -128,7 +128,13 @@ class Model:
 
 
 def load(
-    path_or_repo_id: str | Path, *, dtype: str = "auto", device: str = "auto", **options: Any
+    path_or_repo_id: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    offload: Offload | None = None,
+    prompts: Sequence[str] = (),
+    **options: Any,
 ) -> Model:
     """A pretrained pipeline, such as a teacher.
 
@@ -138,15 +144,19 @@ def load(
         dtype: Name of the torch dtype to hold weights in; `auto` is bfloat16 where the network's
             files are, else float32.
         device: Where to draw; `auto` takes an accelerator if there is one.
+        offload: None: the text encoders are loaded when there are prompts that were not encoded
+            yet, and go again; network and VAE stay on the device. "model": network and VAE take
+            turns there, and wait in the computer's memory. "none": everything is loaded at once
+            and stays on the device.
+        prompts: What will be drawn, to be encoded before the network is loaded.
         options: Settings of the model family, such as `max_sequence_length`.
 
     Raises:
         FewstepError: Nothing is there, or its pipeline is not supported.
     """
-    backbone = models.load(path_or_repo_id, dtype=dtype, teacher=False, **options)
-    place = Place(path_or_repo_id, options=options)
-    label = public(str(path_or_repo_id))
-    return Model(backbone.to(pick_device(device)), backbone.net, label, place=place)
+    source = Source(path_or_repo_id, dtype, device, offload=offload, options=options)
+    backbone, place = source.load(prompts), Place(path_or_repo_id, options=options)
+    return Model(backbone, backbone.net, public(str(path_or_repo_id)), place=place)
 
 
 def open_model(
@@ -156,6 +166,8 @@ def open_model(
     base: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    offload: Offload | None = None,
+    prompts: Sequence[str] = (),
     **options: Any,
 ) -> Model:
     """The network that a folder stands for.
@@ -163,26 +175,35 @@ def open_model(
     Args:
         place: A run folder, an exported folder (whole or LoRA), any diffusers folder, or a repo id.
         which: Of a run: the `best` or `last` checkpoint, or a step; None takes its export if there
-            is one, else the best checkpoint.
+            is one and no `memory.base`, else the best checkpoint.
         base: The model that a LoRA or a run belongs to, where it does not say so or it has moved.
-        dtype: Name of the torch dtype to hold weights in; `auto` is bfloat16 where the network's
-            files are, else float32.
-            Pictures equal those of the model card's snippet in float32.
+        dtype: Name of the torch dtype to hold weights in; `auto` is that of the run, elsewhere
+            bfloat16 where the network's files are, else float32. Pictures equal those of the model
+            card's snippet in float32. A run with `memory.base` is drawn on that base.
         device: Where to draw; `auto` takes an accelerator if there is one.
+        offload: None: the text encoders are loaded when there are prompts that were not encoded
+            yet, and go again; network and VAE stay on the device. "model": network and VAE take
+            turns there, and wait in the computer's memory. "none": everything is loaded at once
+            and stays on the device.
+        prompts: What will be drawn, to be encoded before the network is loaded.
         options: Settings of the model family; they win over what the folder itself says.
 
     Raises:
         FewstepError: Nothing that can be loaded is there.
     """
     source = Place(place, which, base, options)
+    how: dict[str, Any] = {"device": device, "offload": offload, "prompts": prompts}
     if not source.has_student:
-        return load(place, dtype=dtype, device=device, **options)
+        return load(place, dtype=dtype, **how, **options)
     exported = source.folder / "export"
     if which is None and RunFolder.is_one(source.folder) and _can_be_loaded(exported):
-        model = open_model(exported, base=base, dtype=dtype, device=device, **options)
-        note = read_note(exported)
-        return replace(model, place=replace(source, which=note.step if note else "best"))
-    student = source.load_student(dtype=dtype, device=device)
+        recipe = RunFolder.open(source.folder, base).recipe
+        if recipe.memory.base is None:
+            held = recipe.model.dtype if dtype == "auto" else dtype
+            model = open_model(exported, base=base, dtype=held, **how, **options)
+            note = read_note(exported)
+            return replace(model, place=replace(source, which=note.step if note else "best"))
+    student = source.load_student(dtype=dtype, base=True, **how)
     return Model(
         student.backbone,
         student.net,

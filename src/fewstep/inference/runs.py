@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from fewstep.config import ConfigError, Recipe, StudentRecipe
 from fewstep.export.base import Student
 from fewstep.export.note import NOTE, Note, read_note
 from fewstep.inference.sample import default_size
+from fewstep.inference.source import Offload, Source
 from fewstep.models.base import Backbone
 from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.train.changes import refuse_another_student
@@ -25,7 +26,6 @@ from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.files import digest_model, read_text
-from fewstep.utils.hardware import pick_device
 from fewstep.utils.privacy import public
 from fewstep.utils.resources import expand, resolve
 
@@ -83,21 +83,38 @@ class RunFolder:
         """Height and width in pixels that the student is distilled at."""
         return self.recipe.resolution.height, self.recipe.resolution.width
 
-    def load_backbone(
-        self, *, dtype: str = "float32", device: str | None = None, **options: Any
-    ) -> Backbone:
-        """The pretrained model of the run, on the recipe's device unless told otherwise.
+    def source(
+        self,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        offload: Offload | None = None,
+        base: bool = True,
+        **options: Any,
+    ) -> Source:
+        """The pretrained model of the run, as it is held to draw from it.
 
         Args:
-            dtype: Name of the torch dtype to hold weights in.
-            device: Where to.
+            dtype: Name of the torch dtype of the weights; `auto` is the run's.
+            device: Where to; None is the recipe's.
+            offload: See `Source`.
+            base: Whether to quantize the network as the run did.
             options: Settings of the family; they win over the recipe's.
         """
-        model = self.recipe.model
-        options = {**model.options, **options}
-        # Whether it can be a teacher was decided when the run began.
-        backbone = models.load(model.path, dtype=dtype, teacher=False, **options)
-        return backbone.to(pick_device(device or self.recipe.train.device))
+        recipe = self.recipe
+        return Source(
+            recipe.model.path,
+            dtype=recipe.model.dtype if dtype == "auto" else dtype,
+            device=device or recipe.train.device,
+            base=recipe.memory.base if base else None,
+            offload=offload,
+            cache=recipe.data.cache,
+            options={**recipe.model.options, **options},
+        )
+
+    def load_backbone(self, **how: Any) -> Backbone:
+        """The same, loaded; arguments are those of `source`."""
+        return self.source(**how).load()
 
     def checkpoint(self, which: str | int) -> Path:
         """Folder of a checkpoint: `best`, `last`, or a step.
@@ -209,15 +226,13 @@ class Place:
         source = self._base() if self.is_lora else self.address
         return "lora" if self.is_lora else "full", models.family_of(source).name
 
-    def load_backbone(self, *, dtype: str, device: str) -> Backbone:
-        """The pipeline there; of a LoRA, its base model."""
-        source = self._base() if self.is_lora else self.address
-        note = self.note
+    def source(self, *, dtype: str, device: str, offload: Offload | None = None) -> Source:
+        """The pipeline there, as it is held to draw from it; of a LoRA, its base model."""
+        address, note = self._base() if self.is_lora else self.address, self.note
         if note is not None:
             note.check(self.folder)
         options = {**(note.options if note else {}), **self.options}
-        backbone = models.load(source, dtype=dtype, teacher=False, **options)
-        return backbone.to(pick_device(device))
+        return Source(address, dtype, device, offload=offload, options=options)
 
     def checkpoint(self, which: str | int) -> Path:
         """Folder of a checkpoint: `best`, `last`, or a step.
@@ -227,17 +242,35 @@ class Place:
         """
         return store.find(self.folder, _which(which))
 
-    def load_student(self, *, dtype: str, device: str) -> Student:
+    def load_student(
+        self,
+        *,
+        dtype: str,
+        device: str,
+        offload: Offload | None = None,
+        base: bool = False,
+        prompts: Sequence[str] = (),
+    ) -> Student:
         """The student there.
+
+        Args:
+            dtype: Name of the torch dtype of the weights; `auto` is that of the run, or of an
+                export what suits its files.
+            device: Where to draw.
+            offload: See `Source`.
+            base: Whether to quantize the network of a run as the run did.
+            prompts: What will be drawn, see `Source.load`.
 
         Raises:
             FewstepError: Nothing that can be loaded is there.
         """
+        how: dict[str, Any] = {"dtype": dtype, "device": device, "offload": offload}
         if RunFolder.is_one(self.folder):
-            run = RunFolder.open(self.folder, self.base)
-            backbone = run.load_backbone(dtype=dtype, device=device, **self.options)
-            return run.load_student(backbone, "best" if self.which is None else self.which)
-        note, backbone = self.note, self.load_backbone(dtype=dtype, device=device)
+            run, which = RunFolder.open(self.folder, self.base), self.which or "best"
+            run.checkpoint(which)  # first: what follows takes long
+            backbone = run.source(base=base, **how, **self.options).load(prompts)
+            return run.load_student(backbone, which)
+        note, backbone = self.note, self.source(**how).load(prompts)
         adapter = None
         if self.is_lora:
             try:

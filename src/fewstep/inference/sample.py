@@ -28,8 +28,11 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Terminal, few_step_sigmas, with_shift
 from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
+from fewstep.inference.source import set_aside
 from fewstep.models.base import Backbone
+from fewstep.models.latents import pictures_at_once
 from fewstep.models.trial import require_finite
+from fewstep.train.memory.offload import offload_vae
 from fewstep.utils.disk import writing
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import check_writable, made, replacing, settle
@@ -183,12 +186,16 @@ def draw_batches(
     Picture i starts from the noise of seeds[i]; the same as `sample_images` gives for these seeds,
     up to rounding. `encode` encodes the prompts; None: the backbone does.
     """
+    if encode is None:
+        backbone.prepare(prompts)
+    at_once = min(_DECODED_AT_ONCE, pictures_at_once(*sampler.size(backbone)))
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         cond = (encode or backbone.encode)(list(prompts[part]))
         latents = sample_latents(backbone, net, cond, seeds[part], sampler=sampler)
-        for some in latents.split(_DECODED_AT_ONCE):
-            yield _pictures(backbone, backbone.decode(some))
+        with _vae_at_work(backbone):
+            for some in latents.split(at_once):
+                yield _pictures(backbone, backbone.decode(some))
 
 
 def sample_batch(
@@ -214,7 +221,24 @@ def sample_frames(
 ) -> Tensor:
     """Frames [T, 3, H, W] in [0, 1] on the CPU, float32: one where the family draws pictures."""
     latents = sample_latents(backbone, net, backbone.encode([prompt]), [seed], sampler=sampler)
-    return _pictures(backbone, backbone.decode_video(latents))[0].transpose(0, 1)
+    with _vae_at_work(backbone):
+        return _pictures(backbone, backbone.decode_video(latents))[0].transpose(0, 1)
+
+
+@contextmanager
+def _vae_at_work(backbone: Backbone) -> Iterator[None]:
+    """Context in which the VAE is on the device; an offloaded one takes the network's place."""
+    vae: Any = getattr(backbone.pipe, "vae", None)
+    device = backbone.device
+    if not isinstance(vae, nn.Module) or next(vae.parameters()).device == device:
+        yield
+        return
+    with set_aside(backbone.net):
+        vae.to(device)
+        try:
+            yield
+        finally:
+            offload_vae(backbone)
 
 
 def _pictures(backbone: Backbone, decoded: Tensor) -> Tensor:
@@ -278,6 +302,7 @@ def write_samples(
     height, width = sampler.size(model.backbone)
     sigmas = [round(float(sigma), 6) for sigma in sampler.sigmas(model.backbone)]
     with made(folder), writing(folder), _staged(folder) as stage:
+        model.backbone.prepare(prompts)
         for index, prompt in enumerate(prompts):
             began = time.perf_counter()
             frames = sample_frames(model.backbone, model.net, prompt, seed + index, sampler=sampler)

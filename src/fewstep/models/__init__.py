@@ -119,7 +119,7 @@ def load(
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, DTYPES)
     folder = hub.download(path_or_repo_id, family.pipeline_class)
-    skipped = skipped_components(family, folder, encoders=encoders, network=network)
+    skipped = skipped_components(family, encoders=encoders, network=network)
     given = family.load_overrides(folder, **options) | skipped
     meta = load_pipeline(family, folder, dtype=None, given=given)  # what is wrong, before the wait
     if family.net_name not in skipped:

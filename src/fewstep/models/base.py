@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,18 +17,17 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Terminal
 from fewstep.core.solver import classifier_free, guided
 from fewstep.core.types import Conditioning, VelocityFn
+from fewstep.models.encoding import Encoding
 from fewstep.models.latents import decode_images, require_multiple
 from fewstep.models.lora import Adapted
 from fewstep.models.published import Published
 from fewstep.models.saving import write_pipeline
 from fewstep.models.scheduled import Scheduled
-from fewstep.models.trial import try_encoders
-from fewstep.utils.errors import FewstepError
 
 _MODULATION = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 
 
-class Backbone(Scheduled, Adapted):
+class Backbone(Scheduled, Adapted, Encoding):
     """A loaded diffusers pipeline behind one interface: ``velocity(net, xt, sigma, cond) -> v``.
 
     There is one subclass per model family, in a file of its own. It alone knows timesteps, signs,
@@ -73,8 +71,6 @@ class Backbone(Scheduled, Adapted):
         """Wraps a loaded pipeline; `source` is the folder that it was loaded from."""
         self.pipe = pipe
         self.source = source
-        self._null: Conditioning | None = None
-        self._tried = False
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(name == self.net_name).eval()
@@ -110,8 +106,7 @@ class Backbone(Scheduled, Adapted):
     def to(self, device: torch.device | str) -> Backbone:
         """Moves every network of the pipeline."""
         self.pipe.to(device)
-        if self._null is not None:
-            self._null = self._null.to(device)
+        self.move_null(device)
         return self
 
     @abstractmethod
@@ -143,113 +138,6 @@ class Backbone(Scheduled, Adapted):
             and id(module) in inside
             and not _MODULATION.search(name)
         ]
-
-    # ------------------------------------------------------------------ prompts
-
-    @abstractmethod
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Encodes prompts: tensors are batch-first, padded to one fixed length.
-
-        Families implement this and others call `encode`, which passes a copy of the list.
-        """
-
-    def encode_null(self) -> Conditioning:
-        """The empty prompt, encoded as the stock pipeline encodes a missing negative prompt."""
-        return self.encode_prompts([""])
-
-    def stock_encode(self, prompts: list[str], **arguments: Any) -> Any:
-        """The result of the stock pipeline's `encode_prompt`, without classifier-free guidance.
-
-        Args:
-            prompts: The prompts.
-            arguments: Further arguments. Of `device`, `max_sequence_length` and
-                `do_classifier_free_guidance`, those that the pipeline knows are passed anyway.
-        """
-        known = inspect.signature(self.pipe.encode_prompt).parameters
-        ours = {
-            "device": self.device,
-            "max_sequence_length": self.max_sequence_length,
-            "do_classifier_free_guidance": False,
-        }
-        ours = {name: value for name, value in ours.items() if name in known}
-        return self.pipe.encode_prompt(prompts, **(ours | arguments))
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encoded prompts as the denoiser takes them, padded to one fixed length.
-
-        Raises:
-            FewstepError: The text encoders were freed, or give values that are not finite.
-        """
-        self._check_encoders()
-        return self._finite(self.encode_prompts(list(prompts)))
-
-    def _finite(self, cond: Conditioning) -> Conditioning:
-        if wrong := cond.non_finite():
-            raise FewstepError(
-                f"{self.source}: the text encoders give values that are not finite ({wrong}): "
-                "their weights are damaged, or model.dtype is too narrow; try bfloat16 or float32",
-                code="non-finite",
-            )
-        return cond.counted()
-
-    def _check_encoders(self) -> None:
-        if getattr(self.pipe, self.encoder_names[0], None) is None:
-            raise FewstepError(
-                f"{self.source}: the text encoders were freed; load it again", code="missing-input"
-            )
-        self._tried = self._tried or try_encoders(self)
-
-    @torch.no_grad()
-    def null(self, batch: int) -> Conditioning:
-        """The encoded empty prompt, repeated `batch` times; it is encoded only once."""
-        if self._null is None:
-            self._check_encoders()
-            self._null = self._finite(self.encode_null())
-        return self._null.repeat_interleave(batch)
-
-    @property
-    def text_tokens(self) -> int:
-        """Length of every encoded prompt in tokens."""
-        return self.max_sequence_length or self.tokenizer_length()
-
-    def tokenizer_length(self) -> int:
-        """Tokens that the first tokenizer pads to, from its configuration; 77 (CLIP) without."""
-        file = self.source / (self.tokenizer_names or ("tokenizer",))[0] / "tokenizer_config.json"
-        try:
-            return int(json.loads(file.read_text(encoding="utf-8"))["model_max_length"])
-        except (OSError, ValueError, KeyError):
-            return 77
-
-    def keep_null(self, cond: Conditioning) -> None:
-        """Sets the encoded empty prompt, batch 1, so that no text encoder is needed for it."""
-        self._null = cond.counted().to(self.device)
-
-    def overlong(self, prompts: Sequence[str]) -> list[bool]:
-        """Whether each prompt exceeds what every text encoder reads, so that its end is lost.
-
-        A tokenizer reads up to its `model_max_length`, and no more than `most_tokens`.
-        """
-        lost = [bool(self.tokenizer_names)] * len(prompts)
-        for name in self.tokenizer_names if prompts else ():
-            tokenizer = getattr(self.pipe, name, None)
-            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one inside
-            if tokenizer is not None:
-                limit = min(tokenizer.model_max_length, self.most_tokens(name))
-                tokens = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
-                lost = [old and len(ids) > limit for old, ids in zip(lost, tokens, strict=True)]
-        return lost
-
-    def most_tokens(self, tokenizer: str) -> float:
-        """Tokens at which `max_sequence_length` cuts what a tokenizer (its name) reads, or inf."""
-        return self.max_sequence_length or math.inf
-
-    def free_encoders(self) -> None:
-        """Drops the text encoders from memory; the encoded empty prompt is kept."""
-        self.null(1)
-        for name in self.encoder_names:
-            if getattr(self.pipe, name, None) is not None:
-                setattr(self.pipe, name, None)
 
     # ------------------------------------------------------------------ sampling
 

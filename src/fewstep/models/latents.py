@@ -11,6 +11,8 @@ from fewstep.utils.errors import FewstepError
 
 LARGEST_SIDE = 2**14
 """Bound on a picture's sides, in pixels; no model draws larger ones, and mistakes have no bound."""
+_AT_ONCE = 1024**2  # pixels that are decoded at once: an autoencoder keeps hundreds of numbers each
+_WHOLE = 1536**2  # pixels of the largest picture that is decoded as a whole
 
 
 def require_at_most(height: int, width: int, most: int) -> None:
@@ -40,17 +42,38 @@ def require_multiple(height: int, width: int, multiple: int) -> None:
         )
 
 
+def pictures_at_once(height: int, width: int) -> int:
+    """How many pictures of a size, in pixels, are decoded in one call: 1 from 1024 x 1024 on."""
+    return max(1, _AT_ONCE // (height * width))
+
+
 def decode_images(vae: Any, latents: Tensor) -> Tensor:
     """Pictures or videos in [0, 1], float32, from latents as the autoencoder takes them.
+
+    Pictures above `_WHOLE` pixels are decoded in overlapping tiles, as diffusers does.
 
     Args:
         vae: An autoencoder whose pictures are in [-1, 1]; it computes in its own precision.
         latents: [B, C, h, w] or [B, C, T, h, w], with scale, shift or normalisation undone.
     """
-    images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    height, width = latents.shape[-2:]
+    tiled = height * width * _factor(vae) ** 2 > _WHOLE and hasattr(vae, "enable_tiling")
+    if tiled:
+        vae.enable_tiling()
+    try:
+        images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    finally:
+        if tiled:
+            vae.disable_tiling()
     pictures = (images * 0.5 + 0.5).clamp(0, 1)
     # Clamping would make white of what overflows: it stays recognisable instead.
     return torch.where(images.isfinite(), pictures, torch.nan).float()
+
+
+def _factor(vae: Any) -> int:
+    """Pixels a latent, on each side."""
+    blocks = getattr(vae.config, "block_out_channels", ())
+    return int(getattr(vae, "spatial_compression_ratio", 2 ** (len(blocks) - 1)))
 
 
 def denormalise(vae: Any, latents: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fewstep.utils.errors import FewstepError
 
 if TYPE_CHECKING:
     from fewstep.models.base import Backbone
+    from fewstep.models.encoding import Encoding
 
 _PROMPTS = ("blue", "pink")  # of equal length, for tokenizers that know no word
 _SIDES = tuple(2**power for power in range(4, 12))
@@ -57,7 +58,7 @@ def try_shapes(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def try_encoders(backbone: Backbone) -> bool:
+def try_encoders(backbone: Encoding) -> bool:
     """Encodes two prompts, and compares what each text encoder reads and gives; True in the end.
 
     Raises:
