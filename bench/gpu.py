@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from gpu_subjects import FLUX, LATE, SD3, SIDES, UNCOMPILED, Size, Subject, build, now
 from isolated import Parts, main
+from kernels import profiled
 from step import EVERY, Counted, Side, grids_of
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def compare(batch: int, size: Size) -> dict[str, Any]:
     for kinds, updates in ((UNCOMPILED, min(2, size.updates)), (list(SIDES), size.updates)):
         results |= turns.take(kinds, updates)
         print(json.dumps(results), flush=True)
-    return results
+    return {**results, "profile": turns.profile("compiled")}
 
 
 @dataclass(eq=False)
@@ -100,6 +101,11 @@ class Turns:
         plain = sum(sides["plain"].wall)
         figures = {kind: self._figures(side, plain) for kind, side in sides.items()}
         return {"student_updates": number + 1, "seconds_before": round(ready, 1), **figures}
+
+    def profile(self, kind: str) -> dict[str, Any]:
+        """Where the device's time goes in one more student update of a side."""
+        side = self._side(kind)
+        return profiled(lambda: self._turn(kind, side, grids_of(0, 1), 0))
 
     def _side(self, kind: str) -> Side:
         subject = self.subject

@@ -9,7 +9,6 @@ Results are written to bench/results/gpu-checks-<hardware>.json, or to the folde
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import subprocess
@@ -25,12 +24,12 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn.functional as F
-from gpu_subjects import FLUX, LATE, SD3, Size, Subject, build, default_dtype, now
+from gpu_subjects import FLUX, LATE, SD3, Size, Subject, build, default_dtype, free, now
 from isolated import Parts, main
+from kernels import profiled
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, T5EncoderModel
 
 from fewstep.core.noise import Draws
@@ -58,14 +57,6 @@ def train(subject: Subject, size: Size, iterations: int, *, first: int = LATE) -
         iteration(subject.train_state, [subject.batch], Draws(0, step, size.device), algorithm)
         times.append(now(size.device))
     return [round(end - start, 4) for start, end in pairwise(times)]
-
-
-def free(size: Size) -> None:
-    """Give back what is no longer used, and begin to count the peak anew."""
-    gc.collect()  # networks and their modules refer to each other
-    if size.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def allocated_gb(size: Size, *, peak: bool) -> float | None:
@@ -247,12 +238,6 @@ def _distill(out: Path, settings: list[str], steps: int, *options: str) -> subpr
 
 # ----------------------------------------------------------------------------------------- profile
 
-HOST_EVENTS = {
-    "cudaStreamSynchronize", "cudaMemcpyAsync", "cudaDeviceSynchronize", "cudaLaunchKernel",
-    "aten::_local_scalar_dense", "cudaMalloc", "cudaFree",
-}  # fmt: skip
-"""Where the host waits for the device, or is kept busy by it."""
-
 
 def where_time_goes(size: Size) -> dict[str, Any]:
     """Two iterations of SD3-Medium, full and by LoRA: device time, kernels, waits of the host."""
@@ -268,14 +253,7 @@ def _profiled(recipe: str, size: Size) -> dict[str, Any]:
     trained = subject(recipe, size)
     train(trained, size, 2)
     plain = train(trained, size, 2, first=LATE + 2)
-    activities = [ProfilerActivity.CPU]
-    if size.device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
-        seconds = train(trained, size, 2, first=LATE + 4)
-    events = profiler.key_averages()
-    kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
-    kernels.sort(key=lambda event: -event.self_device_time_total)
+    found = profiled(lambda: train(trained, size, 2, first=LATE + 4))
     start = time.perf_counter()
     for _ in range(5):
         with trained.train_state.roles.active(STUDENT), trained.train_state.roles.active(TEACHER):
@@ -283,17 +261,7 @@ def _profiled(recipe: str, size: Size) -> dict[str, Any]:
     switching = (time.perf_counter() - start) / 5
     return {
         "seconds": plain,
-        "profiled_seconds": seconds,
-        "device_seconds": sum(event.self_device_time_total for event in kernels) / 1e6,
-        "host": {
-            event.key: {"count": event.count, "ms": round(event.cpu_time_total / 1e3, 1)}
-            for event in events
-            if event.key in HOST_EVENTS
-        },
-        "kernels": [
-            {"name": event.key[:90], "ms": event.self_device_time_total / 1e3, "count": event.count}
-            for event in kernels[:30]
-        ],
+        **found,
         "switching_roles_ms": round(switching * 1e3, 3),
     }
 

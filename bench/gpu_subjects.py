@@ -1,5 +1,6 @@
 """What bench/gpu.py measures: networks of published sizes, or toys of them, with random weights."""
 
+import gc
 import json
 import tempfile
 import time
@@ -147,6 +148,14 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def free(size: Size) -> None:
+    """Give back what is no longer used, and begin to count the peak anew."""
+    gc.collect()  # networks and their modules refer to each other
+    if size.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_subjects import REAL, TINY, Size
+from gpu_subjects import REAL, TINY, Size, free
 from step import hardware_name
 
 from fewstep.utils.hardware import describe
@@ -50,12 +50,16 @@ def main(
     parser.add_argument("--parts", default=",".join(parts), help=f"of {', '.join(parts)}")
     parser.add_argument("--tiny", action="store_true", help="toys on a processor; no file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--together", action="store_true", help="all parts in one process, which starts once"
+    )
     results = Path(__file__).resolve().parent / "results"
     parser.add_argument("--out", type=Path, default=results, help="folder of the results' file")
     parser.add_argument("--child", choices=[*parts, "hardware"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        _run_child(parts, arguments.child, TINY if arguments.tiny else REAL)
+        size = TINY if arguments.tiny else REAL
+        print(json.dumps(_part(parts, arguments.child, size)))
         return
     names = arguments.parts.split(",")
     if unknown := [name for name in names if name not in parts]:
@@ -63,10 +67,17 @@ def main(
     if not arguments.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU; --tiny runs the same at toy size")
     # In a process of its own, as asking for a GPU's name takes memory of the device.
-    hardware = _measure(script, "hardware", limit=60, tiny=arguments.tiny)
-    content: Results = {"hardware": hardware, "tiny": arguments.tiny, "parts": {}}
+    size = TINY if arguments.tiny else REAL
+
+    def measured(name: str, limit: float) -> Results:
+        if arguments.together:
+            free(size)
+            return _part(parts, name, size)
+        return _measure(script, name, limit=limit, tiny=arguments.tiny)
+
+    content: Results = {"hardware": measured("hardware", 60), "tiny": arguments.tiny, "parts": {}}
     for name in names:
-        content["parts"][name] = _measure(script, name, limit=parts[name][1], tiny=arguments.tiny)
+        content["parts"][name] = measured(name, parts[name][1])
         print(f"{name}: {json.dumps(content['parts'][name])}", file=sys.stderr, flush=True)
         content |= summary(content["parts"])
         if not arguments.tiny:
@@ -74,18 +85,17 @@ def main(
     print(json.dumps(content, indent=None if arguments.json else 2))
 
 
-def _run_child(parts: Parts, name: str, size: Size) -> None:
+def _part(parts: Parts, name: str, size: Size) -> Results:
     """One part in this process; an error is a result as well."""
     if name == "hardware":
-        print(json.dumps(describe()))
-        return
+        return dict(describe())
     start = time.perf_counter()
     try:
         result = parts[name][0](size)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         result = {"error": f"{type(error).__name__}: {reason}"}
-    print(json.dumps({**result, "seconds": round(time.perf_counter() - start, 1)}))
+    return {**result, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def _measure(script: str, name: str, *, limit: float, tiny: bool) -> Results:
