@@ -60,7 +60,7 @@ python -c "from fewstep.config.shipped import SCHEMA; print(SCHEMA)"
 
 ## The dozen you need
 
-A shipped recipe (`fewstep models` lists them) sets the rest.
+A shipped recipe (`fewstep recipes` lists them) sets the rest.
 """
 _KINDS = {
     "null": "null",
@@ -76,6 +76,13 @@ _BOUNDS = {
     "exclusiveMinimum": "above",
     "maximum": "to",
     "exclusiveMaximum": "below",
+}
+EXTENDS = {
+    "type": "string",
+    "minLength": 1,
+    "description": "Another recipe that this one changes: the name of a shipped one, or a file, "
+    "relative to this one. Keys given here win, also inside sections; lists are replaced whole, "
+    "and so is a mapping that is given another `name`. A run's own recipe has it all.",
 }
 Schema = dict[str, Any]
 
@@ -100,10 +107,20 @@ def recipe_schema() -> Schema:
     for record in schema["$defs"].values():
         for field in record.get("properties", {}).values():
             field.pop("title", None)
+    schema["properties"] = {"extends": EXTENDS} | schema["properties"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fewstep recipe",
     } | {key: value for key, value in schema.items() if key != "title"}
+
+
+def for_editors(schema: Schema) -> Schema:
+    """The same without required sections and keys: a recipe may have them from what it extends."""
+    defs = {
+        name: record | {"required": [key for key in record.get("required", ()) if key == "name"]}
+        for name, record in schema["$defs"].items()
+    }
+    return {key: value for key, value in schema.items() if key != "required"} | {"$defs": defs}
 
 
 def _inherit_descriptions(schema: Schema, model: type[BaseModel]) -> None:
@@ -238,7 +255,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 def made() -> dict[Path, str]:
     """Both files as the records have them now."""
     schema = recipe_schema()
-    return {SCHEMA: json.dumps(schema, indent=1) + "\n", PAGE: Page(schema).text()}
+    return {SCHEMA: json.dumps(for_editors(schema), indent=1) + "\n", PAGE: Page(schema).text()}
 
 
 def stale() -> list[Path]:

@@ -348,7 +348,33 @@ def test_distill_resumes_and_refuses_to_overwrite(tiny, capsys, tmp_path):
     assert answer(more, capsys) == {"run": str(tmp_path / "run"), "step": 3, "finished": True}
 
 
+def test_a_run_folder_is_all_that_resuming_needs(tiny, capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert answer(["distill", str(tiny), "--out", run], capsys)["finished"]
+    assert refused(["distill", run], capsys) == "exists"
+    more = ["distill", run, "--resume", "--set", "train.steps=3"]
+    assert answer(more, capsys) == {"run": run, "step": 3, "finished": True}
+    assert answer(["distill", run, "--resume"], capsys)["step"] == 3
+    (tmp_path / "run" / "config.yaml").write_text("model: [")
+    assert refused(["distill", run, "--resume"], capsys) == "config"
+
+
 # ------------------------------------------------------------------------------ recipes
+
+
+def test_recipes_are_listed_printed_and_copied(capsys, tmp_path):
+    rows = answer(["recipes"], capsys)["recipes"]
+    assert [row["name"] for row in rows] == shipped.available()
+    assert all(row["about"] and row["model"] for row in rows)
+    text = shipped.find("sdxl-lora").read_text(encoding="utf-8")
+    assert answer(["recipes", "sdxl-lora"], capsys)["text"] == text
+    assert cli.run(["recipes", "sdxl-lora"]) == 0
+    assert capsys.readouterr().out.rstrip() == text.rstrip()
+    copy = tmp_path / "mine" / "copy.yaml"
+    for code in (0, 2):
+        assert cli.run(["recipes", "sdxl-lora", "--to", str(copy)]) == code
+        assert copy.read_text(encoding="utf-8") == text
+        assert [each.name for each in copy.parent.iterdir()] == ["copy.yaml"]
 
 
 @pytest.mark.parametrize("name", shipped.available())

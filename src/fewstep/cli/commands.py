@@ -21,12 +21,12 @@ from fewstep.cli.options import (
     Moved,
     Offload,
     Overrides,
-    RecipeName,
     Resume,
     RunFolder,
     Which,
 )
 from fewstep.cli.plan import plan
+from fewstep.cli.recipes import recipes
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 from fewstep.utils.resources import expand
@@ -88,7 +88,10 @@ def demo(
 
 @app.command()
 def distill(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="YAML file, shipped recipe's name, or a run folder."),
+    ],
     overrides: Overrides = None,
     resume: Resume = False,
     resume_from: Annotated[
@@ -105,15 +108,17 @@ def distill(
     moved: Moved = None,
     as_json: Json = False,
 ) -> None:
-    """Train a student by the recipe."""
-    from fewstep.config.shipped import find
-
-    path = find(recipe)
+    """Train a student by the recipe; of a run folder, by its own (--resume needs no more)."""
     from fewstep.config import Recipe
+    from fewstep.config.shipped import find, run_folder
 
     overrides = [*(overrides or []), *(["model.force=true"] if force else [])]
     overrides += [f"model.path={moved}"] if moved else []
-    settings = Recipe.from_file(path, overrides)
+    if run := run_folder(recipe):
+        folder, settings = out or run, Recipe.of_run(run, overrides)
+    else:
+        path = find(recipe)
+        folder, settings = out or Path("runs") / path.stem, Recipe.from_file(path, overrides)
     if dry:
         _show_dry_run(settings, as_json)
         return
@@ -121,7 +126,7 @@ def distill(
     from fewstep.train import distill as train
     from fewstep.train.checkpoint import store
 
-    folder, step = out or Path("runs") / path.stem, settings.train.steps
+    step = settings.train.steps
     try:
         train(settings, folder, resume=resume, resume_from=resume_from)
     except Stopped as stopped:
@@ -141,6 +146,7 @@ def distill(
 
 app.command()(encode)
 app.command()(plan)
+app.command()(recipes)
 
 
 @app.command()

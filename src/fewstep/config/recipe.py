@@ -15,6 +15,7 @@ from fewstep.config import shipped
 from fewstep.config.criteria import CriterionRecipe
 from fewstep.config.data import DataRecipe, is_repo_id
 from fewstep.config.evaluate import EvaluateRecipe
+from fewstep.config.files import located, merged, read_files
 from fewstep.config.memory import MemoryRecipe
 from fewstep.config.migrate import migrated, refuse_old
 from fewstep.config.model import ModelRecipe, ResolutionRecipe
@@ -37,17 +38,13 @@ from fewstep.config.training import (
 )
 from fewstep.core.schedules import Grid, RandomGrid
 from fewstep.utils import yaml
-from fewstep.utils.errors import FewstepError, all_at_once
-from fewstep.utils.files import read_text
+from fewstep.utils.errors import all_at_once
 from fewstep.utils.resources import resolve
 from fewstep.utils.terminal import one_line
 
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Dotted keys with their values, or texts such as ``train.steps=500`` whose values are YAML."""
 
-
-RECIPE_BYTES = 4 * 2**20
-"""Bound on a recipe's file; more prompts than fit belong in a file of their own."""
 Checked = TypeVar("Checked", bound=Section)
 
 
@@ -92,16 +89,21 @@ class Recipe(Section):
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Overrides = ()) -> Self:
-        """The recipe in a YAML file.
+        """The recipe in a YAML file, and in those that it extends.
 
         Args:
             path: The file, or ``package://...``.
             overrides: Changes, as in `named`.
 
         Raises:
-            ConfigError: One line that says what is wrong and where.
+            ConfigError: One line that says what is wrong, and in which file and line.
         """
-        return cls.from_values(_read(path), overrides)
+        files = read_files(path)
+        try:
+            return cls.from_values(merged(files), overrides)
+        except ConfigError as error:
+            given = (each.partition("=")[0] for each in overrides)
+            raise located(error, files, given) from error
 
     @classmethod
     def from_values(cls, data: Mapping[str, Any], overrides: Overrides = ()) -> Self:
@@ -125,13 +127,26 @@ class Recipe(Section):
         return recipe
 
     @classmethod
-    def from_saved(cls, data: Mapping[str, Any]) -> Self:
+    def from_saved(cls, data: Mapping[str, Any], overrides: Overrides = ()) -> Self:
         """The recipe that a run folder or a checkpoint holds, perhaps of an older version.
 
         Raises:
             ConfigError: It says something that no setting says any more.
         """
-        return cls.from_values(migrated(data))
+        return cls.from_values(migrated(data), overrides)
+
+    @classmethod
+    def of_run(cls, folder: Path, overrides: Overrides = ()) -> Self:
+        """The recipe of a run folder.
+
+        Raises:
+            ConfigError: It cannot be read, or is wrong; one line says what and where.
+        """
+        files = read_files(folder / shipped.CONFIG)
+        try:
+            return cls.from_saved(merged(files), overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{files[0].path}: {error}", code=error.code) from error
 
     def to_yaml(self) -> str:
         """YAML text, defaults written out; `from_file` gives the same recipe back."""
@@ -173,20 +188,6 @@ def missing_files(recipe: Recipe) -> dict[str, str]:
         for key, source in sources.items()
         if isinstance(source, str) and not (os.path.lexists(resolve(source)) or is_repo_id(source))
     }
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    """Nested plain values of a YAML file."""
-    file = resolve(path)
-    try:
-        data = yaml.load(read_text(file, at_most=RECIPE_BYTES))
-    except FewstepError as error:
-        raise ConfigError(str(error)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {one_line(str(error))}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file}: a recipe is a mapping of sections, such as model and data")
-    return data
 
 
 def _plain(value: Any, place: str = "recipe") -> Any:

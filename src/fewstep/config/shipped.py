@@ -8,6 +8,8 @@ from fewstep.utils.errors import FewstepError, did_you_mean
 from fewstep.utils.resources import resolve
 
 FOLDER = resolve("package://fewstep/recipes")
+CONFIG = "config.yaml"
+"""A run's own recipe, in its folder."""
 SCHEMA = FOLDER / "recipe.schema.json"
 """JSON schema of recipes, for editors; `tools/settings.py` makes it from the records."""
 
@@ -32,3 +34,9 @@ def find(name: str | Path) -> Path:
         f"{name}: no such recipe file, nor a shipped one; {did_you_mean(path.stem, available())}",
         code="missing-file",
     )
+
+
+def run_folder(name: str | Path) -> Path | None:
+    """The run folder of that path, if it is one."""
+    path = resolve(name)
+    return path if (path / CONFIG).is_file() else None

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from fewstep.config import Recipe
+from fewstep.config.shipped import CONFIG
 from fewstep.core.noise import Draws
 from fewstep.train.checkpoint.manager import PREVIEWS, starting_point
 from fewstep.train.determinism import deterministic
@@ -45,7 +46,6 @@ from fewstep.utils.files import write_text
 from fewstep.utils.hardware import denormals_flushed
 from fewstep.utils.resources import expand
 
-CONFIG = "config.yaml"
 _ECHO = 10.0  # seconds in which Slurm's signal and the same one by way of torchrun have come
 
 

@@ -20,7 +20,7 @@ from yaml import YAMLError
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_text
 
-__all__ = ["DEEPEST", "YAMLError", "dump", "front_matter", "load"]
+__all__ = ["DEEPEST", "YAMLError", "dump", "front_matter", "lines", "load"]
 
 DEEPEST = 32
 """Levels that mappings and lists may be nested."""
@@ -110,6 +110,23 @@ def load(text: str) -> Any:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # What its constructors make of `!!int zebra` and the like.
         raise YAMLError(f"a value does not fit its tag: {error}") from error
+
+
+def lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of each key and each item of a list in a sound text, from 1, by its path."""
+    found: dict[tuple[str, ...], int] = {}
+
+    def walk(node: Any, path: tuple[str, ...]) -> None:
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.SequenceNode):
+            pairs = [(item, item) for item in pairs]
+        for number, (key, inner) in enumerate(pairs):
+            name = str(number if inner is key else key.value)
+            found[*path, name] = key.start_mark.line + 1
+            walk(inner, (*path, name))
+
+    walk(yaml.compose(text, Loader=_Loader), ())
+    return found
 
 
 def dump(value: Any) -> str:

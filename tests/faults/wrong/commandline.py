@@ -23,6 +23,7 @@ SOUND: dict[str, list[str]] = {
     "compare": [RUN, RUN],
     "models": [],
     "doctor": [],
+    "recipes": ["demo"],
 }
 """Command -> words with which it would do something."""
 
@@ -63,6 +64,7 @@ WRITTEN = {
     "sample": f"{RUN} --prompt a --steps 1 --out {{}}",
     "export": f"{RUN} --out {{}}",
     "evaluate": f"{RECIPE} --teacher-only --out {{}}",
+    "recipes": "demo --to {}",
 }
 
 
@@ -174,7 +176,10 @@ MISTAKES: tuple[tuple[str, Sequence[str], tuple[str, ...]], ...] = (
     ("a recipe above the folder", ["distill", "../../../etc/passwd"], ("passwd",)),
     ("a recipe as an address", ["distill", "https://example.org/r.yaml"], ("example.org",)),
     ("resume without a run", ["distill", RECIPE, "--out", "empty/x", "--resume", "x"], ("x",)),
-    ("a run as a recipe", ["distill", RUN, "--out", "o"], ()),
+    ("a run once more", ["distill", RUN], ("--resume",)),
+    ("a recipe to copy onto a file", ["recipes", "demo", "--to", "file.txt"], ("file.txt",)),
+    ("a copy of all recipes", ["recipes", "--to", "new.yaml"], ("--to",)),
+    ("a recipe to copy that is not there", ["recipes", "demoo"], ("demoo", "demo")),
     ("a text as a recipe", ["distill", "file.txt", "--out", "o"], ("file.txt",)),
     (
         "a recipe to sample from",
