@@ -332,3 +332,21 @@ def test_a_lora_without_a_note_needs_its_base(make_run, pipeline_folder, tmp_pat
     (tmp_path / pipeline_folder.name).symlink_to(pipeline_folder)
     export_model(run, tmp_path / "again")
     assert torch.equal(sample(open_model(tmp_path / "again")), expected)  # it is beside it
+
+
+def test_peft_loads_the_adapter(make_run, pipeline_folder):
+    from peft import PeftModel
+
+    exported = export_model(make_run("lora"))
+    net = StableDiffusion3Pipeline.from_pretrained(pipeline_folder).transformer
+    merged = PeftModel.from_pretrained(net, str(exported)).merge_and_unload().state_dict()
+    pipe = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
+    plain = {name: weight.clone() for name, weight in pipe.transformer.state_dict().items()}
+    pipe.load_lora_weights(exported)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    fused = pipe.transformer.state_dict()
+    assert merged.keys() == fused.keys()
+    for name in merged:
+        torch.testing.assert_close(merged[name], fused[name], rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(merged[name], plain[name]) for name in merged)

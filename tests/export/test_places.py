@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from exported import card_of
 from fewstep.export.note import NOTE
 from fewstep.inference.load import export_model, open_model
+from fewstep.inference.runs import Place
+from fewstep.models.lora import LORA_WEIGHTS
 from fewstep.utils.errors import FewstepError
 from refusals import refuses
 
@@ -182,3 +184,69 @@ def test_an_export_on_a_grid_of_earlier_versions_is_refused(make_run):
     with pytest.raises(FewstepError) as caught:
         open_model(exported)
     assert caught.value.code == "version"
+
+
+def test_an_export_loads_what_it_writes_and_no_more(make_run, pipeline_folder, tmp_path):
+    def counted(student):
+        """Numbers held, by component; a network on the meta device holds none."""
+        parts = student.backbone.pipe.components.items()
+        return {
+            name: sum(each.numel() for each in part.state_dict().values() if not each.is_meta)
+            for name, part in parts
+            if isinstance(part, torch.nn.Module)
+        }
+
+    whole = load_file(pipeline_folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    for mode in ("full", "lora"):
+        run = Place(make_run(mode))
+        loaded = counted(run.load_to_write(adapter=False, dtype="float32"))
+        extra = 0 if mode == "full" else loaded["transformer"] - counted_weights(whole)
+        assert loaded == {"transformer": counted_weights(whole) + extra}
+    adapter = counted(run.load_to_write(adapter=True, dtype="float32"))
+    layers = load_file(export_model(run.folder) / LORA_WEIGHTS)
+    assert adapter["transformer"] == counted_weights(layers) == extra
+    assert not any(number for name, number in adapter.items() if name != "transformer")
+
+
+def counted_weights(tensors):
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_an_adapter_is_exported_without_a_weight_of_its_model(make_run, pipeline_folder, tmp_path):
+    run = make_run("lora")
+    expected = load_file(export_model(run, tmp_path / "one") / LORA_WEIGHTS)
+    bare = tmp_path / "configs"
+    shutil.copytree(pipeline_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    model = {"path": str(bare), "options": {"max_sequence_length": 16}}
+    got = load_file(export_model(make_run("lora", model=model), tmp_path / "two") / LORA_WEIGHTS)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+
+
+def test_weights_as_trained_can_be_exported(make_run, tmp_path):
+    run = make_run("lora")  # whose adapters were not moved yet, other than their running mean
+    for which, moved in (("ema", True), ("raw", False)):
+        layers = load_file(export_model(run, tmp_path / which, weights=which) / LORA_WEIGHTS)
+        assert any(up.any() for name, up in layers.items() if "lora_B" in name) == moved
+    with refuses("unknown-name", "unknown weights"):
+        export_model(run, tmp_path / "none", weights="mean")
+
+
+def test_whole_exports_have_the_sources_shards(make_run, pipeline_folder, tmp_path):
+    from fewstep import models
+
+    source = tmp_path / "sharded"
+    shutil.copytree(pipeline_folder, source)
+    net = models.load(source).net.bfloat16()
+    shutil.rmtree(source / "transformer")
+    net.save_pretrained(source / "transformer", max_shard_size=40_000)
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    expected = json.loads((source / "transformer" / index).read_text())
+    assert len(set(expected["weight_map"].values())) > 2
+    model = {"path": str(source), "options": {"max_sequence_length": 16}}
+    for dtype in (None, "float32"):
+        for mode in ("full", "lora"):
+            out = tmp_path / f"{mode}-{dtype}"
+            export_model(make_run(mode, model=model), out, merge=mode == "lora", dtype=dtype)
+            got = json.loads((out / "transformer" / index).read_text())
+            assert got["weight_map"] == expected["weight_map"]

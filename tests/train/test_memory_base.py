@@ -174,6 +174,7 @@ def test_a_run_on_a_quantised_base(name, make_run):
 def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
     """Trained on codes, loaded onto the published weights: the same change of each layer."""
     from fewstep import models
+    from fewstep.models.lora import lora_layers
     from fewstep.train.memory.adapters import adapter_parameters
 
     run = make_run(*LORA, AGAIN, "memory.base=int8", "student.every=1")
@@ -185,7 +186,7 @@ def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
     assert not layers(net)
     found = adapter_parameters(net, STUDENT)
     assert all(torch.equal(found[name], value) for name, value in state.items())
-    fresh.save_lora(tmp_path / "lora", net, STUDENT)
+    fresh.save_lora(tmp_path / "lora", lora_layers(net, STUDENT))
     other = models.load(model.path, **model.options)
     other.load_lora(tmp_path / "lora")
     xt, cond = Draws(3, 0).normal("xt", range(2), (16, 8, 8)), run.encoder.encode(["a", "b"])

@@ -195,6 +195,9 @@ def export(
         str | None,
         typer.Option("--format", help="diffusers, lora, comfyui, kohya, or of a plug-in."),
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="ema (the running mean, if kept) or raw (as trained).")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write a LoRA as a whole folder.")] = False,
     address: Annotated[
         str | None, typer.Option(help="Repo id that the card's snippet should load.")
@@ -214,6 +217,7 @@ def export(
         merge=merge,
         address=address,
         dtype=dtype,
+        weights=weights,
     )
     if as_json:
         say_json({"folder": str(folder)})

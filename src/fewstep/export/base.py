@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fewstep.config import Recipe
 from fewstep.core.schedules import Terminal, few_step_sigmas
 from fewstep.models.base import Backbone
+from fewstep.models.lora import lora_layers
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 
@@ -33,11 +35,13 @@ class Student:
         label: Where it came from, such as ``run/step-00000100``.
         folder: The run or the exported folder that it was read from.
         teacher: The teacher's address: a path, ``package://...`` or a repo id.
+        fingerprint: `digest_model` of the teacher, where the run noted it.
         size: Height and width in pixels that it was distilled at.
         shift: Static shift of the grid it was distilled on; None is its model's own.
         terminal: Where that grid ends before 0; "model": as its model's own.
         dtype: Name of the torch dtype that it is to be drawn with.
         stored: Name of the torch dtype that a whole network is written in.
+        adapter_dtype: Name of the torch dtype that an adapter is written in.
         options: What the family's loader was given.
         recipe: The run's recipe; None where only an export is left of the run.
     """
@@ -54,13 +58,21 @@ class Student:
     terminal: Terminal = "model"
     dtype: str = "float32"
     stored: str = "float32"
+    adapter_dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
+    fingerprint: str | None = None
 
     @property
     def base_sigmas(self) -> list[float]:
         """Its grid before the shift, without the final 0, Eq. 11."""
         return few_step_sigmas(STEPS)
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """Weights of its adapter under diffusers' names, right at scale 1."""
+        layers = lora_layers(self.net, str(self.adapter))
+        return {name: x.to(getattr(torch, self.adapter_dtype)) for name, x in layers.items()}
 
     @property
     def stock_call(self) -> dict[str, Any]:

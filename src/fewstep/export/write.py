@@ -47,6 +47,11 @@ def _note(student: Student, export_format: Format, files: dict[str, str]) -> Not
         base_sigmas=student.base_sigmas,
         step=student.step,
         base=public(student.teacher) if export_format.adapter else None,
-        base_fingerprint=digest_model(student.backbone.source) if export_format.adapter else None,
+        base_fingerprint=_fingerprint(student) if export_format.adapter else None,
         files=files,
     )
+
+
+def _fingerprint(student: Student) -> str | None:
+    """Of the teacher: as it was when the run began, else as it is."""
+    return student.fingerprint or digest_model(student.backbone.source)

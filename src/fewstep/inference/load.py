@@ -28,6 +28,9 @@ from fewstep.utils.resources import expand
 STUDENT_STEPS = 4
 """Evaluations a picture that students are sampled with unless told otherwise."""
 
+WEIGHTS = ("ema", "raw")
+"""Weights of a run's student: their running mean, or as they were trained."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -112,6 +115,7 @@ class Model:
         merge: bool = False,
         address: str | None = None,
         dtype: str | None = None,
+        weights: str | None = None,
     ) -> Path:
         """Writes a student to a folder; the weights are read anew, so that this model stays as is.
 
@@ -123,7 +127,13 @@ class Model:
                 code="unsupported",
             )
         return export_model(
-            self.place, folder, format=format, merge=merge, address=address, dtype=dtype
+            self.place,
+            folder,
+            format=format,
+            merge=merge,
+            address=address,
+            dtype=dtype,
+            weights=weights,
         )
 
 
@@ -224,6 +234,7 @@ def export_model(
     merge: bool = False,
     address: str | None = None,
     dtype: str | None = None,
+    weights: str | None = None,
 ) -> Path:
     """Writes the student of a run (or of an export, or a LoRA) as a folder with a model card.
 
@@ -235,9 +246,10 @@ def export_model(
         merge: Write a LoRA as a whole diffusers folder.
         address: What the card's snippet loads; None is the folder's own path. Give the repo id
             under which the folder will be published.
-        dtype: Name of the torch dtype that a whole network is written in, and loaded in by the
-            card's snippet; None is that of the source's. Adapters are merged in float32 before,
-            and written in it.
+        dtype: Name of the torch dtype that weights are written in, and loaded in by the card's
+            snippet; None is float32 for an adapter and that of the source's for a whole network.
+            Adapters are merged in float32 before.
+        weights: Of a run: `ema` (the running mean, where the run kept one) or `raw` (as trained).
 
     Returns:
         The folder.
@@ -259,13 +271,17 @@ def export_model(
         raise FewstepError(f"merge makes a diffusers folder, not {format}", code="mismatch")
     chosen = find_format("diffusers" if merge else format, mode)
     chosen.check(mode, family)
-    if dtype is not None and dtype not in models.DTYPES:
-        raise unknown("dtype", dtype, models.DTYPES)
+    for what, given, known in (("dtype", dtype, models.DTYPES), ("weights", weights, WEIGHTS)):
+        if given is not None and given not in known:
+            raise unknown(what, given, known)
+    source = replace(source, raw=source.raw if weights is None else weights == "raw")
     check_writable(final.parent)
-    student = source.load_student(dtype="float32", device="cpu")
-    backbone = student.backbone
-    stored = dtype or stored_dtype(backbone.source / backbone.net_name)
-    student = replace(student, dtype=dtype or working_dtype(stored), stored=stored)
+    # A whole network is loaded as it is stored, and in float32 where rounding would be felt.
+    held = "float32" if dtype not in (None, "bfloat16") or source.is_lora else "auto"
+    student = source.load_to_write(adapter=chosen.adapter, dtype=held)
+    stored = dtype or stored_dtype(student.backbone.source / student.backbone.net_name)
+    loaded, adapter = dtype or working_dtype(stored), dtype or "float32"
+    student = replace(student, dtype=loaded, stored=stored, adapter_dtype=adapter)
     write_student(student, final, chosen, address=address)
     return final
 

@@ -125,7 +125,7 @@ class RunFolder:
         with _naming_the_run(self.folder):
             return store.find(self.folder, _which(which))
 
-    def student_weights(self, which: str | int) -> dict[str, Tensor]:
+    def student_weights(self, which: str | int, *, raw: bool = False) -> dict[str, Tensor]:
         """The student's weights in a checkpoint, by name, read and checked.
 
         Raises:
@@ -134,7 +134,7 @@ class RunFolder:
         """
         path = self.checkpoint(which)
         with _naming_the_run(self.folder):
-            weights = store.student_weights(path)
+            weights = store.student_weights(path, raw=raw)
         if not is_finite(weights.values()):
             raise FewstepError(
                 f"{path}: the student's weights are not finite; take another by --which STEP",
@@ -142,7 +142,9 @@ class RunFolder:
             )
         return weights
 
-    def load_student(self, backbone: Backbone, which: str | int = "best") -> Student:
+    def load_student(
+        self, backbone: Backbone, which: str | int = "best", *, raw: bool = False
+    ) -> Student:
         """The student of a checkpoint, in the backbone's own network.
 
         It is the running mean of the weights, where the run kept one. Of an adapter, the scale
@@ -152,27 +154,33 @@ class RunFolder:
         Args:
             backbone: The run's model, freshly loaded.
             which: `best`, `last`, or a step.
+            raw: Take the weights as trained, without averaging.
 
         Raises:
             FewstepError: The run has no such checkpoint, its files are damaged, or config.yaml does
                 not describe it.
         """
         path = self.checkpoint(which)
-        saved, state = store.read_state(path), self.student_weights(which)
+        saved, state = store.read_state(path), self.student_weights(which, raw=raw)
         recipe = self.recipe.student
         if "recipe" in saved:
             refuse_another_student(self.recipe, saved["recipe"])
         dtype = str(backbone.net.dtype).removeprefix("torch.")
         if recipe.mode == "lora":
             state, recipe = _at_scale_one(state, recipe)
+        net = become_student(backbone, recipe, state)
+        if backbone.device.type == "meta":  # nothing can be copied into a network without values
+            adapter = {key.replace(".weight", f".{STUDENT}.weight"): state[key] for key in state}
+            net.load_state_dict(adapter, strict=False, assign=True)
         return Student(
             backbone=backbone,
-            net=become_student(backbone, recipe, state),
+            net=net,
             adapter=STUDENT if recipe.mode == "lora" else None,
             step=int(saved["step"]),
             label=f"{self.folder.name}/{path.name}",
             folder=self.folder,
             teacher=self.recipe.model.path,
+            fingerprint=(saved.get("identity") or {}).get("model"),
             size=self.size,
             shift=self.recipe.grid.shift,
             terminal=self.recipe.grid.terminal,
@@ -191,12 +199,14 @@ class Place:
         which: Of a run: `best`, `last`, or a step; None is `best`.
         base: Of a LoRA or a run: the model that it belongs to; None: what the folder itself says.
         options: Settings of the family; they win over what the folder says.
+        raw: Of a run: the weights as trained, where their running mean was kept as well.
     """
 
     address: str | Path
     which: str | int | None = None
     base: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
 
     @property
     def folder(self) -> Path:
@@ -269,9 +279,32 @@ class Place:
             run, which = RunFolder.open(self.folder, self.base), self.which or "best"
             run.checkpoint(which)  # first: what follows takes long
             backbone = run.source(base=base, **how, **self.options).load(prompts)
-            return run.load_student(backbone, which)
-        note, backbone = self.note, self.source(**how).load(prompts)
-        adapter = None
+            return run.load_student(backbone, which, raw=self.raw)
+        return self._student_of(self.source(**how).load(prompts))
+
+    def load_to_write(self, *, adapter: bool, dtype: str) -> Student:
+        """The student there with what writing it needs: neither text encoders nor VAE.
+
+        Args:
+            adapter: Of a run's LoRA only the adapter is needed: its network has no values.
+            dtype: Name of the torch dtype of the network's weights, as for `models.load`.
+        """
+        how: dict[str, Any] = {"dtype": dtype, "teacher": False, "encoders": False, "vae": False}
+        if not RunFolder.is_one(self.folder):
+            source = self.source(dtype=dtype, device="cpu")
+            return self._student_of(models.load(source.address, **how, **source.options))
+        run, which = RunFolder.open(self.folder, self.base), self.which or "best"
+        run.checkpoint(which)  # first: what follows takes long
+        model, options = run.recipe.model, {**run.recipe.model.options, **self.options}
+        if adapter:
+            backbone = models.load_meta(model.path, teacher=False, **options)
+        else:
+            backbone = models.load(model.path, **how, **options)
+        return run.load_student(backbone, which, raw=self.raw)
+
+    def _student_of(self, backbone: Backbone) -> Student:
+        """The student of an exported folder, from its pipeline, or from the base of a LoRA."""
+        note, adapter = self.note, None
         if self.is_lora:
             try:
                 backbone.load_lora(self.folder)
@@ -294,7 +327,7 @@ class Place:
             size=(height, width),
             shift=note.shift if note else None,
             terminal=note.terminal if note else "model",
-            dtype=dtype,
+            dtype=str(backbone.net.dtype).removeprefix("torch."),
             options={**(note.options if note else {}), **self.options},
         )
 

@@ -91,6 +91,7 @@ def load(
     teacher: bool = True,
     encoders: bool = True,
     network: bool = True,
+    vae: bool = True,
     **options: Any,
 ) -> Backbone:
     """Loads a diffusers folder, or a repo of the Hugging Face Hub.
@@ -106,6 +107,7 @@ def load(
         teacher: Whether it is to be distilled; a student, which is distilled, is loaded without.
         encoders: Whether to load text encoders and tokenizers, which encode prompts.
         network: Whether to load the denoiser and the VAE; without them it can only encode.
+        vae: Whether to load the VAE's weights; without them it cannot decode.
         options: Options of the family, such as SD3's `max_sequence_length`.
 
     Raises:
@@ -122,6 +124,7 @@ def load(
     skipped = skipped_components(family, encoders=encoders, network=network)
     given = family.load_overrides(folder, **options) | skipped
     meta = load_pipeline(family, folder, dtype=None, given=given)  # what is wrong, before the wait
+    given |= {} if vae else {"vae": meta.vae}  # its settings are those of latents
     if family.net_name not in skipped:
         try_shapes(family(meta, folder, **options))
     if dtype == "auto":
@@ -130,7 +133,10 @@ def load(
     if getattr(pipe, family.net_name) is None:
         meta = load_pipeline(family, folder, dtype=None, weights=False)
         setattr(pipe, family.net_name, ConfigStub(getattr(meta, family.net_name)))
-    return family(pipe, folder, **options)
+    backbone = family(pipe, folder, **options)
+    if not vae:
+        backbone.pipe.vae = ConfigStub(meta.vae)  # nothing to move to a device
+    return backbone
 
 
 def check(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> None:
@@ -142,7 +148,9 @@ def check(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -
     _checked_family(path_or_repo_id, configs, options, force=force, teacher=not force)
 
 
-def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> Backbone:
+def load_meta(
+    path_or_repo_id: str | Path, *, force: bool = False, teacher: bool = True, **options: Any
+) -> Backbone:
     """Loads a pipeline without weights and tokenizers: all networks are on the meta device.
 
     It knows sizes, shifts, blocks and LoRA targets, and cannot compute. Of a repo, only the
@@ -150,7 +158,7 @@ def load_meta(path_or_repo_id: str | Path, *, force: bool = False, **options: An
     and errors are those of `load`.
     """
     folder = hub.download_configs(path_or_repo_id, or_shipped=True)
-    family = _checked_family(path_or_repo_id, folder, options, force=force, teacher=True)
+    family = _checked_family(path_or_repo_id, folder, options, force=force, teacher=teacher)
     given = family.load_overrides(folder, **options)
     pipe = load_pipeline(family, folder, dtype=None, weights=has_weights(folder), given=given)
     backbone = family(pipe, folder, **options)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
@@ -81,10 +83,9 @@ class LongCat(Packed):
 
     # The pipeline has no LoRA methods; its network does.
 
-    def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
-        """See `Backbone.save_lora`; the file also has the adapter's alpha."""
-        save: Any = net
-        save.save_lora_adapter(folder, adapter_name=adapter, weight_name=_LORA_FILE)
+    def save_lora(self, folder: Path, layers: Mapping[str, Tensor]) -> None:
+        """See `Backbone.save_lora`; names without the network's before them."""
+        save_file(dict(layers), folder / _LORA_FILE, metadata={"format": "pt"})
 
     def load_lora(self, folder: Path) -> None:
         """See `Backbone.load_lora`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.utils.errors import FewstepError
@@ -53,8 +54,12 @@ class Adapted:
             raise FewstepError(f"{what}; choose another format", code="unsupported")
         return {f"{cls.comfyui_prefix}{name}": weight for name, weight in layers.items()}
 
-    def save_lora(self, folder: Path, net: nn.Module, adapter: str) -> None:
-        """Writes one adapter as `pytorch_lora_weights.safetensors`, to be used at scale 1.
+    def save_lora(self, folder: Path, layers: Mapping[str, Tensor]) -> None:
+        """Writes an adapter as `pytorch_lora_weights.safetensors`, to be used at scale 1.
+
+        Args:
+            folder: Where to.
+            layers: Weights under diffusers' names, see `lora.lora_layers`.
 
         Raises:
             FewstepError: diffusers cannot load LoRA weights into this pipeline.
@@ -62,8 +67,7 @@ class Adapted:
         save = getattr(self.pipe, "save_lora_weights", None)
         if save is None:
             raise FewstepError(f"{type(self.pipe).__name__} has no LoRA format; export it merged")
-        layers = lora_layers(net, adapter)
-        save(folder, **{f"{self.net_name}_lora_layers": layers}, safe_serialization=True)
+        save(folder, **{f"{self.net_name}_lora_layers": dict(layers)}, safe_serialization=True)
 
 
 def lora_layers(net: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -72,6 +76,36 @@ def lora_layers(net: nn.Module, adapter: str) -> dict[str, Tensor]:
 
     layers: dict[str, Tensor] = get_peft_model_state_dict(net, adapter_name=adapter)
     return {name: weight.detach().contiguous() for name, weight in layers.items()}
+
+
+def save_for_peft(folder: Path, layers: Mapping[str, Tensor]) -> None:
+    """Writes an adapter as `PeftModel.from_pretrained` reads it: `adapter_config.json`, weights.
+
+    Args:
+        folder: Where to.
+        layers: Weights under diffusers' names, see `lora_layers`, right at scale 1.
+    """
+    from peft import LoraConfig
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    ranks = {
+        name.removesuffix(".lora_A.weight"): len(down)
+        for name, down in layers.items()
+        if name.endswith(".lora_A.weight")
+    }
+    rank = max(ranks.values())
+    others = {name: own for name, own in ranks.items() if own != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        alpha_pattern=others,
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+    named = {f"base_model.model.{name}": weight for name, weight in layers.items()}
+    save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def renamed_lora(

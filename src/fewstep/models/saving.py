@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from fewstep.utils.files import read_json, write_json
@@ -28,14 +29,15 @@ def write_pipeline(source: Path, folder: Path, networks: dict[str, Any], schedul
         scheduler: The same for the scheduler.
     """
     index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
-    written = {**networks, "scheduler": scheduler}
     parts = [name for name, entry in index.items() if isinstance(entry, list) and any(entry)]
-    for name in sorted(set(parts) - set(written)):
+    for name in sorted(set(parts) - {*networks, "scheduler"}):
         _copy(source / name, folder / name)
     for licence in source.glob("LICEN[CS]E*"):
         _copy(licence, folder / licence.name)
-    for name, part in written.items():
-        part.save_pretrained(folder / name, safe_serialization=True)
+    for name, network in networks.items():
+        limit = _largest_file(source / name, network.dtype)
+        network.save_pretrained(folder / name, max_shard_size=limit)
+    scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     write_json(folder / "model_index.json", index)
     for file in folder.glob("*/config.json"):  # where its author kept it says nothing to others
@@ -47,9 +49,7 @@ def write_pipeline(source: Path, folder: Path, networks: dict[str, Any], schedul
 def stored_dtype(folder: Path) -> str:
     """Name of the torch dtype that a network's files hold most numbers in; else float32."""
     numbers: Counter[str] = Counter()
-    for file in folder.glob("*.safetensors"):
-        if ".fp16." in file.name or ".bf16." in file.name:  # a variant beside the file itself
-            continue
+    for file in _weights(folder):
         with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - no mapping
                 part = opened.get_slice(key)
@@ -61,6 +61,27 @@ def stored_dtype(folder: Path) -> str:
 def working_dtype(stored: str) -> str:
     """The dtype to compute in with weights stored in one: float16 saves room, and overflows."""
     return "bfloat16" if stored == "bfloat16" else "float32"
+
+
+def _largest_file(folder: Path, dtype: torch.dtype) -> int | str:
+    """Bytes of tensors in the largest file of a network's folder, in another precision.
+
+    Files are filled in order, so that with this limit the same tensors share a file as before.
+    """
+    sizes = []
+    for file in _weights(folder):
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        sizes.append(file.stat().st_size - 8 - header)
+    stored = getattr(torch, stored_dtype(folder))
+    return max(sizes) * dtype.itemsize // stored.itemsize if sizes else "10GB"
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of a network's weights, without those of a variant beside the file itself."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if ".fp16." not in file.name and ".bf16." not in file.name]
+    return plain or files
 
 
 def _copy(source: Path, target: Path) -> None:

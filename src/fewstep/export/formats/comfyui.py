@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from fewstep.export.base import STEPS, Format, Student
 from fewstep.models import FAMILIES
-from fewstep.models.lora import lora_layers
 from fewstep.utils.resources import resolve
 
 _USAGE = """\
@@ -39,8 +38,7 @@ class ComfyUI(Format):
 
     def write(self, student: Student, folder: Path) -> None:
         """Writes the adapter, see `Backbone.comfyui_lora`."""
-        layers = lora_layers(student.net, str(student.adapter))
-        named = student.backbone.comfyui_lora(layers)
+        named = student.backbone.comfyui_lora(student.layers)
         save_file(named, folder / file_name(student), metadata={"format": "pt"})
 
     def usage(self, student: Student, address: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,9 @@ def merge_adapters(net: nn.Module) -> None:
 
     layers = [(n, m) for n, m in net.named_modules() if isinstance(m, BaseTunerLayer)]
     for name, layer in layers:
-        layer.merge(safe_merge=True)
-        net.set_submodule(name, layer.get_base_layer())
+        base: Any = layer.get_base_layer()
+        delta = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+        base.weight.data = (base.weight.float() + delta).to(base.weight.dtype)  # rounded once
+        net.set_submodule(name, base)
     if hasattr(net, "peft_config"):
         del net.peft_config

@@ -1,4 +1,4 @@
-"""A LoRA for the teacher, as diffusers loads it: `pytorch_lora_weights.safetensors`."""
+"""A LoRA for the teacher, as diffusers and PEFT load it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewstep.export.base import Format, Student
 from fewstep.export.snippet import diffusers_usage
+from fewstep.models.lora import save_for_peft
 
 
 class Lora(Format):
@@ -16,8 +17,9 @@ class Lora(Format):
     adapter = True
 
     def write(self, student: Student, folder: Path) -> None:
-        """Writes the adapter, see `Backbone.save_lora`."""
-        student.backbone.save_lora(folder, student.net, str(student.adapter))
+        """Writes the adapter for diffusers, see `Backbone.save_lora`, and for PEFT."""
+        student.backbone.save_lora(folder, student.layers)
+        save_for_peft(folder, student.layers)
 
     def usage(self, student: Student, address: str) -> str:
         """Python that loads the teacher and the adapter with plain diffusers."""

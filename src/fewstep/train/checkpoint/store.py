@@ -178,8 +178,8 @@ def read(validated: Checkpoint, like: Like | None = None) -> Checkpoint:
     return replace(validated, groups=groups)
 
 
-def student_weights(path: Path) -> dict[str, Tensor]:
-    """The student's weights in a checkpoint: their EMA if the run kept one, float32.
+def student_weights(path: Path, *, raw: bool = False) -> dict[str, Tensor]:
+    """The student's weights in a checkpoint, float32: their EMA if the run kept one, or `raw`.
 
     Raises:
         BrokenCheckpointError: The file is missing, truncated or changed.
@@ -187,11 +187,11 @@ def student_weights(path: Path) -> dict[str, Tensor]:
     state = read_state(path)
     if state["format"] == SHARDED:
         check(path)
-        ema = distributed.read_shards(path, prefix="ema/")
+        ema = {} if raw else distributed.read_shards(path, prefix="ema/")
         weights = ema or distributed.read_shards(path, prefix=f"{STUDENT}/")
         return {key.partition("/")[2]: tensor for key, tensor in weights.items()}
     sums = state["files"]
-    file = "ema.safetensors" if "ema.safetensors" in sums else "student.safetensors"
+    file = "student.safetensors" if raw or "ema.safetensors" not in sums else "ema.safetensors"
     _refuse_damaged(path, {file: sums.get(file, "")})
     try:
         return load_file(path / file)
