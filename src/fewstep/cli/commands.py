@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep import __version__
-from fewstep.cli.console import complain, note, say, say_json, table, tables
+from fewstep.cli.console import complain, note, say, say_json, table
 from fewstep.cli.encode import encode
 from fewstep.cli.options import (
     Dtype,
@@ -337,7 +337,7 @@ def _show_dry_run(recipe: Any, as_json: bool) -> None:
     if as_json:
         say_json(found.as_json())
         return
-    tables(found.tables())
+    say(f"{found}\n")
     for line in found.notes:
         say(f"note: {line}")
     for key, file in found.missing.items():

@@ -11,12 +11,12 @@ import errno
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fewstep.utils.ranks import rank
-from fewstep.utils.tables import Table, cell, text_table
+from fewstep.utils.tables import cell, text_table
 from fewstep.utils.terminal import printable
 
 if TYPE_CHECKING:
@@ -80,13 +80,6 @@ def drawn(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     for row in rows:
         made.add_row(*(_shown(cell(value)) for value in row))
     return made
-
-
-def tables(several: Iterable[Table]) -> None:
-    """Several tables, each (title, columns, rows), with an empty line after each."""
-    for title, columns, rows in several:
-        table(columns, rows, title)
-        say("")
 
 
 def _shown(text: str) -> Text:

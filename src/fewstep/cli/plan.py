@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.console import say, say_json, tables
+from fewstep.cli.console import say, say_json
 from fewstep.cli.options import Json, Overrides, RecipeName, finite
 
 
@@ -26,7 +26,7 @@ def plan(
             min=0.01,
             max=1,
             callback=finite,
-            help="Share of the matrix peak reached; assumed: 0.4.",
+            help="Share of the matrix peak reached; assumed: 0.22, compiled 0.3.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -49,7 +49,7 @@ def plan(
     if as_json:
         say_json(result.as_json())
         return
-    tables(result.tables())
+    say(f"{result}\n")
     for line in result.notes:
         say(f"note: {line}")
     say("estimates: nothing was measured, loaded or written")

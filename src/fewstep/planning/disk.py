@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fewstep.config import Recipe
 from fewstep.planning.estimate import Estimate
-from fewstep.planning.memory import FLOAT32, WIDTHS, moment_bytes, optimizers
+from fewstep.planning.memory import FLOAT32, HOST, WIDTHS, Item, moment_bytes, optimizers
 from fewstep.train.roles import FAKE_TEACHER, STUDENT
 
 
@@ -41,6 +41,15 @@ def checkpoint_groups(estimate: Estimate) -> dict[str, int]:
         moments += moment_bytes(network.optimizer.name, sizes)
     groups["optimizers"] = moments
     return groups | ({"ema": numbers * FLOAT32} if recipe.ema else {})
+
+
+def while_written(estimate: Estimate) -> Item:
+    """What a checkpoint takes of the host's memory: all of it, or one file after the other."""
+    recipe, groups = estimate.recipe, checkpoint_groups(estimate)
+    aside = recipe.checkpoint.asynchronous
+    if aside if aside is not None else estimate.gpus > 1:
+        return Item("checkpoint", sum(groups.values()), "a copy, written meanwhile", (HOST,))
+    return Item("checkpoint", max(groups.values()), "its largest file, when written", (HOST,))
 
 
 def checkpoints_kept(recipe: Recipe) -> int:

@@ -10,7 +10,7 @@ import torch
 from fewstep.config import Recipe, missing_files
 from fewstep.core.schedules import RandomGrid, few_step_sigmas, with_shift
 from fewstep.planning.counts import Evaluations, Parameters
-from fewstep.planning.disk import File, checkpoint_groups, checkpoints_kept, files_of
+from fewstep.planning.disk import File, checkpoint_groups, checkpoints_kept, files_of, while_written
 from fewstep.planning.estimate import Estimate
 from fewstep.planning.memory import (
     ENCODING,
@@ -213,7 +213,7 @@ def dry_run(recipe: Recipe, *, walk: bool = True) -> DryRun:
         steps=steps,
         evaluations=evaluations,
         run_evaluations=round(samples * evaluations.total),
-        memory=tuple(memory_items(estimate) if walk else ()),
+        memory=(*memory_items(estimate), while_written(estimate)) if walk else (),
         sampling=tuple(sampling_items(estimate) if walk else ()),
         checkpoint=checkpoint_groups(estimate),
         checkpoints=checkpoints_kept(recipe),

@@ -185,6 +185,20 @@ class Estimate:
 
         return self._shared(traced, batch, *largest.items(), with_gradients, student, dtypes)
 
+    @property
+    def iteration_flops(self) -> float:
+        """Arithmetic of an iteration, all samples, on average.
+
+        A backward pass counts as two forward passes, and one more for what it recomputes.
+        """
+        evaluations, checkpointed = (
+            self.evaluations,
+            int(self.recipe.student.gradient_checkpointing),
+        )
+        backward = 2 + (1 / checkpointed if checkpointed else 0)  # every so many-th block, 0: none
+        passes = evaluations.total + evaluations.backward * backward
+        return passes * self.trace.flops * self.recipe.data.batch_size
+
     def denoising(self, samples: int) -> int:
         """Most bytes beyond its weights while the finished student predicts some samples."""
         student = self.recipe.student

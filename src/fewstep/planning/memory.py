@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fewstep.config import OptimizerRecipe, Recipe
 from fewstep.data.prompts import ENCODE_BATCH
 from fewstep.models.base import Backbone
+from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.objectives import TrainedNetwork, by_site
 from fewstep.planning.counts import count
 from fewstep.planning.estimate import Estimate, micro_batch
@@ -117,7 +119,7 @@ def memory_items(estimate: Estimate) -> list[Item]:
                           _unless(memory.offload_ema)))  # fmt: skip
     if estimate.gpus > 1:
         items.append(_exchanged(estimate, sizes.trained * width))
-    items += _frozen_parts(estimate)
+    items += [*_batch(estimate), *_frozen_parts(estimate)]
     if brought := _of_objectives(estimate.calls.trained.values()):
         items.append(Item("networks of objectives", brought, "weights, gradients and moments"))
     return items
@@ -155,6 +157,27 @@ def _over(parts: int) -> str:
 def _unless(on_host: bool) -> tuple[str, ...]:
     """When something is on the device that may live in the host's memory."""
     return (HOST,) if on_host else (TRAINING, PREVIEWS)
+
+
+def _batch(estimate: Estimate) -> list[Item]:
+    """What an iteration keeps of all of its samples, and the prompts that the host holds."""
+    recipe, samples = estimate.recipe, estimate.recipe.data.batch_size // estimate.gpus
+    dtype = getattr(torch, recipe.model.dtype)
+    prompt = dummy_conditioning(estimate.backbone, 1, dtype).tensors.values()
+    encoded = sum(tensor.nbytes for tensor in prompt)
+    latents = math.prod(estimate.algorithm.latent_shape) * FLOAT32
+    items = [
+        Item("encoded prompts", 2 * samples * encoded,
+             f"of {samples} samples, and the empty prompt as often", (TRAINING,)),
+        Item("anchors", 3 * samples * latents,
+             f"of {samples} samples: latents, velocity and x0", (TRAINING,)),
+    ]  # fmt: skip
+    if recipe.data.cache is None:
+        made_of = "bound: data.cache_gb; others are on the disk or encoded again"
+        items.append(
+            Item("encoded prompts kept", round(recipe.data.cache_gb * 1e9), made_of, (HOST,))
+        )
+    return items
 
 
 def _frozen_parts(estimate: Estimate) -> list[Item]:

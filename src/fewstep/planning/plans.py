@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.config import ConfigError, Recipe
-from fewstep.planning.disk import checkpoint_groups, checkpoints_kept
+from fewstep.planning.disk import checkpoint_groups, checkpoints_kept, while_written
 from fewstep.planning.dry_run import Forecast, gb, millions
 from fewstep.planning.estimate import Estimate
 from fewstep.planning.gpus import Gpu, find_gpu
@@ -16,8 +16,10 @@ from fewstep.train.memory.offload import refuse_sharded
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.tables import Table
 
-UTILISATION = 0.4
-"""Share of an accelerator's matrix peak that training is assumed to reach by default."""
+UTILISATION = {False: 0.22, True: 0.3}
+"""Share of an accelerator's stated matrix peak that training is assumed to reach, by whether blocks
+are compiled: as measured on one NVIDIA H200, SD3-Medium at 1024^2, four samples at a time, see
+docs/plan.md. Other accelerators, models and batches reach other shares."""
 
 
 Suggestion = tuple[dict[str, Any], str]
@@ -52,8 +54,8 @@ class Plan(Forecast):
         iteration_flops: Of one iteration, all samples; a student update is every k-th.
         run_flops: Of the run.
         changes: What would make it fit, if it does not; cumulative.
-        utilisation: Share of the matrix peak that is assumed.
-        assumed: Whether that share is the default.
+        utilisation: Share of the matrix peak that is reached.
+        assumed: Whether that share is the default, of one measurement.
         hours: That the run takes.
         price: Of one accelerator and hour; None: not given.
     """
@@ -140,7 +142,7 @@ def plan(
         recipe: What would be run.
         gpu: Kind of accelerator, see `fewstep.planning.gpus`.
         gpus: How many of them work together.
-        utilisation: Share of the accelerator's matrix peak that training reaches; None assumes 0.4.
+        utilisation: Share of the matrix peak that training reaches; None: `UTILISATION`.
         price: Of one accelerator and hour, for the cost.
         cuda: Count memory as on CUDA; else as on a processor.
 
@@ -157,11 +159,11 @@ def plan(
             code="out-of-range",
         )
     forward, evaluations = estimate.trace.flops, estimate.evaluations
-    checkpointed = int(recipe.student.gradient_checkpointing)  # every so many-th block, 0: none
-    backward = 2 + (1 / checkpointed if checkpointed else 0)
-    passes = evaluations.total + evaluations.backward * backward
-    iteration = passes * forward * size
-    run, share = iteration * recipe.train.steps, utilisation or UTILISATION
+    iteration = estimate.iteration_flops
+    run, share = (
+        iteration * recipe.train.steps,
+        utilisation or UTILISATION[bool(recipe.student.compile)],
+    )
     return Plan(
         model=recipe.model.path,
         family=estimate.backbone.name,
@@ -173,7 +175,7 @@ def plan(
         forward_flops=forward,
         iteration_flops=iteration,
         run_flops=run,
-        memory=tuple(memory_items(estimate)),
+        memory=(*memory_items(estimate), while_written(estimate)),
         sampling=tuple(sampling_items(estimate)),
         checkpoint=checkpoint_groups(estimate),
         checkpoints=checkpoints_kept(recipe),
