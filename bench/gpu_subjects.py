@@ -22,8 +22,8 @@ from fewstep.objectives import build_all
 from fewstep.planning.estimate import Estimate
 from fewstep.planning.memory import memory_items
 from fewstep.train.distributed import SINGLE
+from fewstep.train.memory.low_copy import cast
 from fewstep.train.memory.quantization import quantize
-from fewstep.train.roles import cast
 from fewstep.train.state import _train_state
 from fewstep.train.step import Algorithm, Batch, TrainState
 

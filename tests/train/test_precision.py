@@ -12,7 +12,8 @@ from fewstep import models
 from fewstep.config import Recipe
 from fewstep.core.noise import Draws
 from fewstep.planning.trace import MetaNetworks
-from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, cast
+from fewstep.train.memory.low_copy import cast
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER
 from fewstep.train.trainer import advance
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_scaled_dot_product")

@@ -18,6 +18,12 @@ class ParallelRecipe(Section):
     GPU."""
     replicate: Size = 1
     """Number of groups for `hybrid`: as a rule the number of machines."""
+    keep_gathered: bool = True
+    """Gather a split student once for the whole simulation, during which it is whole in
+    `model.dtype` and there are no gradients; off, block by block in each of its calls."""
+    reduce_once: bool = True
+    """Add up a split network's gradients over the parts of a batch in each process and send them
+    once, which takes all of them whole in float32; off, they are sent after each part."""
     timeout: Positive = 600.0
     """Seconds that processes wait for each other before the run is given up."""
 

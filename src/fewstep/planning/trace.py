@@ -25,7 +25,8 @@ from fewstep.config import Recipe
 from fewstep.models.base import Backbone
 from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.planning.memory_tracker import MetaTracker, OpCache
-from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, Roles, cast
+from fewstep.train.memory.low_copy import cast
+from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, Roles
 
 _LOW = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm,

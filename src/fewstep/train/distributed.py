@@ -26,6 +26,8 @@ from fewstep.config import ConfigError
 from fewstep.config.data import DataRecipe
 from fewstep.config.parallel import ParallelRecipe
 from fewstep.models.base import Backbone
+from fewstep.train.memory.low_copy import keeps_float32
+from fewstep.train.memory.split import Split
 from fewstep.train.optim import Updater
 from fewstep.train.roles import TEACHER, TRAINED, Roles
 from fewstep.utils import ranks
@@ -223,29 +225,65 @@ class SharedUpdater(Updater):
         return super().update(dict(zip(losses, means, strict=True)), step)
 
 
-def shard(roles: Roles, backbone: Backbone, processes: ProcessGroup, device: torch.device) -> None:
+def shard(
+    roles: Roles,
+    backbone: Backbone,
+    processes: ProcessGroup,
+    device: torch.device,
+    recipe: ParallelRecipe,
+) -> None:
     """Shards every network over the processes, in place: its blocks, then the rest.
 
-    Gradient checkpointing must be on already. Weights are gathered for one call only (those of the
-    root too, which FSDP2 would keep), since they change between simulation and update. In LoRA
-    mode every process holds the adapters whole: they are small, and which of them takes gradients
-    changes from call to call.
+    Gradient checkpointing must be on already. Weights travel in the precision that the network
+    computes in, gradients in float32. They are gathered for one call only (those of the root too,
+    which FSDP2 would keep), but see `Split`. In LoRA mode every process holds the adapters
+    whole: they are small, and which of them takes gradients changes from call to call.
     """
     from torch.distributed.fsdp import fully_shard
 
-    nets = {id(roles.net(role)): roles.net(role) for role in (*TRAINED, TEACHER)}
+    nets = {id(roles.net(role)): role for role in (*TRAINED, TEACHER)}
     whole: set[nn.Parameter] = set()
     if len(nets) == 1:
         whole = {p for role in TRAINED for p in roles.parameters(role).values()}
         for parameter in whole:
             parameter.data = parameter.data.to(device)
     options = {"mesh": processes.mesh, "reshard_after_forward": True, "ignored_params": whole}
-    for net in nets.values():
+    for role in nets.values():
+        net = roles.net(role)
+        # Masters travel as they compute in a graph, frozen weights as they are.
+        low = roles.answering(role)[1] if role in TRAINED else None
+        kept = {id(p) for name, p in net.named_parameters() if keeps_float32(net, name)}
         for block in backbone.blocks(net):
-            fully_shard(block, **options)
-        fully_shard(net, **options)
+            _shard_unit(block, kept, low or torch.float32, options)
+        _shard_unit(net, kept, low or torch.float32, options)
     for module in roles.modules.values():
         fully_shard(module, mesh=processes.mesh)
+    roles.split = Split(recipe.keep_gathered, recipe.reduce_once)
+
+
+def _shard_unit(
+    module: nn.Module, kept: set[int], low: torch.dtype, options: dict[str, Any]
+) -> None:
+    """Shards a module, apart from submodules that are sharded already.
+
+    All that is gathered together has one precision: where some parameters have to stay float32
+    (`kept`, by id), submodules without any are sharded on their own.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    mixed = low != torch.float32 and not kept.isdisjoint(map(id, module.parameters()))
+    called = not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    if mixed or not called:
+        for child in module.children():
+            done = any(isinstance(each, FSDPModule) for each in child.modules())
+            if not done and {id(p) for p in child.parameters()} - kept:
+                _shard_unit(child, kept, low, options)
+    if called:
+        # Inputs stay as they are: autocast casts them where an operation wants it, and noise
+        # levels must not lose digits.
+        policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
+        exact = mixed or low == torch.float32
+        fully_shard(module, **options, mp_policy=MixedPrecisionPolicy() if exact else policy)
 
 
 # ----------------------------------------------------------------------------------- checkpoints

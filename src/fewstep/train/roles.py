@@ -25,7 +25,8 @@ from fewstep.objectives import Objective
 from fewstep.train.determinism import forward_only
 from fewstep.train.memory.activation_checkpointing import checkpoint_activations
 from fewstep.train.memory.adapters import adapter_layers, adapter_parameters, add_adapters
-from fewstep.train.memory.low_copy import LowCopy
+from fewstep.train.memory.low_copy import LowCopy, cast
+from fewstep.train.memory.split import Split
 from fewstep.utils.errors import FewstepError
 
 STUDENT, TEACHER, FAKE_TEACHER = "student", "teacher", "fake_teacher"
@@ -40,7 +41,10 @@ class Roles(ABC):
     Attributes:
         evaluations: Network evaluations so far, in samples.
         modules: Networks that objectives bring along, by name.
+        split: How networks are split over processes, if they are.
     """
+
+    split: Split | None = None
 
     def __init__(self, backbone: Backbone) -> None:
         """Roles of a backbone; its network's precision is the one that all compute in."""
@@ -98,13 +102,18 @@ class Roles(ABC):
         """
         net = self.net(network)
         if network in self._low_copies and not torch.is_grad_enabled():
-            return self._low_copies[network].of(net), None
+            # What is split is gathered in low precision.
+            return net if self.split else self._low_copies[network].of(net), None
         return net, self._autocast.get(network)
 
     def release_copies(self) -> None:
         """Give back the memory of what `answering` has copied."""
         for low in self._low_copies.values():
             low.release()
+
+    def gathered(self, role: str) -> AbstractContextManager[None]:
+        """Context in which the weights of a role's network do not change; see `Split.gathered`."""
+        return self.split.gathered(self.net(role)) if self.split else nullcontext()
 
     @contextmanager
     def capture(self, network: str, blocks: Sequence[int]) -> Iterator[list[tuple[Tensor, ...]]]:
@@ -203,9 +212,14 @@ class Roles(ABC):
             return dict(self.modules[name].state_dict())
         return dict(self.parameters(name))
 
-    def backward(self, name: str, loss: Tensor) -> None:
-        """Backward pass into a trained network, with its weights in force."""
+    def backward(self, name: str, loss: Tensor, *, last: bool = True) -> None:
+        """Backward pass into a trained network, with its weights in force.
+
+        `last`: the network is updated before its next one.
+        """
         self.release_copies()  # gradients take their room
+        if self.split:
+            self.split.before_backward(self.modules.get(name) or self.net(name), last=last)
         with nullcontext() if name in self.modules else self.active(name):
             loss.backward()
 
@@ -363,17 +377,6 @@ def load_parameters(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor
                 f"weights of another model: {name!r} has another shape", code="mismatch"
             )
         parameter.copy_(state[name])
-
-
-@torch.no_grad()
-def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Bring a network to a precision, in place; what its class keeps in float32 stays there."""
-    keep = set(getattr(net, "_keep_in_fp32_modules", None) or ())
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-        kept = dtype != torch.float32 and not keep.isdisjoint(name.split("."))
-        if tensor.is_floating_point() and not kept:
-            tensor.data = tensor.data.to(dtype)
-    return net
 
 
 def _compile_blocks(backbone: Backbone, net: nn.Module) -> None:

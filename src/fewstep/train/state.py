@@ -159,8 +159,7 @@ def build(
         **wanted.options,
     )
     if recipe.memory.base is not None:
-        # Before it moves: the network as it was may not fit the device.
-        quantize(backbone, recipe.memory.base, device=validated.device)
+        quantize(backbone, recipe.memory.base, device=validated.device)  # the whole may not fit
     encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note)
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
@@ -231,7 +230,7 @@ def _train_state(
     roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
     of_objectives = roles.add_networks(objectives, seed)
     if processes.sharded:
-        shard(roles, backbone, processes, device)
+        shard(roles, backbone, processes, device, recipe.parallel)
     lr_schedule = LRSchedule(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
     settings: dict[str, OptimizerRecipe] = {
         STUDENT: recipe.student.optimizer,

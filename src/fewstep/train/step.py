@@ -188,10 +188,11 @@ def iteration(
     updates_student = (draws.step + 1) % algorithm.every == 0
     # 2. and 3. Backward simulation, and one random anchor per sample.
     reuse = updates_student and algorithm.reuses_anchor_prediction(len(parts))
-    anchors = [
-        find_anchor(state.roles, part, sigmas, draws, algorithm=algorithm, keep_graph=reuse)
-        for part in parts
-    ]
+    with state.roles.gathered(STUDENT):
+        anchors = [
+            find_anchor(state.roles, part, sigmas, draws, algorithm=algorithm, keep_graph=reuse)
+            for part in parts
+        ]
     # 4. The fake teacher, and networks that objectives bring along, in every iteration.
     for update in range(algorithm.fake_updates):
         metrics |= update_fake_teacher(state, anchors, draws, algorithm=algorithm, update=update)
@@ -291,15 +292,15 @@ def update_student(
     state: TrainState, anchors: Sequence[AnchorBatch], draws: Draws, *, algorithm: Algorithm
 ) -> Metrics:
     """Sum the terms, move the student against their gradient, then the average of its weights."""
-    roles, total = state.roles, _samples(anchors)
+    roles, total, groups = state.roles, _samples(anchors), algorithm.backward_groups
     metrics: Metrics = {}
     directions: Metrics = {}
     for each in anchors:
         terms: list[Term] = []
-        for group in algorithm.backward_groups:
+        for group in groups:
             evaluated = evaluate(group, roles, each, batched=algorithm.batched)
             loss = torch.stack([term.loss.sum() / total for term in evaluated]).sum()
-            roles.backward(STUDENT, loss)
+            roles.backward(STUDENT, loss, last=each is anchors[-1] and group is groups[-1])
             terms += evaluated
         for name, value in measure(terms).items():
             metrics[name] = metrics.get(name, 0) + value / total
@@ -342,7 +343,7 @@ def _update(
     total, losses = _samples(anchors), []
     for each in anchors:
         loss = loss_of(each).sum() / total
-        state.roles.backward(network, loss)
+        state.roles.backward(network, loss, last=each is anchors[-1])
         losses.append(loss.detach())
     state.roles.discard_gradients(keep=network)
     mean = torch.stack(losses).sum()

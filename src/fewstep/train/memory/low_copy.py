@@ -57,3 +57,19 @@ def _tensors(net: nn.Module) -> list[Tensor]:
 def _blank(tensor: Tensor) -> Tensor:
     blank = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
+
+
+@torch.no_grad()
+def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring a network to a precision, in place; what its class keeps in float32 stays there."""
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        kept = dtype != torch.float32 and keeps_float32(net, name)
+        if tensor.is_floating_point() and not kept:
+            tensor.data = tensor.data.to(dtype)
+    return net
+
+
+def keeps_float32(net: nn.Module, name: str) -> bool:
+    """Whether a network's class keeps a tensor in float32, whatever the rest is in."""
+    keep = getattr(net, "_keep_in_fp32_modules", None) or ()
+    return not set(keep).isdisjoint(name.split("."))
