@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from fewstep.config.strict import Name, Section, Size
 
+BUILTIN = "builtin:"
+"""What the name of a list of prompts that comes with fewstep begins with."""
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml")
 
@@ -22,7 +24,8 @@ class DataRecipe(Section):
 
     prompts: PromptSource
     """A file in UTF-8 (.txt with one prompt a line, .jsonl, .csv, .tsv) or .parquet, a folder of
-    such tables, the id of a data set on the hub, or a list of prompts."""
+    such tables, the id of a data set on the hub, or a list of prompts; or `builtin:general`, 4,096
+    varied prompts that come with fewstep (CC0; `builtin:general-heldout` to evaluate)."""
     column: Name | None = None
     """Column or key that holds the prompt; null takes `prompt`, `caption` or `text`. For tables
     that call it otherwise."""

@@ -13,7 +13,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from fewstep.config import shipped
 from fewstep.config.criteria import CriterionRecipe
-from fewstep.config.data import DataRecipe, is_repo_id
+from fewstep.config.data import BUILTIN, DataRecipe, is_repo_id
 from fewstep.config.evaluate import EvaluateRecipe
 from fewstep.config.files import located, merged, read_files
 from fewstep.config.memory import MemoryRecipe
@@ -186,7 +186,9 @@ def missing_files(recipe: Recipe) -> dict[str, str]:
     return {
         key: source
         for key, source in sources.items()
-        if isinstance(source, str) and not (os.path.lexists(resolve(source)) or is_repo_id(source))
+        if isinstance(source, str)
+        and not source.startswith(BUILTIN)
+        and not (os.path.lexists(resolve(source)) or is_repo_id(source))
     }
 
 

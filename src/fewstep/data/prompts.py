@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ _TOLERATED = 100
 """One in so many lines may be unusable: a stray one in a large file is left out, and counted."""
 _LOOKED_AT = 4096
 """Prompts at most whose length in tokens is looked at."""
+_OFTEN = 5
+"""Words of the prompts that are named to show what they are about."""
+_FILLERS = {"a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the"}
+_FILLERS |= {"that", "to", "with"}
 ENTRY_BYTES = 2000
 """What an embedding in the cache takes besides its numbers."""
 
@@ -81,6 +86,26 @@ class Prompts:
         ]
         details = ", ".join(f"{count} {what}" for count, what in notes if count)
         return f"{len(self.texts)} prompts" + (f" ({details})" if details else "")
+
+    def distribution(self) -> str:
+        """One line about the distinct prompts: their lengths, and the words that most of them hold.
+
+        Of very many, some thousands are looked at.
+        """
+        words: Counter[str] = Counter()
+        sample = self.sample
+        for text in sample:
+            words.update(
+                {word for word in re.findall(r"\w+", text.lower()) if word not in _FILLERS}
+            )
+        lengths = sorted(len(text.split()) for text in sample)
+        characters = [len(text) for text in sample]
+        often = (f"{word!r} {n / len(sample):.0%}" for word, n in words.most_common(_OFTEN))
+        return (
+            f"{lengths[0]} to {lengths[-1]} words a prompt, half of them up to "
+            f"{lengths[(len(lengths) - 1) // 2]}; {min(characters)} to {max(characters)} "
+            f"characters; most frequent: {', '.join(often) or 'no words'}"
+        )
 
 
 def read_prompts(

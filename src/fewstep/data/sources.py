@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fewstep.config.data import is_repo_id
+from fewstep.config.data import BUILTIN, is_repo_id
 from fewstep.data import textfiles
+from fewstep.data.builtin import builtin_prompts
 from fewstep.data.textfiles import COLUMNS, Row
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import regular_file
@@ -32,7 +33,7 @@ def read_rows(
 
     Args:
         path: A .txt file (one prompt a line), a .jsonl, .csv, .tsv, .parquet or .arrow file, a
-            folder of such tables, or the id of a data set on the hub.
+            folder of such tables, the id of a data set on the hub, or ``builtin:NAME``.
         column: Which column or key holds the prompt; None takes the first one of `COLUMNS`.
         split: Which part of a folder or data set; None takes ``train`` where it is there, else all.
 
@@ -43,6 +44,9 @@ def read_rows(
         FewstepError: Nothing there, an unknown kind, or a broken line; one line says where.
     """
     label, place = str(path), resolve(path)
+    if label.startswith(BUILTIN):
+        yield from ((label, number, text) for number, text in enumerate(builtin_prompts(label), 1))
+        return
     if os.path.isdir(place) or (not os.path.lexists(place) and is_repo_id(label)):
         folder = place if os.path.isdir(place) else _fetched(label, split)
         files = {

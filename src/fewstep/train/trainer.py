@@ -290,6 +290,7 @@ def _begin(
             run.log.note(note)
         write_text(folder / CONFIG, recipe.to_yaml())
     run.log.note(f"{told}; {_where(run)}")
+    run.log.note(validated.prompts.distribution())
     size = recipe.resolution
     for note in run.backbone.grid_notes(recipe.grid, size.height, size.width):
         run.log.note(note)
