@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.latents import decode_images, require_at_most
 from fewstep.models.published import Published
 from fewstep.models.schedulers import FLOW_OF_ANY_SIZE
@@ -22,6 +23,9 @@ class AuraFlow(Backbone):
 
     name: ClassVar[str] = "auraflow"
     comfyui_prefix: ClassVar[str | None] = "transformer."
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "aura_flow_0.3.safetensors", latent="EmptyLatentImage", shift="ModelSamplingAuraFlow"
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("AuraFlowPipeline",)
     schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."

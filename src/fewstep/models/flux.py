@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.packing import Packed, model_clock, position_ids
 from fewstep.models.published import Published
 
@@ -19,6 +20,19 @@ class Flux(Packed):
 
     name: ClassVar[str] = "flux"
     comfyui_prefix: ClassVar[str | None] = "transformer."
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "flux1-dev.safetensors",
+        clip=(
+            "DualCLIPLoader",
+            {
+                "clip_name1": "t5xxl_fp16.safetensors",
+                "clip_name2": "clip_l.safetensors",
+                "type": "flux",
+            },
+        ),
+        vae="ae.safetensors",
+        shift="ModelSamplingFlux",
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
     guidance: ClassVar[str] = "embedded"
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."

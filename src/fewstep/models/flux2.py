@@ -16,6 +16,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.configs import has_component, read_index
 from fewstep.models.latents import decode_images
 from fewstep.models.packing import Packed, model_clock, position_ids, unpack
@@ -125,6 +126,16 @@ class Flux2(_Flux2):
 
     name: ClassVar[str] = "flux2"
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "flux2-dev.safetensors",
+        clip=(
+            "CLIPLoader",
+            {"clip_name": "mistral_3_small_flux2.safetensors", "type": "flux2"},
+        ),
+        vae="flux2-vae.safetensors",
+        latent="EmptyFlux2LatentImage",
+        shift="ModelSamplingFlux",
+    )
     guidance: ClassVar[str] = "embedded"
     notes: ClassVar[str] = "The shift is that of four steps, at any number of steps."
     models: ClassVar[tuple[Published, ...]] = (
@@ -191,6 +202,13 @@ class Flux2Klein(_Flux2):
 
     name: ClassVar[str] = "klein"
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "flux-2-klein-base-4b.safetensors",
+        clip=("CLIPLoader", {"clip_name": "qwen_3_4b.safetensors", "type": "flux2"}),
+        vae="flux2-vae.safetensors",
+        latent="EmptyFlux2LatentImage",
+        shift="ModelSamplingFlux",
+    )
     notes: ClassVar[str] = (
         "Base models only; the shift is that of four steps, at any number of steps."
     )

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fewstep.models.comfyui import ComfyUI
 from fewstep.utils.errors import FewstepError
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -24,12 +25,14 @@ class Adapted:
         pipe: The pipeline.
         net_name: The component of the pipeline that is trained.
         comfyui_prefix: What ComfyUI has before diffusers' names of LoRA layers; None: nothing fits.
+        comfyui: How ComfyUI loads the family; None: that is not known.
     """
 
     name: ClassVar[str]
     pipe: Any
     net_name: ClassVar[str]
     comfyui_prefix: ClassVar[str | None] = None
+    comfyui: ClassVar[ComfyUI | None] = None
 
     def lora_call(self, address: str) -> str:
         """The line of Python that loads an exported LoRA from `address` into `pipe`."""

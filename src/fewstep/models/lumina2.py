@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Shift
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.latents import require_at_most
 from fewstep.models.lora import renamed_lora
 from fewstep.models.published import Published
@@ -24,6 +25,12 @@ class Lumina2(Backbone):
 
     name: ClassVar[str] = "lumina2"
     pipelines: ClassVar[tuple[str, ...]] = ("Lumina2Pipeline",)
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "lumina_2.safetensors",
+        shift="ModelSamplingAuraFlow",
+        encode=("CLIPTextEncodeLumina2", {"system_prompt": "superior"}),
+        prompt="user_prompt",
+    )
     notes: ClassVar[str] = (
         "Guidance keeps the norm of each row of latents, as in the stock pipeline."
     )

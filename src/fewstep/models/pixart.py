@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.published import Published
 from fewstep.models.variance_preserving import VariancePreserving
 
@@ -19,6 +20,13 @@ class PixArt(VariancePreserving):
 
     name: ClassVar[str] = "pixart"
     comfyui_prefix: ClassVar[str | None] = "transformer."
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "pixart_sigma_xl_2_1024_ms.safetensors",
+        clip=("CLIPLoader", {"clip_name": "t5xxl_fp16.safetensors", "type": "pixart"}),
+        vae="sdxl_vae.safetensors",
+        latent="EmptyLatentImage",
+        betas=("linear", 0.0001, 0.02),
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtSigmaPipeline",)
     notes: ClassVar[str] = "Prompts are not cleaned; a LoRA is exported merged."
     models: ClassVar[tuple[Published, ...]] = (

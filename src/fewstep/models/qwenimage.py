@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fewstep.core.types import Conditioning
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.latents import decode_images, denormalise
 from fewstep.models.packing import Packed, model_clock, unpack
 from fewstep.models.published import Published
@@ -21,6 +22,15 @@ class QwenImage(Packed):
 
     name: ClassVar[str] = "qwenimage"
     comfyui_prefix: ClassVar[str | None] = "transformer."
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "qwen_image_bf16.safetensors",
+        clip=(
+            "CLIPLoader",
+            {"clip_name": "qwen_2.5_vl_7b.safetensors", "type": "qwen_image"},
+        ),
+        vae="qwen_image_vae.safetensors",
+        shift="ModelSamplingAuraFlow",
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
     notes: ClassVar[str] = "Padding is masked, so that a shorter max_sequence_length is cheaper."
     models: ClassVar[tuple[Published, ...]] = (

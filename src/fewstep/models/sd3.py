@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.configs import has_component, read_index
 from fewstep.models.latents import require_at_most
 from fewstep.models.published import SETTINGS, Published
@@ -24,6 +25,18 @@ class SD3(Backbone):
 
     name: ClassVar[str] = "sd3"
     comfyui_prefix: ClassVar[str | None] = "transformer."
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "sd3_medium.safetensors",
+        clip=(
+            "TripleCLIPLoader",
+            {
+                "clip_name1": "clip_l.safetensors",
+                "clip_name2": "clip_g.safetensors",
+                "clip_name3": "t5xxl_fp16.safetensors",
+            },
+        ),
+        shift="ModelSamplingSD3",
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
     notes: ClassVar[str] = "Padding is attended to: keep max_sequence_length the same everywhere."
     encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")

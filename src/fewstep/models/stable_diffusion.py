@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fewstep.core.types import Conditioning
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.published import Published
 from fewstep.models.variance_preserving import VariancePreserving
 from fewstep.utils.errors import FewstepError
@@ -23,6 +24,11 @@ class StableDiffusion(VariancePreserving):
 
     name: ClassVar[str] = "sd"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "v1-5-pruned-emaonly.safetensors",
+        latent="EmptyLatentImage",
+        betas=("scaled_linear", 0.00085, 0.012),
+    )
     notes: ClassVar[str] = "Predicts eps or v, as its scheduler says; there is no safety checker."
     net_name: ClassVar[str] = "unet"
     models: ClassVar[tuple[Published, ...]] = (
@@ -90,6 +96,11 @@ class StableDiffusionXL(StableDiffusion):
 
     name: ClassVar[str] = "sdxl"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "sd_xl_base_1.0.safetensors",
+        latent="EmptyLatentImage",
+        betas=("scaled_linear", 0.00085, 0.012),
+    )
     notes: ClassVar[str] = (
         "The network gets the picture's size, uncropped; the empty prompt may be zeros."
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewstep.core.schedules import Shift, StaticShift, Terminal
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.latents import decode_images, denormalise, require_at_most, require_multiple
 from fewstep.models.lora import renamed_lora
 from fewstep.models.published import Published
@@ -28,6 +29,13 @@ class Wan(Backbone):
 
     name: ClassVar[str] = "wan"
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "wan2.1_t2v_1.3B_bf16.safetensors",
+        clip=("CLIPLoader", {"clip_name": "umt5_xxl_fp16.safetensors", "type": "wan"}),
+        vae="wan_2.1_vae.safetensors",
+        latent="EmptyHunyuanLatentVideo",
+        shift="ModelSamplingSD3",
+    )
     schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Text to video; previews and scores use the middle frame."
     models: ClassVar[tuple[Published, ...]] = (

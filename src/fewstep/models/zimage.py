@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fewstep.core.types import Conditioning
 from fewstep.models.base import Backbone
+from fewstep.models.comfyui import ComfyUI
 from fewstep.models.latents import require_at_most
 from fewstep.models.published import Published
 
@@ -22,6 +23,12 @@ class ZImage(Backbone):
 
     name: ClassVar[str] = "zimage"
     comfyui_prefix: ClassVar[str | None] = "transformer."
+    comfyui: ClassVar[ComfyUI | None] = ComfyUI(
+        "z_image_bf16.safetensors",
+        clip=("CLIPLoader", {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"}),
+        vae="ae.safetensors",
+        shift="ModelSamplingAuraFlow",
+    )
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
     notes: ClassVar[str] = "The stock pipeline counts guidance from 0, so that its 4 is 5 here."
     max_sequence_length: int

@@ -1,23 +1,18 @@
-"""A LoRA for the teacher in one file, as ComfyUI loads it."""
+"""A LoRA for the teacher in one file, as ComfyUI loads it, and a workflow that draws with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from safetensors.torch import save_file
 
-from fewstep.export.base import STEPS, Format, Student
+from fewstep.export.base import Format, Student
+from fewstep.export.snippet import TEMPLATES, example_prompt
+from fewstep.export.workflow import FILE, sigmas_of, workflow
 from fewstep.models import FAMILIES
+from fewstep.utils.files import write_json
 from fewstep.utils.resources import resolve
-
-_USAGE = """\
-{place}, on top of {base}. Draw with {steps} steps, sampler
-`euler`, cfg 1, at {width} x {height}, with these sigmas:
-
-    {sigmas}
-"""
 
 
 class ComfyUI(Format):
@@ -37,25 +32,57 @@ class ComfyUI(Format):
         FAMILIES.get(family).comfyui_lora({})
 
     def write(self, student: Student, folder: Path) -> None:
-        """Writes the adapter, see `Backbone.comfyui_lora`."""
+        """Writes the adapter, see `Backbone.comfyui_lora`, and a workflow that loads it."""
         named = student.backbone.comfyui_lora(student.layers)
         save_file(named, folder / file_name(student), metadata={"format": "pt"})
+        write_workflow(folder, student, lora=file_name(student))
 
     def usage(self, student: Student, address: str) -> str:
         """Where to put the file, and the settings with which it draws."""
-        height, width = student.size
-        shift = student.backbone.effective_shift(
-            student.shift, height, width, terminal=student.terminal
-        )
-        sigmas = [*shift(torch.tensor(student.base_sigmas, dtype=torch.float64)).tolist(), 0.0]
-        return _USAGE.format(
-            place=self.place.format(file=file_name(student)),
-            base=base_name(student),
-            steps=STEPS,
-            width=width,
-            height=height,
-            sigmas=", ".join(f"{sigma:.4f}" for sigma in sigmas),
-        )
+        return comfyui_usage(student, self.place.format(file=file_name(student)), lora=True)
+
+
+def write_workflow(folder: Path, student: Student, **files: str) -> None:
+    """Writes a workflow into an exported folder, where ComfyUI can draw the student.
+
+    Args:
+        folder: The folder.
+        student: The student.
+        files: `lora` or `network`, see `workflow`.
+    """
+    graph = workflow(student, example_prompt(student.recipe), **files)
+    if graph is not None:
+        write_json(folder / FILE, graph)
+
+
+def comfyui_usage(student: Student, place: str, *, lora: bool) -> str:
+    """Markdown on how to draw with ComfyUI.
+
+    Args:
+        student: The student that was written.
+        place: The sentence that says where its file goes, without the full stop.
+        lora: Whether that file is a LoRA, else a network.
+    """
+    graph = workflow(student, "", lora="" if lora else None, network=None if lora else "")
+    kinds = {node["class_type"]: node["inputs"] for node in (graph or {}).values()}
+    height, width = student.size
+    return TEMPLATES.get_template("comfyui.md.j2").render(
+        place=place,
+        base=base_name(student),
+        lora=lora,
+        workflow=FILE if graph else None,
+        kinds=kinds,
+        names=[
+            value
+            for inputs in kinds.values()
+            for key, value in inputs.items()
+            if key.startswith(("ckpt_name", "unet_name", "clip_name", "vae_name")) and value
+        ],
+        steps=len(student.base_sigmas),
+        sigmas=", ".join(f"{sigma:.6g}" for sigma in sigmas_of(student)),
+        height=height,
+        width=width,
+    )
 
 
 def base_name(student: Student) -> str:
@@ -65,4 +92,5 @@ def base_name(student: Student) -> str:
 
 def file_name(student: Student) -> str:
     """Name of the file that people see in a list of LoRAs."""
-    return f"{base_name(student).rpartition('/')[2]}-{STEPS}-steps.safetensors"
+    steps = len(student.base_sigmas)
+    return f"{base_name(student).rpartition('/')[2]}-{steps}-steps.safetensors"
