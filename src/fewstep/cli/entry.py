@@ -36,6 +36,7 @@ ClickError: Any = next(
 EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, as torch says
 USER = 2
+ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # the new name and the old one
 _BUSY = 0.8  # cores that others use, from which they are at work
 PATIENCE = 5.0  # seconds in which a job's first process says what is wrong
 
@@ -111,11 +112,14 @@ def _prepare() -> None:
 
     Their hints are kept off stderr, and their progress bars where nobody looks. Threads that wait
     for each other spin, as torch has it, unless other programs are busy here already: then spinning
-    makes torch several times slower, and on idle cores sleeping does.
+    makes torch several times slower, and on idle cores sleeping does. On CUDA, memory grows by
+    segments: batches of changing sizes otherwise leave holes that nothing fits into.
     """
     settings = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     if _others_are_busy():
         settings["OMP_WAIT_POLICY"] = "passive"
+    if not os.environ.keys() & ALLOCATOR:
+        settings |= dict.fromkeys(ALLOCATOR, "expandable_segments:True")
     if not sys.stderr.isatty():
         settings["TQDM_DISABLE"] = "1"
     for name, value in settings.items():
