@@ -34,8 +34,8 @@ from transformers import T5Config, T5EncoderModel
 
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid
-from fewstep.data.prompts import ENCODE_BATCH
 from fewstep.models import shipped_configs
+from fewstep.models.encoder_memory import ENCODE_BATCH
 from fewstep.train.determinism import deterministic
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER
 from fewstep.train.step import iteration

@@ -15,10 +15,11 @@ import torch
 from rich.console import Console
 
 from fewstep import cli, models
-from fewstep.data.embeddings import Embeddings, StoredEncoder
+from fewstep.data.embeddings import Embeddings
 from fewstep.data.precompute import Encoding, encode_ahead
-from fewstep.data.prompts import ENCODE_BATCH
+from fewstep.data.stored import StoredEncoder
 from fewstep.inference.runs import RunFolder
+from fewstep.models.encoder_memory import ENCODE_BATCH
 from fewstep.train import distill
 from fewstep.train.checkpoint import store
 from fewstep.train.state import build, check
@@ -90,6 +91,17 @@ def test_every_family_encodes_without_its_network_and_trains_without_encoders(na
     with pytest.raises(FewstepError) as refused:
         without.encode(["a"])
     assert refused.value.code == "missing-input"
+
+
+def test_what_is_read_ahead_is_what_is_read(model, cache):
+    without = models.load(model, encoders=False, **OPTIONS)
+    plain, ahead = (StoredEncoder(Embeddings.open(cache), without) for _ in range(2))
+    ahead.prefetch([PROMPTS[:2], PROMPTS[2:]])
+    for prompts in (PROMPTS[2:], PROMPTS[1:3], PROMPTS[:2], PROMPTS[:2]):
+        assert_equal(ahead.encode(prompts), plain.encode(prompts))
+    ahead.prefetch([["not there"]])
+    with pytest.raises(FewstepError):
+        ahead.encode(["not there"])
 
 
 def test_running_again_encodes_nothing_and_more_prompts_are_added(encoding, cache):

@@ -38,7 +38,7 @@ HYBRID = ("parallel.shard=hybrid", "parallel.replicate=2")
 CASES = {
     "full": (),
     "full, sharded": (FULL, "data.accumulate=4", "student.gradient_checkpointing=true"),
-    "lora": LORA,
+    "lora": (*LORA, "data.encode_ahead=true"),
     "lora, sharded": (*LORA, FULL),
 }
 FOUR = {"full": HYBRID, "lora": (*LORA, *HYBRID)}

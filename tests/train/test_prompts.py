@@ -104,17 +104,12 @@ class CountingBackbone:
 
     def __init__(self) -> None:
         self.encoded: Counter[str] = Counter()
-        self.free = False
 
     def encode(self, prompts):
-        assert not self.free
         self.encoded.update(prompts)
         return Conditioning(
             {"text": torch.stack([torch.full((100,), hash(p) % 97.0) for p in prompts])}
         )
-
-    def free_encoders(self):
-        self.free = True
 
 
 def test_prompts_are_encoded_once_while_they_fit():
@@ -131,14 +126,6 @@ def test_the_cache_is_bounded_and_forgets_the_oldest():
     for prompt in ("a", "b", "a", "c", "a", "b"):
         encoder.encode([prompt])
     assert backbone.encoded == {"a": 1, "b": 2, "c": 1}
-
-
-def test_encoding_ahead_frees_the_encoders():
-    backbone = CountingBackbone()
-    encoder = CachingEncoder(backbone, cache_bytes=0)
-    encoder.encode_all(["a", "b", "c"])
-    assert encoder.encode(["c", "a"]).batch == 2
-    assert backbone.free
 
 
 def test_the_empty_prompt_outlives_the_encoders(make_run):

@@ -37,11 +37,12 @@ class DataRecipe(Section):
     """Number of parts that the batch of all processes is worked through in. Raise it until a part
     fits the memory; the gradient stays the same."""
     cache_gb: Annotated[float, Field(ge=0, le=1e6)] = 2.0
-    """Bound on the encoded prompts kept in memory, GB (10^9 bytes). Others are encoded again when
-    they are needed or, with `encode_ahead`, read from a temporary file beside the run folder."""
+    """Bound on the encoded prompts kept in memory, GB (10^9 bytes), where they are encoded as they
+    are needed; others are encoded again."""
     encode_ahead: bool = False
-    """Encode all prompts before training, and free the text encoders' memory. For up to some
-    10,000 prompts."""
+    """Encode all prompts before training, into `embeddings` of the run folder, and free the text
+    encoders' memory. Processes share the work and the files; a run that was stopped goes on where
+    it was. For up to some 10,000 prompts."""
     cache: Name | None = None
     """Folder that `fewstep encode` wrote; text encoders are not even loaded then. For many
     prompts, or encoders that do not fit beside the networks."""

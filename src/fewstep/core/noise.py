@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.core.flow import add_noise
 from fewstep.core.schedules import Law
+from fewstep.core.transfer import to_device
 
 # A torch seed is 63 bits, of which the CPU generator uses 32: two samples that are far apart may
 # once in a long run share their noise, which does no harm.
@@ -45,11 +46,12 @@ class Draws:
     def normal(self, name: str, indices: Iterable[int] | Tensor, shape: Sequence[int]) -> Tensor:
         """Standard normal noise per sample, float32: [len(indices), *shape]."""
         keys = self._keys(name, indices)
-        noise = torch.empty(len(keys), *shape)
+        on_gpu = torch.device(self.device).type == "cuda"
+        noise = torch.empty(len(keys), *shape, pin_memory=on_gpu)  # see `transfer.to_device`
         rng = torch.Generator()
         for row, key in zip(noise, keys, strict=True):
             row.normal_(generator=rng.manual_seed(key))
-        return noise.to(self.device, non_blocking=True)  # never waits for the device
+        return to_device(noise, self.device)
 
     def uniform(self, name: str, indices: Iterable[int] | Tensor) -> Tensor:
         """Uniform value per sample in the open interval (0, 1), float32: [len(indices)]."""
@@ -59,7 +61,7 @@ class Draws:
     def integers(self, name: str, indices: Iterable[int] | Tensor, high: int) -> Tensor:
         """Integer per sample, uniform in 0..high-1, int64: [len(indices)]."""
         values = [key * high >> _BITS for key in self._keys(name, indices)]
-        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+        return to_device(torch.tensor(values, dtype=torch.int64), self.device)
 
     def _keys(self, name: str, indices: Iterable[int] | Tensor) -> list[int]:
         numbers = indices.tolist() if isinstance(indices, Tensor) else indices

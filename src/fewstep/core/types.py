@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.flow import x0_from_velocity
+from fewstep.core.transfer import to_device
 from fewstep.utils.errors import unknown
 
 
@@ -40,12 +41,9 @@ class Conditioning:
         """Number of samples B."""
         return len(next(iter(self.tensors.values())))
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
-        """The same tensors on another device; `non_blocking` as in `torch.Tensor.to`."""
-        moved = {
-            name: tensor.to(device, non_blocking=non_blocking)
-            for name, tensor in self.tensors.items()
-        }
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same tensors on another device, see `transfer.to_device`."""
+        moved = {name: to_device(tensor, device) for name, tensor in self.tensors.items()}
         return Conditioning(moved, self.lengths)
 
     def counted(self) -> Conditioning:
@@ -63,7 +61,7 @@ class Conditioning:
         def chosen(tensor: Tensor) -> Tensor:
             if isinstance(index, slice):
                 return tensor[index]
-            return tensor[index.to(tensor.device, non_blocking=not tensor.is_cpu)]
+            return tensor[to_device(index, tensor.device)]
 
         return self._map(chosen)
 

@@ -1,8 +1,9 @@
 """Prompt embeddings on disk: a folder of safetensors shards that are memory-mapped.
 
 ``index.json`` holds the model and the settings that made the embeddings, and the SHA-256 of every
-shard. A shard carries its prompts in its header, is written whole or not at all, and never changes,
-so that a folder stays usable when the process that writes to it is killed.
+shard; those written since it was are lines of a journal beside it, so that a shard costs the same
+however many there are. A shard carries its prompts in its header, is written whole or not at all,
+and never changes, so that a folder stays usable when the process that writes to it is killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,25 @@ from safetensors.torch import save
 
 from fewstep import models
 from fewstep.core.types import Conditioning
-from fewstep.data.shards import About, IndexContent, about_of, layout_of
+from fewstep.data.shards import FILES, About, IndexContent, about_of, layout_of
 from fewstep.data.texts import Index, Texts
 from fewstep.models import hub
-from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import (
+    append_line,
     damaged_files,
     digest_model,
     digest_text,
     read_json,
     regular_file,
+    remove,
     write_bytes,
     write_text,
 )
 
 FORMAT = 1
 INDEX = "index.json"
+_JOURNAL = "index-{}.jsonl"
 _NULL = "null"
 
 Key = Mapping[str, Any]
@@ -81,10 +85,20 @@ class Embeddings:
         damaged: Files known to be missing, truncated or changed; they are left out everywhere.
     """
 
-    def __init__(self, folder: Path, key: Key, files: Mapping[str, str]) -> None:
-        """Reads the header of every shard; `files` is file name -> SHA-256."""
+    def __init__(
+        self, folder: Path, key: Key, files: Mapping[str, str], *, writer: int = 0
+    ) -> None:
+        """Reads the header of every shard.
+
+        Args:
+            folder: The folder.
+            key: What made them.
+            files: File name -> SHA-256.
+            writer: Number of this process, where several write to one folder.
+        """
         self.folder = folder
         self.key = key
+        self._journal = folder / _JOURNAL.format(writer)
         self.damaged: list[str] = []
         self._files = dict(files)
         self._open: dict[str, Any] = {}
@@ -95,8 +109,8 @@ class Embeddings:
             self._read_header(file)
 
     @staticmethod
-    def open(folder: Path) -> Embeddings:
-        """Opens the embeddings in a folder.
+    def open(folder: Path, *, writer: int = 0) -> Embeddings:
+        """Opens the embeddings in a folder; arguments are those of the constructor.
 
         Raises:
             FewstepError: There are none, or of another format.
@@ -120,7 +134,8 @@ class Embeddings:
                 f"{file}: {place}: not what fewstep encode writes there; make new ones with it",
                 code="damaged",
             ) from error
-        return Embeddings(folder, content["key"], content["files"])
+        files = content["files"] | _journalled(folder)
+        return Embeddings(folder, content["key"], files, writer=writer)
 
     @staticmethod
     def create(folder: Path, key: Key) -> Embeddings:
@@ -134,8 +149,24 @@ class Embeddings:
                 f"{folder}: not empty, and no embeddings in it; give another --out", code="exists"
             )
         embeddings = Embeddings(folder, key, {})
-        embeddings._write_index()
+        embeddings.seal()
         return embeddings
+
+    @staticmethod
+    def begin(folder: Path, key: Key, shards: Iterable[Sequence[str]]) -> None:
+        """Makes a folder ready for some shards: of what is there, those stay that are sound."""
+        index = read_json(folder / INDEX)
+        if index is None or index.get("key") != key:
+            if index is not None:
+                remove(folder)
+            Embeddings.create(folder, key)
+        embeddings = Embeddings.open(folder)
+        damaged = set(embeddings.verify())
+        others = embeddings._files.keys() - {_file(_NULL), *map(_shard, shards)}
+        embeddings._forget(sorted(others))
+        embeddings.seal()
+        for file in others | damaged:
+            (folder / file).unlink(missing_ok=True)
 
     # ----------------------------------------------------------------------------- what is there
 
@@ -152,6 +183,10 @@ class Embeddings:
     def nbytes(self) -> int:
         """Size of the shards in bytes."""
         return sum((self.folder / file).stat().st_size for file in self._open)
+
+    def holds(self, prompts: Sequence[str]) -> bool:
+        """Whether there is a shard of exactly these prompts."""
+        return _shard(prompts) in self._open
 
     def missing(self, prompts: Iterable[str]) -> Texts:
         """The prompts without an embedding, each once, in order."""
@@ -226,7 +261,7 @@ class Embeddings:
         for number in numbers:
             shard = bisect_right(self._starts, number) - 1
             rows.append(self._row(files[shard], int(number) - self._starts[shard]))
-        return Conditioning.cat(rows)
+        return Conditioning.cat(rows).counted()
 
     def null(self) -> Conditioning:
         """The encoded empty prompt, batch 1."""
@@ -247,7 +282,7 @@ class Embeddings:
     # ------------------------------------------------------------------------------- writing
 
     def add(self, prompts: Sequence[str], cond: Conditioning, overlong: Sequence[bool]) -> None:
-        """Writes a shard, then the index that lists it.
+        """Writes a shard, then the line of the journal that lists it.
 
         Args:
             prompts: N prompts without an embedding yet.
@@ -256,24 +291,28 @@ class Embeddings:
         """
         rows = [row for row, flag in enumerate(overlong) if flag]
         about = {"prompts": list(prompts), "overlong": rows}
-        self._add(f"prompts-{digest_text(*prompts)}", cond, about)
+        self._add(_shard(prompts), cond, about)
 
     def add_null(self, cond: Conditioning) -> None:
         """Writes the encoded empty prompt."""
-        self._add(_NULL, cond, {"prompts": [], "overlong": []})
+        self._add(_file(_NULL), cond, {"prompts": [], "overlong": []})
 
-    def _add(self, name: str, cond: Conditioning, about: dict[str, Any]) -> None:
+    def _add(self, file: str, cond: Conditioning, about: dict[str, Any]) -> None:
         # One metadata key: safetensors writes several in any order, and bytes must be reproducible.
         tensors = {name: tensor.contiguous() for name, tensor in cond.to("cpu").tensors.items()}
-        content, file = save(tensors, metadata={"about": json.dumps(about)}), _file(name)
+        content = save(tensors, metadata={"about": json.dumps(about)})
         write_bytes(self.folder / file, content, sync=True)
         self._files[file] = hashlib.sha256(content).hexdigest()
-        self._write_index()
+        append_line(self._journal, json.dumps({file: self._files[file]}))
         self._read_header(file)
 
-    def _write_index(self) -> None:
-        content = {"format": FORMAT, "key": self.key, "files": self._files}
+    def seal(self) -> None:
+        """Writes all that is known to be there to the index; nobody else may be writing."""
+        files = dict(sorted(self._files.items()))  # whoever wrote them, and when
+        content = {"format": FORMAT, "key": self.key, "files": files}
         write_text(self.folder / INDEX, json.dumps(content, indent=1) + "\n", sync=True)
+        for journal in self.folder.glob(_JOURNAL.format("*")):
+            journal.unlink()
 
     def _read_header(self, file: str) -> None:
         try:
@@ -299,7 +338,7 @@ class Embeddings:
         self._overlong += flags
 
     def _forget(self, files: Sequence[str]) -> None:
-        """Leaves damaged files out of everything, the index that is written next included."""
+        """Leaves damaged files out of everything, and out of the index once `seal` writes it."""
         self.damaged += files
         for file in files:
             self._files.pop(file)
@@ -316,26 +355,18 @@ def _parts(prompts: Iterable[str], size: int = 65_536) -> Iterator[list[str]]:
         yield part
 
 
-class StoredEncoder:
-    """A `prompts.Encoder` that reads embeddings from a folder and needs no text encoders."""
+def _journalled(folder: Path) -> dict[str, str]:
+    """Files that journals list; a line that was cut off is none, and its shard is made again."""
+    found: dict[str, str] = {}
+    for journal in sorted(folder.glob(_JOURNAL.format("*"))):
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValidationError):
+                found |= FILES.validate_json(line)
+    return found
 
-    def __init__(self, embeddings: Embeddings, backbone: Backbone) -> None:
-        """Hands the encoded empty prompt to the backbone, which cannot encode it."""
-        self._embeddings = embeddings
-        self._backbone = backbone
-        backbone.keep_null(embeddings.null())
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of N prompts, batch N, on the model's device."""
-        return self._embeddings.read(prompts).to(self._backbone.device)
-
-    def null(self, batch: int) -> Conditioning:
-        """The encoded empty prompt, `batch` times."""
-        return self._backbone.null(batch)
-
-    def overlong(self, prompts: Sequence[str]) -> int:
-        """How many prompts are longer than the model reads."""
-        return self._embeddings.overlong(prompts)
+def _shard(prompts: Sequence[str]) -> str:
+    return _file(f"prompts-{digest_text(*prompts)}")
 
 
 def _file(name: str) -> str:

@@ -1,16 +1,17 @@
-"""Precomputed embeddings: ``fewstep encode`` writes them, ``data.cache`` of a recipe reads them."""
+"""Precomputed embeddings: of ``fewstep encode``, which ``data.cache`` reads, or of a run itself."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fewstep import models
 from fewstep.config import Recipe
@@ -19,11 +20,17 @@ from fewstep.data.embeddings import INDEX, Embeddings, Key, key_of
 from fewstep.data.prompts import Prompts, as_prompts, normalized, read_prompts
 from fewstep.data.texts import Texts
 from fewstep.models.base import Backbone
+from fewstep.models.encoder_memory import ENCODE_BATCH, encode_batch
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import check_writable, digest_text
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.pace import Note, Pace, silent
 from fewstep.utils.resources import expand, resolve
+
+SHARD = 128
+"""Prompts per file, rounded up to whole batches."""
+STORE = "embeddings"
+"""Folder of what a run encodes ahead, below the run's own."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Encoding:
         options: Options of the model family, such as ``max_sequence_length``.
         dtype: Name of the dtype of the weights.
         device: Such as ``cuda``; ``auto`` takes an accelerator if there is one.
-        batch: Prompts per batch. 1 gives bitwise the embeddings of training without
-            ``data.encode_ahead``, `prompts.ENCODE_BATCH` those of training with it.
+        batch: Prompts per batch, and at most `encode_batch`. 1 gives bitwise the embeddings of
+            training without ``data.encode_ahead``, `ENCODE_BATCH` those of training with it.
         shard: Prompts per file, rounded up to whole batches; a kill loses no more than these.
     """
 
@@ -45,7 +52,7 @@ class Encoding:
     dtype: str = "float32"
     device: str = "auto"
     batch: int = 1
-    shard: int = 128
+    shard: int = SHARD
 
     @classmethod
     def from_settings(cls, model: str, settings: Mapping[str, Any]) -> Encoding:
@@ -71,6 +78,15 @@ class Encoding:
         """Folder for the embeddings of a model and its settings, where none is given."""
         name = Path(str(resolve(self.model))).name
         return Path("embeddings") / f"{name}-{digest_text(repr(sorted(key.items())))[:8]}"
+
+    def batch_of(self, backbone: Backbone) -> int:
+        """Prompts per batch with a model's encoders."""
+        return min(self.batch, encode_batch(backbone))
+
+    def shard_of(self, backbone: Backbone) -> int:
+        """Prompts per file: whole batches, so that a kill changes none."""
+        batch = self.batch_of(backbone)
+        return -(-self.shard // batch) * batch
 
     def load_encoders(self) -> Backbone:
         """The model without its network, on its device; it may be a distilled one."""
@@ -123,7 +139,8 @@ def encode_ahead(
         missing = embeddings.missing(prompts)
         if missing or not embeddings.has_null:
             backbone = backbone or encoding.load_encoders()
-            _encode(embeddings, backbone, missing, encoding, note)
+            _encode(embeddings, backbone, missing, encoding=encoding, note=note)
+        embeddings.seal()
     distinct = Texts(prompts).distinct
     return {
         "folder": str(folder),
@@ -140,21 +157,37 @@ def encode_ahead(
 def _encode(
     embeddings: Embeddings,
     backbone: Backbone,
-    missing: Sequence[str],
+    prompts: Sequence[str],
+    *,
     encoding: Encoding,
     note: Note,
+    rank: int = 0,
+    processes: int = 1,
 ) -> None:
-    """Encodes and writes shard by shard."""
-    if not embeddings.has_null:
+    """Encodes and writes, shard by shard, this process's share of what is not there yet."""
+    if rank == 0 and not embeddings.has_null:
         embeddings.add_null(backbone.null(1))
-    size = -(-encoding.shard // encoding.batch) * encoding.batch
-    pace = Pace(note)
-    for start in range(0, len(missing), size):
-        shard = missing[start : start + size]
-        batches = (shard[i : i + encoding.batch] for i in range(0, len(shard), encoding.batch))
-        encoded = [backbone.encode(batch).to("cpu") for batch in batches]
-        embeddings.add(shard, Conditioning.cat(encoded), backbone.overlong(shard))
-        pace.say_done(start + len(shard), len(missing), "prompts")
+    batch, size, pace = encoding.batch_of(backbone), encoding.shard_of(backbone), Pace(note)
+    for start in range(rank * size, len(prompts), processes * size):
+        shard = prompts[start : start + size]
+        if not embeddings.holds(shard):
+            batches = (shard[i : i + batch] for i in range(0, len(shard), batch))
+            cond = Conditioning.cat([backbone.encode(each).to("cpu") for each in batches])
+            _check_room(embeddings.folder, cond, len(prompts) - start)
+            embeddings.add(shard, cond, backbone.overlong(shard))
+        pace.say_done(start + len(shard), len(prompts), "prompts")
+
+
+def _check_room(folder: Path, cond: Conditioning, count: int) -> None:
+    """Refuses to begin what will not fit: so many prompts, each as large as those encoded."""
+    wanted = sum(tensor.nbytes for tensor in cond.tensors.values()) / cond.batch * count
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise FewstepError(
+            f"{folder}: no room for the embeddings of {count:,} prompts, {wanted / 1e9:,.0f} GB: "
+            f"{free / 1e9:.0f} GB are free; take fewer prompts or another disk",
+            code="no-access",
+        )
 
 
 @contextmanager
@@ -215,6 +248,78 @@ def gather_prompts(
 
 
 # ------------------------------------------------------------------------------------- for a run
+
+
+class Processes(Protocol):
+    """The processes of a job, as one of them sees them."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def wait(self) -> None:
+        """Waits until every process has called this."""
+
+
+def encode_for_run(
+    recipe: Recipe,
+    backbone: Backbone,
+    prompts: Iterable[str],
+    *,
+    folder: Path,
+    processes: Processes,
+    note: Note = silent,
+) -> Embeddings:
+    """Encodes all prompts of a run into a folder of its own, and frees the text encoders.
+
+    Each process encodes its share, and all map the same files. What is there is kept, where it is
+    of the same prompts in the same order: batching changes rounding, and a run has to repeat.
+
+    Args:
+        recipe: The run's.
+        backbone: Its model with the text encoders.
+        prompts: The prompts; duplicates are encoded once.
+        folder: Where to; all processes must see it.
+        processes: The processes of the run.
+        note: Called with how far it is, where it takes long.
+
+    Raises:
+        FewstepError: There is no room, or some process does not see what others wrote.
+    """
+    model, wanted = recipe.model, Texts(Texts(prompts).distinct)
+    encoding = Encoding(model.path, model.options, model.dtype, batch=ENCODE_BATCH)
+    if processes.rank == 0:
+        key = key_of(model.path, dtype=model.dtype, options=model.options)
+        size = encoding.shard_of(backbone)
+        shards = (wanted[i : i + size] for i in range(0, len(wanted), size))
+        Embeddings.begin(folder, key, shards)
+    processes.wait()
+    _encode(
+        Embeddings.open(folder, writer=processes.rank),
+        backbone,
+        wanted,
+        encoding=encoding,
+        note=note,
+        rank=processes.rank,
+        processes=processes.size,
+    )
+    processes.wait()
+    embeddings = Embeddings.open(folder)
+    if missing := embeddings.missing(wanted):
+        raise FewstepError(
+            f"{folder}: lacks {len(missing)} prompts that other processes encoded; is it on a disk "
+            "that all machines share?",
+            code="missing-file",
+        )
+    processes.wait()
+    if processes.rank == 0:
+        embeddings.seal()
+    backbone.free_encoders()
+    return embeddings
 
 
 def open_cache(recipe: Recipe, prompts: Iterable[str], previewed: Iterable[str]) -> Embeddings:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from fewstep.core.types import Conditioning
-from fewstep.data.rows import Rows
 from fewstep.data.sources import read_rows
 from fewstep.data.textfiles import convert, is_unicode
 from fewstep.data.texts import Texts
@@ -19,8 +18,6 @@ from fewstep.models.base import Backbone
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.pace import Note, Pace, silent
 
-ENCODE_BATCH = 64
-"""Batch size of `CachingEncoder.encode_all`."""
 MOST_CHARACTERS = 2**15
 """Characters of a prompt; text encoders read some thousands at most."""
 _TOLERATED = 100
@@ -201,6 +198,9 @@ class Encoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of N prompts, batch N, on the model's device."""
 
+    def prefetch(self, batches: Sequence[Sequence[str]]) -> None:
+        """Tells what `encode` will be asked for next, to be read while the device is at work."""
+
     def null(self, batch: int) -> Conditioning:
         """The encoded empty prompt, `batch` times."""
 
@@ -226,13 +226,14 @@ class CachingEncoder:
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[str, Conditioning] = OrderedDict()
         self._size = 0
-        self._ahead = Texts()
-        self._rows: Rows | None = None
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of N prompts, batch N, on the model's device."""
         parts = [self._cached(prompt) for prompt in prompts]
         return Conditioning.cat(parts).to(self._backbone.device)
+
+    def prefetch(self, batches: Sequence[Sequence[str]]) -> None:
+        """Does nothing: text encoders would compete with the network for the device."""
 
     def null(self, batch: int) -> Conditioning:
         """The encoded empty prompt, `batch` times; it is encoded once."""
@@ -242,32 +243,7 @@ class CachingEncoder:
         """How many prompts are longer than the model reads."""
         return sum(self._backbone.overlong(prompts))
 
-    def encode_all(
-        self, prompts: Iterable[str], *, folder: Path | None = None, note: Note = silent
-    ) -> None:
-        """Encodes all prompts of a run and frees the text encoders.
-
-        The embeddings that do not fit the bound are put on the disk. Batches of `ENCODE_BATCH` are
-        safe here: they depend on the list of prompts alone.
-
-        Args:
-            prompts: The prompts; duplicates are encoded once.
-            folder: A folder on the file system that has room, see `rows.Rows`.
-            note: Called with how far it is, where it takes long.
-        """
-        self._ahead = Texts(Texts(prompts).distinct)
-        count = len(self._ahead)
-        self._rows = Rows(count, memory=self._cache_bytes, folder=folder)
-        pace = Pace(note)
-        for start in range(0, count, ENCODE_BATCH):
-            part = self._ahead[start : start + ENCODE_BATCH]
-            self._rows.append(self._backbone.encode(part).to("cpu"))
-            pace.say_done(start + len(part), count, "prompts encoded")
-        self._backbone.free_encoders()
-
     def _cached(self, prompt: str) -> Conditioning:
-        if self._rows is not None and (number := int(self._ahead.numbers([prompt])[0])) >= 0:
-            return self._rows[number]
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
             return self._cache[prompt]

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, NonNegativeInt
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter
+
+_Files = dict[
+    Annotated[str, Field(pattern=r"^(null|prompts-[0-9a-f]{16})\.safetensors$")],
+    Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")],
+]
 
 
 class _KeyContent(BaseModel):
@@ -18,10 +23,11 @@ class IndexContent(BaseModel):
     """What `INDEX` holds; names are those that `Embeddings` gives, which lead nowhere else."""
 
     key: _KeyContent
-    files: dict[
-        Annotated[str, Field(pattern=r"^(null|prompts-[0-9a-f]{16})\.safetensors$")],
-        Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")],
-    ]
+    files: _Files
+
+
+FILES: TypeAdapter[dict[str, str]] = TypeAdapter(_Files)
+"""File name -> SHA-256, as a line of a journal holds them."""
 
 
 class About(BaseModel):

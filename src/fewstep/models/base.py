@@ -51,6 +51,7 @@ class Backbone(Scheduled, Adapted, Encoding):
         optional_names: Text encoders that a folder may have been saved without.
         models: Published models of the family.
         max_sequence_length: Tokens that prompts are padded or cut to; None: no such option.
+        template_tokens: Tokens at most that the pipeline adds to a prompt beyond `text_tokens`.
     """
 
     name: ClassVar[str]
@@ -66,6 +67,7 @@ class Backbone(Scheduled, Adapted, Encoding):
     models: ClassVar[tuple[Published, ...]] = ()
     pipeline_class: ClassVar[type[DiffusionPipeline]] = DiffusionPipeline
     max_sequence_length: int | None = None
+    template_tokens: ClassVar[int] = 0
 
     def __init__(self, pipe: DiffusionPipeline, source: Path) -> None:
         """Wraps a loaded pipeline; `source` is the folder that it was loaded from."""

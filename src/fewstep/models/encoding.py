@@ -32,6 +32,7 @@ class Encoding:
     encoder_names: ClassVar[tuple[str, ...]]
     tokenizer_names: ClassVar[tuple[str, ...]]
     max_sequence_length: int | None
+    template_tokens: ClassVar[int]
     known: Mapping[str, Conditioning] = MappingProxyType({})
     learn: Callable[[Sequence[str]], None] | None = None
     _null: Conditioning | None = None
@@ -128,6 +129,11 @@ class Encoding:
     def text_tokens(self) -> int:
         """Length of every encoded prompt in tokens."""
         return self.max_sequence_length or self.tokenizer_length()
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Most tokens that a text encoder reads of a prompt, with what a template adds to it."""
+        return self.text_tokens + self.template_tokens
 
     def tokenizer_length(self) -> int:
         """Tokens that the first tokenizer pads to, from its configuration; 77 (CLIP) without."""

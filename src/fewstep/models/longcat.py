@@ -23,6 +23,7 @@ class LongCat(Packed):
     name: ClassVar[str] = "longcat"
     pipelines: ClassVar[tuple[str, ...]] = ("LongCatImagePipeline",)
     notes: ClassVar[str] = "Prompts are padded to 512 tokens and never rewritten."
+    template_tokens: ClassVar[int] = 64
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "LongCat-Image",

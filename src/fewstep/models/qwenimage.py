@@ -77,6 +77,11 @@ class QwenImage(Packed):
             {"prompt_embeds": pad(embeds, (0, 0, 0, missing)), "mask": pad(mask, (0, missing))}
         )
 
+    @property
+    def encoder_tokens(self) -> int:
+        """See `Backbone.encoder_tokens`; it reads more than is kept."""
+        return int(self.pipe.tokenizer_max_length + self.pipe.prompt_template_encode_start_idx)
+
     def guide(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
         """Guided velocity [B, N, C], each patch with the norm of the conditional one."""
         guided = super().guide(cond, null, scale)

@@ -25,6 +25,7 @@ class Sana(Backbone):
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
     schedulers = FLOW_OF_ANY_SIZE
     notes: ClassVar[str] = "Students use Euler steps, whatever solver the teacher came with."
+    template_tokens: ClassVar[int] = 256  # the instruction
     models: ClassVar[tuple[Published, ...]] = (
         Published(
             "SANA 0.6B",

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from fewstep.config import OptimizerRecipe, Recipe
-from fewstep.data.prompts import ENCODE_BATCH
 from fewstep.models.base import Backbone
 from fewstep.models.dummy_conditioning import dummy_conditioning
+from fewstep.models.encoder_memory import encode_batch
 from fewstep.objectives import TrainedNetwork, by_site
 from fewstep.planning.counts import count
 from fewstep.planning.estimate import Estimate, micro_batch
@@ -198,7 +198,8 @@ def _frozen_parts(estimate: Estimate) -> list[Item]:
              f"counted: {shown} decoded at a time, or the networks' calls", (PREVIEWS,)),
     ]  # fmt: skip
     if ahead:
-        items.append(_encoding(estimate, ENCODE_BATCH))
+        low = getattr(torch, recipe.model.dtype)
+        items.append(_encoding(estimate, encode_batch(estimate.backbone, low)))
     return items
 
 

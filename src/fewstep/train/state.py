@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fewstep import __version__, models, objectives
 from fewstep.config import ConfigError, OptimizerRecipe, Recipe, missing_files
-from fewstep.data.embeddings import Embeddings, StoredEncoder
+from fewstep.data.embeddings import Embeddings
 from fewstep.data.order import Order
-from fewstep.data.precompute import open_cache
+from fewstep.data.precompute import STORE, encode_for_run, open_cache
 from fewstep.data.prompts import CachingEncoder, Encoder, Prompts, read_prompts
+from fewstep.data.stored import StoredEncoder
 from fewstep.models.base import Backbone
 from fewstep.objectives import Objective
 from fewstep.train.changes import refuse_another_run
@@ -148,7 +149,7 @@ def build(
     console: Console,
     processes: ProcessGroup = SINGLE,
 ) -> Run:
-    """Load the model and put a run together, at step 0; writes nothing."""
+    """Load the model and put a run together, at step 0; writes nothing but embeddings."""
     log = (Logger if processes.first else SilentLogger)(folder, recipe, console=console)
     wanted = recipe.model
     backbone = models.load(
@@ -160,7 +161,7 @@ def build(
     )
     if recipe.memory.base is not None:
         quantize(backbone, recipe.memory.base, device=validated.device)  # the whole may not fit
-    encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note)
+    encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note, job=processes)
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
         offload_vae(backbone)
@@ -204,16 +205,24 @@ def build(
 
 
 def _encoder(
-    recipe: Recipe, backbone: Backbone, validated: ValidatedRecipe, *, folder: Path, note: Note
+    recipe: Recipe,
+    backbone: Backbone,
+    validated: ValidatedRecipe,
+    *,
+    folder: Path,
+    note: Note,
+    job: ProcessGroup,
 ) -> Encoder:
-    if validated.embeddings is not None:
-        return StoredEncoder(validated.embeddings, backbone)
-    encoder = CachingEncoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
-    if recipe.data.encode_ahead:
+    embeddings, store = validated.embeddings, folder / STORE
+    if embeddings is None and recipe.data.encode_ahead:
         with without_network(backbone):  # both at once need not fit the device
             backbone.to(validated.device)
-            encoder.encode_all(validated.encoded, folder=folder, note=note)
-    return encoder
+            embeddings = encode_for_run(
+                recipe, backbone, validated.encoded, folder=store, processes=job, note=note
+            )
+    if embeddings is not None:
+        return StoredEncoder(embeddings, backbone)
+    return CachingEncoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
 
 
 def _train_state(

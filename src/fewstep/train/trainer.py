@@ -369,7 +369,20 @@ def _means(
 
 
 def _batch(run: RunState, draws: Draws) -> list[Batch]:
-    """The prompts of the coming step that are this process's, encoded, in the wanted parts."""
+    """The samples of the coming step that are this process's, encoded, in the wanted parts."""
+    encoder = run.encoder
+    batches = [
+        Batch(encoder.encode(texts), encoder.null(len(own)), own, together)
+        for texts, own, together in _parts(run, draws)
+    ]
+    encoder.prefetch([texts for texts, *_ in _parts(run, replace(draws, step=draws.step + 1))])
+    return batches
+
+
+def _parts(
+    run: RunState, draws: Draws
+) -> list[tuple[list[str], torch.Tensor, torch.Tensor | None]]:
+    """Prompts of each part of a step, and what `samples_of` says of it."""
     data, processes = run.recipe.data, run.processes
     samples = samples_of(
         run.algorithm,
@@ -380,13 +393,5 @@ def _batch(run: RunState, draws: Draws) -> list[Batch]:
         processes=processes.size,
         joint=processes.sharded,
     )
-    prompts = run.order.take(run.step * data.batch_size, data.batch_size)
-    return [
-        Batch(
-            run.encoder.encode([prompts[i] for i in own.tolist()]),
-            run.encoder.null(len(own)),
-            own,
-            together,
-        )
-        for own, together in samples
-    ]
+    prompts = run.order.take(draws.step * data.batch_size, data.batch_size)
+    return [([prompts[i] for i in own.tolist()], own, together) for own, together in samples]

@@ -294,6 +294,23 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
         temporary.write_bytes(content)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file and waits until it is on the disk; a kill may cut it off.
+
+    Raises:
+        WriteFailed: The disk refuses.
+    """
+    with writing(path):
+        new = not path.exists()
+        with path.open("ab") as stream:
+            # A line that was cut off must not be continued.
+            stream.write(f"{'' if new else chr(10)}{line}".encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        if new:
+            fsync(path.parent)
+
+
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     """Writes a text file as UTF-8, whole or not at all, see `replacing`."""
     write_bytes(path, text.encode(), sync=sync)
