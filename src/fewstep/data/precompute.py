@@ -292,6 +292,7 @@ def encode_for_run(
     """
     model, wanted = recipe.model, Texts(Texts(prompts).distinct)
     encoding = Encoding(model.path, model.options, model.dtype, batch=ENCODE_BATCH)
+    backbone.null(1)  # encoders that are not sound leave no folder
     if processes.rank == 0:
         key = key_of(model.path, dtype=model.dtype, options=model.options)
         size = encoding.shard_of(backbone)
