@@ -75,7 +75,7 @@ class Source:
         ahead = None if whole or not prompts else self._encoded(prompts, batch, spill)
         backbone = self._part(encoders=whole)
         if self.base is not None:
-            quantize(backbone, self.base)  # on the host: the whole may not fit the device
+            quantize(backbone, self.base, device=device)  # the whole may not fit there
         backbone.to(device)
         if self.offload == "model":
             offload_vae(backbone)

@@ -13,6 +13,7 @@ from fewstep.config import OptimizerRecipe, Recipe
 from fewstep.models.base import Backbone
 from fewstep.models.dummy_conditioning import dummy_conditioning
 from fewstep.models.encoder_memory import encode_batch
+from fewstep.models.latents import pictures_at_once
 from fewstep.objectives import TrainedNetwork, by_site
 from fewstep.planning.counts import count
 from fewstep.planning.estimate import Estimate, micro_batch
@@ -189,7 +190,8 @@ def _frozen_parts(estimate: Estimate) -> list[Item]:
     encoding = (ENCODING,) if ahead else ()
     vae = (HOST, PREVIEWS) if offloaded else (TRAINING, PREVIEWS)
     encoders = encoding if stored or ahead else (TRAINING, PREVIEWS)
-    shown = -(-recipe.data.batch_size // recipe.data.accumulate)
+    chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
+    shown = min(chunk, pictures_at_once(recipe.resolution.height, recipe.resolution.width))
     items = [
         Item("VAE", sizes.vae * width, f"VAE x {width} B{'; on the host' * offloaded}",
              vae + encoding),
@@ -212,16 +214,14 @@ def _encoding(estimate: Estimate, prompts: int) -> Item:
 def sampling_items(estimate: Estimate, pictures: int = 1) -> list[Item]:
     """What drawing pictures from a trained student holds on one device.
 
-    Prompts are encoded first, and the encoders go before the network comes; the VAE comes last, or
-    is there all along, which is counted.
+    Prompts are encoded first, and the encoders go before the network and the VAE come.
 
     Args:
         estimate: Of the recipe that trained the student.
         pictures: Drawn at a time.
     """
     recipe, sizes = estimate.recipe, estimate.parameters
-    width, always = WIDTHS[recipe.model.dtype], (ENCODING, DENOISING, DECODING)
-    late = (DENOISING, DECODING)
+    width, late = WIDTHS[recipe.model.dtype], (DENOISING, DECODING)
     base, made_of = _base(estimate, recipe.model.dtype)
     latents = math.prod(estimate.algorithm.latent_shape) * FLOAT32 * pictures
     items = [
@@ -231,7 +231,7 @@ def sampling_items(estimate: Estimate, pictures: int = 1) -> list[Item]:
         Item("latents", latents, f"float32, {pictures} at a time", late),
         Item("network at work", estimate.denoising(pictures), "counted: a call without gradients",
              (DENOISING,)),
-        Item("VAE", sizes.vae * width, f"VAE x {width} B", always),
+        Item("VAE", sizes.vae * width, f"VAE x {width} B", late),
         Item("VAE at work", estimate.decoding(pictures), f"counted: {pictures} decoded at a time",
              (DECODING,)),
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from fewstep.core.solver import sample
 from fewstep.core.types import Conditioning, VelocityFn
 from fewstep.data.prompts import Encoder
 from fewstep.models.base import Backbone
+from fewstep.models.latents import pictures_at_once
 from fewstep.train.distributed import SINGLE, ProcessGroup
 from fewstep.train.memory.offload import vae_on_device
 from fewstep.train.monitor.preview_scores import preview_score
@@ -182,8 +183,10 @@ class Preview:
             cond = encoder.encode(self.prompts[part])
             latents = sample(velocity_for(cond), self._noise[part].to(device), sigmas, cond)
             with vae_on_device(self._backbone):
-                images.append(self._backbone.decode(latents).float().cpu())
-            if not images[-1].isfinite().all():
+                parts = latents.split(pictures_at_once(*self._size))
+                decoded = [self._backbone.decode(part).float().cpu() for part in parts]
+            images += decoded
+            if not all(part.isfinite().all() for part in decoded):
                 by = (
                     "the VAE; try model.dtype float32"
                     if latents.isfinite().all()
