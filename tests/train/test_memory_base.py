@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from fewstep import models
 from fewstep.core.noise import Draws
+from fewstep.train.memory import kept_base
 from fewstep.train.memory.quantization import is_quantized, quantize
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER, TRAINED, become_student
 from fewstep.train.trainer import advance as step
@@ -173,7 +178,6 @@ def test_a_run_on_a_quantised_base(name, make_run):
 
 def test_its_adapter_fits_the_model_as_it_is(make_run, tmp_path):
     """Trained on codes, loaded onto the published weights: the same change of each layer."""
-    from fewstep import models
     from fewstep.models.lora import lora_layers
     from fewstep.train.memory.adapters import adapter_parameters
 
@@ -237,3 +241,80 @@ def test_it_is_loaded_without_a_word():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stdout + done.stderr
+
+
+# --------------------------------------------------------------------------------- kept on disk
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_is_the_same_without_what_is_not_read(model, dtype):
+    def without(folder, named):
+        assert named == dtype and folder.name == "transformer"
+        return inside
+
+    whole = models.load(model, dtype=dtype).net
+    inside = {name for name in whole.state_dict() if name.endswith("attn.to_q.weight")}
+    part = models.load(model, dtype=dtype, without=without).net
+    assert part.config == whole.config and part.training == whole.training
+    tensors = [dict([*net.named_parameters(), *net.named_buffers()]) for net in (whole, part)]
+    assert tensors[0].keys() == tensors[1].keys() >= inside and inside
+    for name, tensor in tensors[0].items():
+        found = tensors[1][name]
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert found.is_meta if name in inside else torch.equal(found, tensor), name
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_the_next_start_reads_codes_and_says_the_same(name, model, cache):
+    notes = []
+    first = kept_base.load(model, name, note=notes.append)
+    (file,) = cache.rglob("*.safetensors")
+    written = file.stat().st_mtime_ns
+    second = kept_base.load(model, name, note=notes.append)
+    assert file.stat().st_mtime_ns == written and not notes
+    names = {name for name, tensor in first.net.state_dict().items() if not tensor.is_meta}
+    assert names == {n for n, tensor in second.net.state_dict().items() if not tensor.is_meta}
+    with safe_open(file, "pt") as opened:
+        assert {key.rpartition(".")[0] for key in opened.keys()} <= names  # noqa: SIM118
+    found = [layers(each.net) for each in (first, second)]
+    assert found[0].keys() == found[1].keys() and found[0]
+    for key, layer in found[0].items():
+        assert torch.equal(decoded(layer.weight), decoded(found[1][key].weight))
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "other weights"])
+def test_codes_that_do_not_fit_are_made_anew(damage, model, cache, tmp_path):
+    folder, notes = tmp_path / "copy", []
+    shutil.copytree(model, folder)
+    kept_base.load(folder, "int8")
+    (file,) = cache.rglob("*.safetensors")
+    content = file.read_bytes()
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    if damage == "cut":
+        file.write_bytes(content[:-100])
+    elif damage == "bit":
+        file.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    else:
+        tensors = load_file(weights)
+        save_file({key: tensor * 2 for key, tensor in tensors.items()}, weights)
+    found = kept_base.load(folder, "int8", note=notes.append)
+    assert len(notes) == 1 and str(file) in notes[0]
+    wanted = models.load(folder)
+    quantize(wanted, "int8")
+    for key, layer in layers(wanted.net).items():
+        assert torch.equal(decoded(layers(found.net)[key].weight), decoded(layer.weight))
+    kept_base.load(folder, "int8", note=notes.append)
+    assert len(notes) == 1, "the new codes fit"
+
+
+def test_a_disk_that_refuses_costs_time_only(model, cache):
+    cache.write_text("a file where a folder is wanted")
+    notes = []
+    assert layers(kept_base.load(model, "int8", note=notes.append).net)
+    assert len(notes) == 1 and str(cache) in notes[0]

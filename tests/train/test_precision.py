@@ -2,9 +2,11 @@
 
 import copy
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -66,6 +68,35 @@ def test_calls_without_a_graph_cost_what_a_pipeline_costs(role, pure):
 
 def test_a_teacher_with_adapters_beside_it_costs_no_more(pure):
     assert traffic("sd3-medium-lora", TEACHER, "memory.base=null") <= 1.25 * pure
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_adapters_cost_little_more(grad, pure):
+    """Their float32 masters are cast, which are small; no pass over activations is added."""
+    assert traffic("sd3-medium-lora", STUDENT, "memory.base=null", grad=grad) <= 1.1 * pure
+
+
+def test_an_adapter_adds_what_peft_adds(make_run):
+    """In low precision the product adds to the layer's answer, where peft multiplies and adds."""
+    from peft.tuners.lora import Linear
+
+    run = make_run("student.mode=lora", "student.lora.rank=4", "student.lora.alpha=6")
+    layer = next(each for each in run.backbone.net.modules() if isinstance(each, Linear))
+    found = []
+    with run.train_state.roles.active(STUDENT):
+        for dtype, forward in ((torch.bfloat16, layer.forward), (torch.float32, None)):
+            layer.base_layer.to(dtype)
+            up = layer.lora_B[STUDENT].weight
+            nn.init.normal_(up, generator=torch.Generator().manual_seed(0))
+            x = Draws(3, 0).normal("xt", range(2), (7, layer.in_features)).to(dtype)
+            x.requires_grad_(True)
+            answer = (forward or partial(Linear.forward, layer))(x)
+            assert answer.dtype == dtype
+            sides = layer.lora_A[STUDENT].weight, up
+            found.append((answer, *torch.autograd.grad(answer.square().mean(), (x, *sides))))
+    for low, wanted in zip(*found, strict=True):
+        error = (low.float() - wanted).norm() / wanted.norm()
+        assert error < 0.02
 
 
 def student(run):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from fewstep.evaluation.metrics.base import Measurements, Values
 from fewstep.utils import hardware
 from fewstep.utils.disk import WriteFailed
 from fewstep.utils.resources import resolve
-from fewstep.utils.tensors import keep_tensors, kept_tensors
+from fewstep.utils.tensors import cache_home, keep_tensors, kept_tensors
 
 _PARTS = {each.name for each in fields(Values)}
 
@@ -38,10 +37,8 @@ class FeatureCache:
     @classmethod
     def of(cls, settings: EvaluateRecipe) -> Self:
         """The user's folder, and what came with the recipe's model."""
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        home = os.environ.get("FEWSTEP_CACHE") or os.path.join(caches, "fewstep")
         shipped = resolve(settings.cache) if settings.cache else None
-        return cls(Path(home) / "measurements", shipped)
+        return cls(cache_home() / "measurements", shipped)
 
     def find(self, key: str) -> tuple[Measurements, dict[str, Any]] | None:
         """The measurements of this key and where they come from, if a folder holds them whole.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -92,6 +92,7 @@ def load(
     encoders: bool = True,
     network: bool = True,
     vae: bool = True,
+    without: Callable[[Path, str], Collection[str]] | None = None,
     **options: Any,
 ) -> Backbone:
     """Loads a diffusers folder, or a repo of the Hugging Face Hub.
@@ -108,6 +109,8 @@ def load(
         encoders: Whether to load text encoders and tokenizers, which encode prompts.
         network: Whether to load the denoiser and the VAE; without them it can only encode.
         vae: Whether to load the VAE's weights; without them it cannot decode.
+        without: Is given the denoiser's folder and dtype; names its tensors that need not be read,
+            which stay on the meta device.
         options: Options of the family, such as SD3's `max_sequence_length`.
 
     Raises:
@@ -129,7 +132,8 @@ def load(
         try_shapes(family(meta, folder, **options))
     if dtype == "auto":
         dtype = working_dtype(stored_dtype(folder / family.net_name))
-    pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given)
+    unread = without(folder / family.net_name, dtype) if without else ()
+    pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given, without=unread)
     if getattr(pipe, family.net_name) is None:
         meta = load_pipeline(family, folder, dtype=None, weights=False)
         setattr(pipe, family.net_name, ConfigStub(getattr(meta, family.net_name)))

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from fewstep.models.configs import (
     refuse_special_files,
 )
 from fewstep.models.libraries import third_party
+from fewstep.models.partly import load_partly
 from fewstep.utils.errors import FewstepError
 
 _LOADABLE = (diffusers.utils.PushToHubMixin, transformers.utils.PushToHubMixin)
@@ -52,6 +53,7 @@ def load_pipeline(
     dtype: torch.dtype | None,
     weights: bool = True,
     given: Mapping[str, Any] = MappingProxyType({}),
+    without: Collection[str] = (),
 ) -> Any:
     """The pipeline of a folder, component by component.
 
@@ -65,6 +67,7 @@ def load_pipeline(
             settings but no values, and there are no tokenizers.
         weights: Whether to compare names and shapes of weights; False: configurations will do.
         given: Components that are not loaded, but these instead; None leaves one out.
+        without: Tensors of the family's network that need not be read, and stay on the meta device.
 
     Raises:
         FewstepError: Something is missing, damaged or unknown, or is not a finite number.
@@ -81,7 +84,10 @@ def load_pipeline(
             arguments[name] = given[name]
         elif has_component(index, name):
             cls = _class_of(folder, name, index[name], pipeline)
-            arguments[name] = _component(folder / name, cls, dtype=dtype, weights=weights)
+            own = without if name == family.net_name else ()
+            arguments[name] = _component(
+                folder / name, cls, dtype=dtype, weights=weights, without=own
+            )
         elif name in required:
             raise FewstepError(
                 f"{folder / INDEX}: no {name}, which the model needs; get the whole folder",
@@ -158,7 +164,14 @@ def _class_of(folder: Path, name: str, entry: Any, pipeline: Any) -> Any:
     return cls
 
 
-def _component(folder: Path, cls: Any, *, dtype: torch.dtype | None, weights: bool) -> Any:
+def _component(
+    folder: Path,
+    cls: Any,
+    *,
+    dtype: torch.dtype | None,
+    weights: bool,
+    without: Collection[str],
+) -> Any:
     """One component; None for a tokenizer where none is wanted."""
     is_network, is_scheduler = (
         issubclass(cls, kind) for kind in (nn.Module, diffusers.SchedulerMixin)
@@ -171,7 +184,7 @@ def _component(folder: Path, cls: Any, *, dtype: torch.dtype | None, weights: bo
     for file in sorted(folder.glob("*config.json")):
         _check_config(file)
     if is_network:
-        return _network(cls, folder, dtype) if weights else _from_config(cls, folder)
+        return _network(cls, folder, dtype, without) if weights else _from_config(cls, folder)
     if issubclass(cls, transformers.PreTrainedTokenizerBase):
         _check_tokenizer(cls, folder)
     if dtype is None and not is_scheduler:
@@ -217,10 +230,17 @@ def _check_tokenizer(cls: Any, folder: Path) -> None:
 # ------------------------------------------------------------------ networks
 
 
-def _network(cls: Any, folder: Path, dtype: torch.dtype | None) -> nn.Module:
+def _network(
+    cls: Any, folder: Path, dtype: torch.dtype | None, without: Collection[str]
+) -> nn.Module:
     """A network with the weights of its folder, or (dtype None) their shapes."""
     variant = _variant(folder)
     files = _files_of_tensors(folder, variant)
+    if dtype is not None and without:
+        part = load_partly(cls, folder, dtype, {n: f for n, f in files.items() if n not in without})
+        if part.state_dict().keys() <= {*files}:  # else it has names of an earlier version
+            _refuse_nonfinite(folder, part, files, dtype)
+            return part
     how: dict[str, Any] = {"variant": variant} if variant else {}
     if variant and dtype is not None:
         logging.getLogger(__name__).warning("%s: read as its only variant, %s", folder, variant)
@@ -348,7 +368,7 @@ def _refuse_nonfinite(
 ) -> None:
     """Refuses weights with values that are infinite or not a number."""
     for name, tensor in network.state_dict().items():
-        if not _is_finite(tensor):
+        if not tensor.is_meta and not _is_finite(tensor):
             hint = "get the model's folder again"
             if dtype == torch.float16:
                 hint = "are they too large for float16? try --dtype bfloat16 (model.dtype)"

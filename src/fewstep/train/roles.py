@@ -275,13 +275,6 @@ class _Lora(Roles):
         self._net = backbone.net.requires_grad_(False).eval()
         add_adapters(backbone, self._net, recipe.lora or LoraRecipe(), TRAINED, seed=seed)
         self._layers: list[Any] = adapter_layers(self._net)
-        layer: Any
-        for layer in self._layers:
-            # Autocast brings inputs to the precision that it computes in: peft's cast of them to
-            # the adapters' float32 before that changes no bit, and costs a pass over them.
-            layer.cast_input_dtype_enabled = False
-        if self._dtype != torch.float32:  # that of the adapters
-            self._autocast = dict.fromkeys(TRAINED, self._dtype)
         for name in TRAINED:
             for parameter in self.parameters(name).values():
                 parameter.requires_grad_(True)

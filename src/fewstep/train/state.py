@@ -27,8 +27,8 @@ from fewstep.train.checkpoint.schema import BrokenCheckpointError, Checkpoint
 from fewstep.train.checkpoint.store import read
 from fewstep.train.diagnosis import is_finite
 from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
+from fewstep.train.memory import kept_base
 from fewstep.train.memory.offload import offload_vae, refuse_sharded, without_network
-from fewstep.train.memory.quantization import quantize
 from fewstep.train.monitor.divergence import Divergence
 from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Logger, SilentLogger
@@ -151,16 +151,7 @@ def build(
 ) -> Run:
     """Load the model and put a run together, at step 0; writes nothing but embeddings."""
     log = (Logger if processes.first else SilentLogger)(folder, recipe, console=console)
-    wanted = recipe.model
-    backbone = models.load(
-        wanted.path,
-        dtype=wanted.dtype,
-        force=wanted.force,
-        encoders=validated.embeddings is None,
-        **wanted.options,
-    )
-    if recipe.memory.base is not None:
-        quantize(backbone, recipe.memory.base, device=validated.device)  # the whole may not fit
+    backbone = _backbone(recipe, validated, keep=processes.first, note=log.note)
     encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note, job=processes)
     backbone.to(validated.device)
     if recipe.memory.offload_vae:
@@ -201,6 +192,22 @@ def build(
         },
         saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes, log.note),
         processes=processes,
+    )
+
+
+def _backbone(recipe: Recipe, validated: ValidatedRecipe, *, keep: bool, note: Note) -> Backbone:
+    """The model, on the host; quantised before it moves, since the whole may not fit the device."""
+    wanted = recipe.model
+    return kept_base.load(
+        wanted.path,
+        recipe.memory.base,
+        device=validated.device,
+        keep=keep,
+        note=note,
+        dtype=wanted.dtype,
+        force=wanted.force,
+        encoders=validated.embeddings is None,
+        **wanted.options,
     )
 
 

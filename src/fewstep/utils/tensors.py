@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from torch import Tensor
 from fewstep.utils.files import regular_file, replacing
 
 _MADE, _SUM = "made", "sha256"
+
+
+def cache_home() -> Path:
+    """The user's folder for what can be made again: `FEWSTEP_CACHE`, or `~/.cache/fewstep`."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("FEWSTEP_CACHE") or os.path.join(caches, "fewstep"))
 
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor], **made: Any) -> None:
@@ -55,5 +62,7 @@ def _sum(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # A single number may have any stride, and is contiguous.
+        row = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+        total.update(row.view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -27,6 +27,8 @@ def add_adapters(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    from fewstep.train.memory.adapted_linear import AdaptedLinear
+
     targets = list(recipe.targets or backbone.lora_targets(net))
     modules = [f".{key}" for key, _ in net.named_modules()]
     for target in targets:
@@ -51,9 +53,9 @@ def add_adapters(
     on_meta = all(parameter.is_meta for parameter in net.parameters())
     for name in names:
         config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=list(targets))
+        config._register_custom_module({nn.Linear: AdaptedLinear})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
             inject_adapter_in_model(config, net, adapter_name=name, low_cpu_mem_usage=on_meta)
         generator = torch.Generator().manual_seed(seed)
         for key, parameter in adapter_parameters(net, name).items():

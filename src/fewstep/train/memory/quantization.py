@@ -49,15 +49,15 @@ def quantize(
     Raises:
         FewstepError: torchao is not installed.
     """
-    encode = _encoder(base)
+    encode = encoder(base)
     backbone.net.requires_grad_(False)
     own: dict[str, dict[str, Tensor]] = {}
     for key, part in (kept or {}).items():
         layer, _, name = key.rpartition(".")
         own.setdefault(layer, {})[name] = part
     parts: dict[str, Tensor] = {}
-    for name, linear in linear_layers(backbone).items():
-        weight = linear.weight.detach()
+    for layer, linear in linear_layers(backbone).items():
+        name, weight = f"{layer}.weight", linear.weight.detach()
         if kept is None:
             encoded = encode(weight.to(device or weight.device))
             encoded = None if encoded is None else encoded.to(weight.device)
@@ -84,7 +84,7 @@ def linear_layers(backbone: Backbone) -> dict[str, nn.Linear]:
     }
 
 
-def _encoder(base: str) -> Callable[[Tensor], Any]:
+def encoder(base: str) -> Callable[[Tensor], Any]:
     """The function that encodes a weight, or gives None where the format does not fit it."""
     try:
         from torchao import quantization
@@ -144,7 +144,10 @@ def _nf4(weight: Tensor) -> Any:
     parts = NF4Tensor.double_quantize_scalers(largest.flatten().cpu(), 1, scales)
     names = ("quantized_scalers", "quantization_factor", "scaler_mean")
     others = {name: part.to(weight.device) for name, part in zip(names, parts, strict=True)}
-    tensors = others | {"quantized_data": codes.flatten(), "nf4": levels.to(weight.device)}
+    tensors = others | {
+        "quantized_data": codes.flatten(),
+        "nf4": levels.to(weight.device, copy=True),
+    }
     return _assembled(tensors, like)
 
 
