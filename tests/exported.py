@@ -26,12 +26,17 @@ def metadata_of(folder):
     return yaml.safe_load(card_of(folder).split("---\n")[1])
 
 
-def run_snippets(*folders):
-    """Runs cards' Python as it stands, in a process without network or fewstep; their pictures."""
+def run_snippets(*folders, beside=()):
+    """Runs cards' Python as it stands, in a process without network or fewstep; their pictures.
+
+    Each runs beside the files of its export, and beside other folders, such as its teacher's.
+    """
     places = []
     for folder in folders:
         places.append(folder.parent / "elsewhere")
         places[-1].mkdir()
+        for path in (*folder.iterdir(), *beside):
+            (places[-1] / path.name).symlink_to(path)
         code = re.search(r"```python\n(.*?)```", card_of(folder), re.DOTALL)[1]
         (places[-1] / "snippet.py").write_text(code, encoding="utf-8")
     run_each = (

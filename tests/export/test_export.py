@@ -33,12 +33,12 @@ from plugin import make_plugin
 from refusals import refuses
 
 
-def test_the_snippet_draws_what_sample_draws(make_run, tmp_path):
+def test_the_snippet_draws_what_sample_draws(make_run, pipeline_folder, tmp_path):
     moved = {"name": "fixed", "shift": 1.5}
     runs = [make_run(), make_run("lora"), make_run(grid=moved), make_run("lora", grid=moved)]
     exports = [export_model(run) for run in runs]
     assert exports == [run / "export" for run in runs]
-    drawn = list(run_snippets(*exports))
+    drawn = list(run_snippets(*exports, beside=[pipeline_folder]))
     for run, exported, expected in zip(runs, exports, drawn, strict=True):
         assert np.array_equal(expected, pixels_of_sample(run, tmp_path))
         assert np.array_equal(expected, pixels_of_sample(run, tmp_path, which="best"))
@@ -153,7 +153,7 @@ def _evaluation(step):
 def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipeline_folder):
     plain = metadata_of(export_model(make_run()))
     assert plain["license"] == "other" and plain["library_name"] == "diffusers"
-    assert plain["pipeline_tag"] == "text-to-image" and plain["base_model"] == "pipeline"
+    assert plain["pipeline_tag"] == "text-to-image" and "base_model" not in plain
     named = make_run(card={"license": "mit", "base_model": "owner/name"})
     assert metadata_of(export_model(named))["license"] == "mit"
     assert metadata_of(export_model(named))["base_model"] == "owner/name"
@@ -161,11 +161,17 @@ def test_the_licence_is_the_teachers_else_the_recipes_else_other(make_run, pipel
     card.write_text(
         "---\nlicense: openrail\nlicense_link: LICENSE.md\n---\n# x\n", encoding="utf-8"
     )
+    (pipeline_folder / "LICENSE.md").write_text("terms", encoding="utf-8")
     try:
-        theirs = metadata_of(export_model(named))
+        exported = export_model(named)
+        theirs = metadata_of(exported)
+        (pipeline_folder / "LICENSE.md").unlink()
+        elsewhere = metadata_of(export_model(named))
     finally:
         card.unlink()
     assert (theirs["license"], theirs["license_link"]) == ("openrail", "LICENSE.md")
+    assert (exported / "LICENSE.md").exists() is False  # it went with the second export
+    assert elsewhere["license_link"] == "https://huggingface.co/owner/name/blob/main/LICENSE.md"
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 2.5}
@@ -197,7 +203,7 @@ def test_the_snippet_draws_what_sample_draws_for_every_scheduler(
             grid = {"name": "random", "terminal": terminal}
             exports.append(export_model(make_run(mode, model=model, grid=grid)))
     for number, (exported, expected) in enumerate(
-        zip(exports, run_snippets(*exports), strict=True)
+        zip(exports, run_snippets(*exports, beside=list(tmp_path.glob("model*"))), strict=True)
     ):
         which = "best" if number % 3 else None  # from the checkpoint, and from the export
         assert np.array_equal(expected, pixels_of_sample(exported.parent, tmp_path, which=which))
@@ -265,7 +271,7 @@ def test_a_format_of_another_package_is_used_by_name(plugin, make_run, tmp_path)
     student = open_model(run, which="best")
     weights = load_file(out / "weights.safetensors")
     assert all(torch.equal(weights[k], v) for k, v in student.net.state_dict().items())
-    assert f"{out}/weights.safetensors`; 4 steps" in card_of(out)
+    assert "`./weights.safetensors`; 4 steps" in card_of(out)
     assert json.loads((out / "fewstep.json").read_text())["format"] == "weights"
 
 

@@ -88,12 +88,14 @@ class Format(ABC):
         modes: Students that it can hold: "full", and "lora" for networks with an adapter.
         families: Names of the model families that it serves; None: all.
         adapter: Whether what it writes is of no use without the teacher's weights.
+        library: What the Hugging Face Hub calls the library that loads it.
     """
 
     name: ClassVar[str]
     modes: ClassVar[tuple[str, ...]] = ("full", "lora")
     families: ClassVar[tuple[str, ...] | None] = None
     adapter: ClassVar[bool] = False
+    library: ClassVar[str] = "diffusers"
 
     def check(self, mode: str, family: str) -> None:
         """Checks that the format serves a student; no weights are needed for that.
@@ -134,7 +136,8 @@ class Format(ABC):
 
         Args:
             student: The student.
-            address: Where users find it: the folder here, or the repo id it will be published as.
+            address: Where users find it: the repo id that it will be published as, or `.`, the
+                folder that the card lies in.
         """
 
 

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fewstep.config import Recipe
 from fewstep.export.base import STEPS, Student
-from fewstep.utils.privacy import is_local, public
-from fewstep.utils.resources import resolve
+from fewstep.export.teacher import HERE, repo_id_of, teacher_name
+from fewstep.utils.resources import SCHEME, current_address, resolve
 
 TEMPLATES = Environment(
     loader=PackageLoader("fewstep.export"),
@@ -24,13 +24,13 @@ TEMPLATES = Environment(
 )
 
 
-def diffusers_usage(student: Student, address: str, *, adapter: bool) -> str:
+def diffusers_usage(student: Student, address: str, *, lora: str | None = None) -> str:
     """Markdown on how to draw with diffusers: a snippet, sigmas, guidance, other step counts.
 
     Args:
         student: The student that was written.
-        address: What the snippet loads.
-        adapter: Whether a LoRA was written, else a whole pipeline.
+        address: What the snippet loads: a repo id, or `HERE`, the export's own folder.
+        lora: File of the LoRA that was written; None: a whole pipeline was.
     """
     height, width = student.size
     base = torch.tensor(student.base_sigmas, dtype=torch.float64)
@@ -40,7 +40,7 @@ def diffusers_usage(student: Student, address: str, *, adapter: bool) -> str:
     shifted = shift(base).tolist()
     takes_sigmas = "sigmas" in student.stock_call
     return TEMPLATES.get_template("usage.md.j2").render(
-        adapter=adapter,
+        adapter=lora is not None,
         steps=STEPS,
         base_sigmas=student.base_sigmas if takes_sigmas else None,
         sigmas=[round(sigma, 6) for sigma in shifted],
@@ -50,19 +50,21 @@ def diffusers_usage(student: Student, address: str, *, adapter: bool) -> str:
         height=height,
         width=width,
         dtype=student.dtype,
-        snippet=snippet(student, address, adapter=adapter),
+        snippet=snippet(student, address, lora=lora),
+        here=address == HERE,
     )
 
 
-def snippet(student: Student, address: str, *, adapter: bool) -> str:
+def snippet(student: Student, address: str, *, lora: str | None = None) -> str:
     """Python that loads an export from an address and draws one picture."""
+    adapter = lora is not None
     backbone = student.backbone
     pipeline, own = type(backbone.pipe).__name__, backbone.pipeline_class
     library = "diffusers" if own is DiffusionPipeline else own.__module__
     taken, keep = backbone.stock_result()
     scheduler = backbone.student_scheduler(student.shift, student.terminal)
     scheduler = scheduler if adapter and backbone.needs_scheduler(scheduler) else None
-    base = _base(student.teacher, address) if adapter else address
+    before, base = _base(student) if adapter else ([], _literal(address))
     load = {"torch_dtype": f"torch.{student.dtype}"}
     load |= {name: _literal(value) for name, value in backbone.stock_load().items()}
     more = "".join(f", {name}={value}" for name, value in load.items())
@@ -72,8 +74,9 @@ def snippet(student: Student, address: str, *, adapter: bool) -> str:
             f"from {library} import {pipeline}",
             *([f"from diffusers import {type(scheduler).__name__}"] if scheduler else []),
             "",
-            f"pipe = {pipeline}.from_pretrained({_literal(base)}{more})",
-            *([backbone.lora_call(address)] if adapter else []),
+            *before,
+            f"pipe = {pipeline}.from_pretrained({base}{more})",
+            *([] if lora is None else [backbone.lora_call(address, lora)]),
             *([_scheduler_line(scheduler)] if scheduler else []),
             'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
             "image = pipe(",
@@ -116,7 +119,13 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _base(teacher: str, address: str) -> str:
-    """What loads the teacher: its path on this machine only in a card that stays there."""
-    path = resolve(teacher)
-    return str(path.absolute()) if is_local(address) and path.exists() else public(teacher)
+def _base(student: Student) -> tuple[list[str], str]:
+    """Lines of Python that say where the teacher is, and what then names it; no path of ours."""
+    if repo := repo_id_of(student):
+        return [], _literal(repo)
+    if student.teacher.startswith(SCHEME):
+        package, _, inside = current_address(student.teacher).removeprefix(SCHEME).partition("/")
+        place = f"files({_literal(package)}) / {_literal(inside)}"
+        return ["from importlib.resources import files", "", f"base = str({place})"], "base"
+    name = _literal(teacher_name(student))
+    return [f"base = {name}  # the teacher: its folder, or its repo id"], "base"

@@ -20,7 +20,7 @@ def write_student(
         student: What to write; its network may be changed by that.
         folder: Where to, see `check_free`.
         export_format: What as.
-        address: What the card's snippet loads; None is the folder itself.
+        address: What the card's snippet loads; None is the folder that the card lies in.
 
     Raises:
         FewstepError: The format cannot hold this student, or the folder holds something else.
@@ -28,7 +28,7 @@ def write_student(
     with replacing(folder) as temporary:
         temporary.mkdir()
         export_format.write(student, temporary)
-        write_card(temporary, student, export_format, folder=folder, address=address)
+        write_card(temporary, student, export_format, address=address)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sums = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
         write_json(temporary / NOTE, _note(student, export_format, sums).model_dump(mode="json"))

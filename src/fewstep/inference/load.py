@@ -244,8 +244,8 @@ def export_model(
         which: The checkpoint, `best` (the default), `last` or a step.
         format: Name of an export format; None is `lora` for a LoRA run and `diffusers` else.
         merge: Write a LoRA as a whole diffusers folder.
-        address: What the card's snippet loads; None is the folder's own path. Give the repo id
-            under which the folder will be published.
+        address: What the card's snippet loads; None is the folder that the card lies in. Give the
+            repo id under which the folder will be published.
         dtype: Name of the torch dtype that weights are written in, and loaded in by the card's
             snippet; None is float32 for an adapter and that of the source's for a whole network.
             Adapters are merged in float32 before.

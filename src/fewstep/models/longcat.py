@@ -92,9 +92,6 @@ class LongCat(Packed):
         """See `Backbone.load_lora`."""
         self.pipe.transformer.load_lora_adapter(folder, prefix=None, weight_name=_LORA_FILE)
 
-    def lora_call(self, address: str) -> str:
+    def lora_call(self, address: str, file: str) -> str:
         """See `Backbone.lora_call`."""
-        return (
-            f"pipe.transformer.load_lora_adapter({address!r}, prefix=None, "
-            f"weight_name={_LORA_FILE!r})"
-        )
+        return f"pipe.transformer.load_lora_adapter({address!r}, prefix=None, weight_name={file!r})"

@@ -34,9 +34,9 @@ class Adapted:
     comfyui_prefix: ClassVar[str | None] = None
     comfyui: ClassVar[ComfyUI | None] = None
 
-    def lora_call(self, address: str) -> str:
+    def lora_call(self, address: str, file: str) -> str:
         """The line of Python that loads an exported LoRA from `address` into `pipe`."""
-        return f"pipe.load_lora_weights({address!r})"
+        return f"pipe.load_lora_weights({address!r}, weight_name={file!r})"
 
     def load_lora(self, folder: Path) -> None:
         """Loads what `save_lora` wrote into the pretrained network."""

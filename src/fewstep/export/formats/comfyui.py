@@ -8,11 +8,11 @@ from typing import ClassVar
 from safetensors.torch import save_file
 
 from fewstep.export.base import Format, Student
-from fewstep.export.snippet import TEMPLATES, example_prompt
+from fewstep.export.snippet import TEMPLATES, diffusers_usage, example_prompt
+from fewstep.export.teacher import teacher_name
 from fewstep.export.workflow import FILE, sigmas_of, workflow
 from fewstep.models import FAMILIES
 from fewstep.utils.files import write_json
-from fewstep.utils.resources import resolve
 
 
 class ComfyUI(Format):
@@ -39,7 +39,16 @@ class ComfyUI(Format):
 
     def usage(self, student: Student, address: str) -> str:
         """Where to put the file, and the settings with which it draws."""
-        return comfyui_usage(student, self.place.format(file=file_name(student)), lora=True)
+        usage = comfyui_usage(student, self.place.format(file=file_name(student)), lora=True)
+        if not shares_names(student):
+            return f"{usage}\n\nFor diffusers there is `--format lora`."
+        python = diffusers_usage(student, address, lora=file_name(student))
+        return f"### ComfyUI\n\n{usage}\n\n### diffusers\n\n{python}"
+
+
+def shares_names(student: Student) -> bool:
+    """Whether diffusers and ComfyUI call the layers of the family's LoRAs the same."""
+    return student.backbone.comfyui_prefix == f"{student.backbone.net_name}."
 
 
 def write_workflow(folder: Path, student: Student, **files: str) -> None:
@@ -68,7 +77,7 @@ def comfyui_usage(student: Student, place: str, *, lora: bool) -> str:
     height, width = student.size
     return TEMPLATES.get_template("comfyui.md.j2").render(
         place=place,
-        base=base_name(student),
+        base=teacher_name(student),
         lora=lora,
         workflow=FILE if graph else None,
         kinds=kinds,
@@ -85,12 +94,7 @@ def comfyui_usage(student: Student, place: str, *, lora: bool) -> str:
     )
 
 
-def base_name(student: Student) -> str:
-    """What people call the teacher: a repo id, or the name of its folder."""
-    return resolve(student.teacher).name if resolve(student.teacher).exists() else student.teacher
-
-
 def file_name(student: Student) -> str:
     """Name of the file that people see in a list of LoRAs."""
     steps = len(student.base_sigmas)
-    return f"{base_name(student).rpartition('/')[2]}-{steps}-steps.safetensors"
+    return f"{teacher_name(student).rpartition('/')[2]}-{steps}-steps.safetensors"

@@ -26,7 +26,7 @@ class Diffusers(Format):
 
     def usage(self, student: Student, address: str) -> str:
         """Python that draws with plain diffusers."""
-        return diffusers_usage(student, address, adapter=False)
+        return diffusers_usage(student, address)
 
 
 def merge_adapters(net: nn.Module) -> None:
