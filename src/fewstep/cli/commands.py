@@ -15,6 +15,7 @@ import typer
 from fewstep import __version__
 from fewstep.cli.console import complain, note, say, say_json, table
 from fewstep.cli.encode import encode
+from fewstep.cli.init import init
 from fewstep.cli.options import (
     Dtype,
     Json,
@@ -145,6 +146,7 @@ def distill(
 
 
 app.command()(encode)
+app.command()(init)
 app.command()(plan)
 app.command()(recipes)
 

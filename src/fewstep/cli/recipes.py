@@ -60,6 +60,7 @@ def listed() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "model": values["model"]["path"],
+                "mode": mode,
                 "trains": "a LoRA" if mode == "lora" else "the network",
                 "about": text.splitlines()[0].lstrip("# "),
             }

@@ -24,6 +24,7 @@ SOUND: dict[str, list[str]] = {
     "models": [],
     "doctor": [],
     "recipes": ["demo"],
+    "init": ["--model", PIPELINE, "--to", "out.yaml"],
 }
 """Command -> words with which it would do something."""
 
@@ -56,6 +57,7 @@ READ = {  # command -> its words that read a file or a folder, with the words ar
     "export": ["{} --out out"],
     "evaluate": ["{}", "{} --teacher-only --out out"],
     "compare": ["{} " + RUN],
+    "init": ["--to out.yaml --model {}", f"--model {PIPELINE} --to out.yaml --prompts {{}}"],
 }
 WRITTEN = {
     "demo": f"--recipe {RECIPE} --out {{}}",
@@ -65,6 +67,7 @@ WRITTEN = {
     "export": f"{RUN} --out {{}}",
     "evaluate": f"{RECIPE} --teacher-only --out {{}}",
     "recipes": "demo --to {}",
+    "init": f"--model {PIPELINE} --to {{}}",
 }
 
 
@@ -178,6 +181,13 @@ MISTAKES: tuple[tuple[str, Sequence[str], tuple[str, ...]], ...] = (
     ("resume without a run", ["distill", RECIPE, "--out", "empty/x", "--resume", "x"], ("x",)),
     ("a run once more", ["distill", RUN], ("--resume",)),
     ("a recipe to copy onto a file", ["recipes", "demo", "--to", "file.txt"], ("file.txt",)),
+    ("a recipe for no model", ["init"], ("--model",)),
+    ("a recipe for no such card", ["init", "--model", PIPELINE, "--gpu", "abacus"], ("abacus",)),
+    (
+        "a recipe written onto a file",
+        ["init", "--model", PIPELINE, "--to", "file.txt"],
+        ("file.txt",),
+    ),
     ("a copy of all recipes", ["recipes", "--to", "new.yaml"], ("--to",)),
     ("a recipe to copy that is not there", ["recipes", "demoo"], ("demoo", "demo")),
     ("a text as a recipe", ["distill", "file.txt", "--out", "o"], ("file.txt",)),
