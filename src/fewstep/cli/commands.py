@@ -127,13 +127,13 @@ def distill(
     from fewstep.train import distill as train
     from fewstep.train.checkpoint import store
 
-    step = settings.train.steps
+    finished = True
     try:
         train(settings, folder, resume=resume, resume_from=resume_from)
-    except Stopped as stopped:
-        step = stopped.step
-    finished = step == settings.train.steps
-    wrong = next(map(store.unhealthy, reversed(store.listed(folder / "checkpoints"))), "")
+    except Stopped:
+        finished = False
+    newest = store.listed(expand(folder) / "checkpoints")[-1]
+    step, wrong = store.step_of(newest), store.unhealthy(newest)
     if as_json:
         done = {"run": str(folder), "step": step, "finished": finished}
         say_json(done | ({"unhealthy": wrong} if wrong else {}))

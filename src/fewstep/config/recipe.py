@@ -168,6 +168,10 @@ class Recipe(Section):
         misfit = self.memory.misfit(self.student.mode, self.model.dtype, checkpointing, optimizers)
         if misfit:
             raise ValueError(misfit)
+        if self.train.early_stop is not None and not self.checkpoint.keep_best:
+            raise ValueError(
+                "train.early_stop keeps the best checkpoint: set checkpoint.keep_best to 1 or more"
+            )
         if self.train.steps < self.student.every:
             raise ValueError(
                 f"train.steps ({self.train.steps}) is below student.every ({self.student.every}): "

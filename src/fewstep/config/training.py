@@ -126,6 +126,9 @@ class TrainRecipe(Section):
     on_divergence: Literal["stop", "warn"] = "stop"
     """What to do once the student is past saving: `stop` ends the run; `warn` only says so. Figures
     that are merely out of bounds are said in either case, and mark checkpoints as unhealthy."""
+    early_stop: Count | None = None
+    """End the run after so many previews in a row that scored no better than the best one before;
+    null: never. The best checkpoint is kept. For runs without a `cooldown`."""
     deterministic: bool = True
     """Use only algorithms that repeat bit for bit; exact resuming on a GPU needs it. Off, some GPU
     kernels are faster."""

@@ -11,6 +11,7 @@ from fewstep.utils.errors import FewstepError
 _MAY_CHANGE = (
     "train.steps",
     "train.device",
+    "train.early_stop",
     "train.on_divergence",
     "model.force",
     "model.path",  # that it is the same model, its fingerprint proves

@@ -35,6 +35,7 @@ from fewstep.train.step import Batch, iteration, samples_of
 from fewstep.train.watch import (
     averaged_student,
     diverged,
+    ends_early,
     explained,
     judge,
     look,
@@ -65,6 +66,7 @@ class Trainer:
 
     Attributes:
         completed: Finished iterations.
+        stopped: Whether a signal has ended it.
     """
 
     def __init__(
@@ -82,8 +84,7 @@ class Trainer:
             recipe: What to do.
             folder: Run folder; without `resume` it must hold no checkpoints.
             resume: Continue from the newest sound checkpoint, bitwise as if never stopped. An empty
-                folder starts at step 0, and so does a run that was cut off before its first
-                checkpoint.
+                folder, and a run cut off before its first checkpoint, start at step 0.
             resume_from: Go back to the checkpoint of this step. Later ones are set aside in a
                 folder of their own. Rates and settings of objectives may be others from there on.
             console: Where progress is shown; standard error by default.
@@ -98,7 +99,7 @@ class Trainer:
         self._interrupts: Interrupts | None = None
         self._started_at = 0
         self._start_recorded = False
-        self._stopped = False
+        self.stopped = False
         self.completed = 0
 
     def __enter__(self) -> Self:
@@ -157,9 +158,11 @@ class Trainer:
         self._context.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Iterates to the last step, or to a signal; yields finished steps and their metrics."""
+        """Iterates to the last step, `train.early_stop` or a signal; yields steps and metrics."""
         self._record_start()
-        while self.completed < self.recipe.train.steps and not self._stopped:
+        while self.completed < self.recipe.train.steps and not self.stopped:
+            if ends_early(self.state):
+                return
             metrics = self.step()
             yield self.completed, metrics
 
@@ -197,7 +200,7 @@ class Trainer:
             metrics, stop = advance(run, self._interrupts)
             self.completed = run.step
             if stop and run.step < self.recipe.train.steps:
-                self._stopped = True
+                self.stopped = True
                 save(run)
                 run.log.note(f"stopped after step {run.step}; continue with --resume")
         return metrics
@@ -256,7 +259,7 @@ def distill(
     with trainer:
         for _ in trainer:
             pass
-    if trainer.completed < recipe.train.steps:
+    if trainer.stopped:
         raise Stopped(trainer.completed)
     return Path(run_folder)
 

@@ -57,6 +57,27 @@ def diverged(run: Run) -> DivergedError | None:
     return DivergedError(f"step {run.step}: stopped: {verdict.reason}; {way_out}")
 
 
+def ends_early(run: Run) -> bool:
+    """Whether `train.early_stop` ends the run at its present step; if so, it is told.
+
+    Saved figures decide: what is resumed at such a step ends there again, unless the setting is
+    another. Previews of a run that is not healthy are no better ones.
+    """
+    patience, every = run.recipe.train.early_stop, run.recipe.preview.every
+    judged = run.step in run.scores or run.divergence.verdict.reason
+    if patience is None or run.step % every or not run.scores or not judged:
+        return False
+    best = max(run.scores, key=run.scores.__getitem__)
+    if (since := run.step // every - best // every) < patience:
+        return False
+    run.log.note(
+        f"ended after step {run.step} of {run.recipe.train.steps}: {since} previews since step "
+        f"{best} were no better (train.early_stop); that one is kept, and is what export takes; "
+        "to go on: --resume --set train.early_stop=null"
+    )
+    return True
+
+
 def averaged_student(run: Run) -> AbstractContextManager[None]:
     """Context in which the student's weights are their running mean, where the run keeps one."""
     ema = run.train_state.ema
