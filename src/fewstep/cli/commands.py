@@ -27,6 +27,7 @@ from fewstep.cli.options import (
     Which,
 )
 from fewstep.cli.plan import plan
+from fewstep.cli.push import push
 from fewstep.cli.recipes import recipes
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
@@ -225,6 +226,9 @@ def export(
         say_json({"folder": str(folder)})
     else:
         say(f"exported: {folder}")
+
+
+app.command()(push)
 
 
 @app.command()

@@ -15,7 +15,8 @@ from fewstep.utils.resources import resolve
 HERE = "."
 """Address of an export that nobody has published yet: the folder that its card lies in."""
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""`owner/name` on the Hugging Face Hub."""
 _CACHED = re.compile(r"models--(.+?)--(.+)")
 _LINK = re.compile(r"[a-z]+://")
 
@@ -26,11 +27,11 @@ def repo_id_of(student: Student) -> str | None:
     It is what the recipe's `card` says, the teacher's own address, or that of the hub's cache.
     """
     said = student.recipe.card.get("base_model", "") if student.recipe else ""
-    if _REPO_ID.fullmatch(said):
+    if REPO_ID.fullmatch(said):
         return said
     path = resolve(student.teacher)
     if not path.exists():
-        return student.teacher if _REPO_ID.fullmatch(student.teacher) else None
+        return student.teacher if REPO_ID.fullmatch(student.teacher) else None
     cached = next((part for part in path.absolute().parts if _CACHED.fullmatch(part)), None)
     return cached.removeprefix("models--").replace("--", "/", 1) if cached else None
 
@@ -44,7 +45,7 @@ def base_model(student: Student) -> str | None:
     """The repo id that a card names as the base: the teacher's, or that of its own base."""
     base = front_matter(student).get("base_model")
     base = base[0] if isinstance(base, list) and base else base
-    known = isinstance(base, str) and _REPO_ID.fullmatch(base)
+    known = isinstance(base, str) and REPO_ID.fullmatch(base)
     return repo_id_of(student) or (str(base) if known else None)
 
 
