@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -11,8 +12,9 @@ from rich.console import Console
 from fewstep import cli
 from fewstep.config import Recipe
 from fewstep.planning import plan
-from fewstep.planning.estimate import micro_batch
+from fewstep.planning.estimate import Estimate, micro_batch
 from fewstep.planning.gpus import GPUS, Gpu
+from fewstep.planning.memory import memory_items, peak
 from fewstep.planning.memory_tracker import MemoryTracker
 from fewstep.train.trainer import Trainer
 from fewstep.utils.errors import FewstepError
@@ -123,6 +125,24 @@ def test_as_many_samples_at_a_time_on_any_number_of_devices(recipe_of):
         recipe = recipe_of("x", data=data | {"accumulate": accumulate})
         assert micro_batch(recipe, 8) == samples
         assert micro_batch(recipe, 1) == 128 // accumulate
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_what_is_kept_whole_never_makes_a_run_too_large(mode, configs, recipe_of):
+    """Left to choose, a split run fits wherever it fits with nothing kept whole."""
+    recipe = recipe_of(configs, student={"mode": mode}, parallel={"shard": "full"})
+    sparing = dict.fromkeys(("parallel.keep_gathered", "parallel.reduce_once"), False)
+    recipe = Recipe.from_values(dict(recipe), {"data.accumulate": 4})
+    counted = Estimate.load(recipe, 2)
+    least = peak(memory_items(counted.variant(sparing)))
+    most = peak(memory_items(counted.variant(dict.fromkeys(sparing, True))))
+    sizes = []
+    for percent in range(100, 400, 10):
+        room = least * percent / 100
+        sizes.append(peak(memory_items(replace(counted, room=room))))
+        assert sizes[-1] <= room
+    assert sizes == sorted(sizes)
+    assert sizes[0] == least <= most == sizes[-1]
 
 
 def test_an_accelerator_that_is_not_known_is_refused(configs, recipe_of):

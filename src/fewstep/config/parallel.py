@@ -18,12 +18,14 @@ class ParallelRecipe(Section):
     GPU."""
     replicate: Size = 1
     """Number of groups for `hybrid`: as a rule the number of machines."""
-    keep_gathered: bool = True
+    keep_gathered: bool | Literal["auto"] = "auto"
     """Gather a split student once for the whole simulation, during which it is whole in
-    `model.dtype` and there are no gradients; off, block by block in each of its calls."""
-    reduce_once: bool = True
+    `model.dtype`; off, block by block in each of its calls. `auto`: on where it takes up to half
+    of what weights, gradients, optimizers and the running mean leave of the GPU."""
+    reduce_once: bool | Literal["auto"] = "auto"
     """Add up a split network's gradients over the parts of a batch in each process and send them
-    once, which takes all of them whole in float32; off, they are sent after each part."""
+    once, which takes all of them whole in float32; off, they are sent after each part. `auto`: on
+    where it fits beside `keep_gathered`, by the same rule."""
     timeout: Positive = 600.0
     """Seconds that processes wait for each other before the run is given up."""
 

@@ -47,6 +47,7 @@ class Estimate:
         objectives: Those of the recipe.
         gpus: Devices that work together.
         cuda: Follow CUDA's autocast; else a processor's.
+        room: Bytes that a device has for the run, on which what is kept whole depends.
     """
 
     recipe: Recipe
@@ -54,11 +55,14 @@ class Estimate:
     objectives: list[Objective]
     gpus: int = 1
     cuda: bool = True
+    room: float = math.inf
     _op_cache: OpCache = field(default_factory=OpCache)
     _results: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, recipe: Recipe, gpus: int = 1, *, cuda: bool = True) -> Self:
+    def load(
+        cls, recipe: Recipe, gpus: int = 1, *, cuda: bool = True, room: float = math.inf
+    ) -> Self:
         """Estimate of a recipe, with its model and its objectives.
 
         Raises:
@@ -71,7 +75,7 @@ class Estimate:
         takes_guidance = "guidance" in dummy_conditioning(backbone, 1, torch.float32).tensors
         guidance = "embedded" if takes_guidance else "cfg"
         objectives.refuse_unsupported(built, guidance, backbone.name)
-        return cls(recipe, backbone, built, gpus, cuda)
+        return cls(recipe, backbone, built, gpus, cuda, room)
 
     def variant(self, settings: Mapping[str, Any]) -> Self:
         """Estimate of the recipe with other settings, by dotted key.

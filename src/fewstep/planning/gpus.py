@@ -7,9 +7,7 @@ from importlib.resources import files
 
 from fewstep.utils import yaml
 from fewstep.utils.errors import unknown
-
-SPARE = 0.08
-"""Share of the memory that is left to the driver, the libraries and fragmentation."""
+from fewstep.utils.hardware import SPARE
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fewstep.models.latents import pictures_at_once
 from fewstep.objectives import TrainedNetwork, by_site
 from fewstep.planning.counts import count
 from fewstep.planning.estimate import Estimate, micro_batch
+from fewstep.train.memory.split import Split, whole_bytes
 
 FLOAT32 = 4
 WIDTHS = {None: FLOAT32, "float32": FLOAT32, "bfloat16": 2}
@@ -98,6 +99,7 @@ def memory_items(estimate: Estimate) -> list[Item]:
     names = [optimizer.name for optimizer in optimizers(recipe)]
     moments = sum(moment_bytes(name, estimate.trained) for name in names) // trained_shards
     samples = micro_batch(recipe, estimate.gpus)
+    activations = _activations(estimate, sizes.trained * width)
     base, made_of = _base(estimate, memory.teacher_dtype or recipe.model.dtype)
     on_host = "; on the host"
     items = [
@@ -108,7 +110,7 @@ def memory_items(estimate: Estimate) -> list[Item]:
              f"2 roles x 2 moments{split}{on_host * memory.offload_optimizer}",
              _unless(memory.offload_optimizer)),
         Item("gradients", trained * width, f"trained x {width} B{split}", (TRAINING,)),
-        Item("activations and casts", _activations(estimate, sizes.trained * width),
+        Item("activations and casts", activations,
              f"counted: {samples} sample{'s' * (samples > 1)} at a time, at the fullest moment",
              (TRAINING,)),
     ]  # fmt: skip
@@ -119,7 +121,7 @@ def memory_items(estimate: Estimate) -> list[Item]:
         items.append(Item("running mean (EMA)", trained * FLOAT32, made_of,
                           _unless(memory.offload_ema)))  # fmt: skip
     if estimate.gpus > 1:
-        items.append(_exchanged(estimate, sizes.trained * width))
+        items += _exchanged(estimate, sizes.trained * width, activations)
     items += [*_batch(estimate), *_frozen_parts(estimate)]
     if brought := _of_objectives(estimate.calls.trained.values()):
         items.append(Item("networks of objectives", brought, "weights, gradients and moments"))
@@ -247,19 +249,34 @@ def _averaged(gradients: int) -> int:
     return 3 * min(BUCKET, gradients)
 
 
-def _exchanged(estimate: Estimate, gradients: int) -> Item:
-    """What devices send each other and each holds for a while."""
-    if estimate.shards == 1:
+def _exchanged(estimate: Estimate, gradients: int, activations: int) -> list[Item]:
+    """What devices send each other and each holds for a while.
+
+    A student that stays gathered while it walks is there when most activations are not.
+    """
+    recipe, sizes, shards = estimate.recipe, estimate.parameters, estimate.shards
+    if shards == 1:
         made_of = "averaged gradients; activations are gone then"
-        return Item("exchange", _averaged(gradients), made_of, moments=())
-    backbone, network = estimate.backbone, estimate.parameters.network
+        return [Item("exchange", _averaged(gradients), made_of, moments=())]
+    backbone, network, lora = estimate.backbone, sizes.network, recipe.student.mode == "lora"
     blocks = [count(block) for block in backbone.blocks(backbone.net)]
-    whole = 2 * max(blocks) + network - sum(blocks)
-    if estimate.recipe.student.mode == "lora":
-        width = WIDTHS[estimate.recipe.model.dtype]
-        return Item("exchange", whole * width, f"two blocks and the rest, whole x {width} B")
-    made_of = f"two blocks and the rest, whole, with gradients x {FLOAT32} B"
-    return Item("exchange", 2 * whole * FLOAT32, made_of)
+    whole, travels = 2 * max(blocks) + network - sum(blocks), WIDTHS[recipe.model.dtype]
+    # With gradients: 2 B, 2 B and 4 B to be added up, or twice 4 B.
+    exchanged, made_of = whole * 2 * FLOAT32, f"two blocks and the rest, gradients x {FLOAT32} B"
+    if lora:
+        exchanged, made_of = whole * travels, f"two blocks and the rest, whole x {travels} B"
+    split = Split.of(
+        recipe, network=network, trained=sizes.trained, shards=shards, room=estimate.room
+    )
+    weights, added_up = whole_bytes(recipe, network, shards)
+    if split.keep_gathered:
+        walking = weights + max(blocks) * travels + estimate.trace.no_grad
+        if walking > exchanged + activations:
+            exchanged, made_of = walking - activations, "the student, whole, as it walks"
+    items = [Item("exchange", exchanged, made_of)]
+    if split.reduce_once and added_up:
+        items.append(Item("gradients of parts", added_up, "whole, until the last", (TRAINING,)))
+    return items
 
 
 def _base(estimate: Estimate, dtype: str) -> tuple[int, str]:

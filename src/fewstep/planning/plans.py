@@ -150,7 +150,7 @@ def plan(
         FewstepError: Such an accelerator is not known, or the run would be refused.
     """
     kind = find_gpu(gpu)
-    estimate = Estimate.load(recipe, gpus, cuda=cuda)
+    estimate = Estimate.load(recipe, gpus, cuda=cuda, room=kind.room)
     size = recipe.data.batch_size
     if size % gpus:
         raise FewstepError(

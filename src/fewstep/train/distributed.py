@@ -22,15 +22,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fewstep.config import ConfigError
+from fewstep.config import ConfigError, Recipe
 from fewstep.config.data import DataRecipe
 from fewstep.config.parallel import ParallelRecipe
 from fewstep.models.base import Backbone
 from fewstep.train.memory.low_copy import keeps_float32
 from fewstep.train.memory.split import Split
 from fewstep.train.optim import Updater
-from fewstep.train.roles import TEACHER, TRAINED, Roles
-from fewstep.utils import ranks
+from fewstep.train.roles import STUDENT, TEACHER, TRAINED, Roles
+from fewstep.utils import hardware, ranks
 from fewstep.utils.errors import FewstepError
 
 T = TypeVar("T")
@@ -230,7 +230,7 @@ def shard(
     backbone: Backbone,
     processes: ProcessGroup,
     device: torch.device,
-    recipe: ParallelRecipe,
+    recipe: Recipe,
 ) -> None:
     """Shards every network over the processes, in place: its blocks, then the rest.
 
@@ -258,7 +258,14 @@ def shard(
         _shard_unit(net, kept, low or torch.float32, options)
     for module in roles.modules.values():
         fully_shard(module, mesh=processes.mesh)
-    roles.split = Split(recipe.keep_gathered, recipe.reduce_once)
+    # By the smallest device, so that all processes decide alike.
+    roles.split = Split.of(
+        recipe,
+        network=sum(p.numel() for p in set(roles.net(TEACHER).parameters()) - whole),
+        trained=sum(p.numel() for p in roles.parameters(STUDENT).values()),
+        shards=processes.mesh["shard"].size(),
+        room=min(processes.exchange(hardware.room(device))),
+    )
 
 
 def _shard_unit(

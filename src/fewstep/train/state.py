@@ -246,7 +246,7 @@ def _train_state(
     roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
     of_objectives = roles.add_networks(objectives, seed)
     if processes.sharded:
-        shard(roles, backbone, processes, device, recipe.parallel)
+        shard(roles, backbone, processes, device, recipe)
     lr_schedule = LRSchedule(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
     settings: dict[str, OptimizerRecipe] = {
         STUDENT: recipe.student.optimizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -14,6 +15,9 @@ from fewstep.utils.errors import FewstepError
 
 if TYPE_CHECKING:
     import torch
+
+SPARE = 0.08
+"""Share of a GPU's memory that is left to the driver, the libraries and fragmentation."""
 
 
 def describe() -> dict[str, Any]:
@@ -59,6 +63,15 @@ def pick_device(name: str, where: str = "--device") -> torch.device:
         raise FewstepError(
             f"{where}: {name!r} cannot be used here: {reason}", code="no-access"
         ) from error
+
+
+def room(device: torch.device) -> float:
+    """Bytes that a run may take of a GPU; infinite for a processor, whose memory is shared."""
+    import torch
+
+    if device.type != "cuda":
+        return math.inf
+    return torch.cuda.get_device_properties(device).total_memory * (1 - SPARE)
 
 
 def cpu_model() -> str:
