@@ -221,7 +221,8 @@ def _device(gpu: str) -> Device:
     import psutil
     import torch
 
-    from fewstep.planning.gpus import SPARE, find_gpu
+    from fewstep.planning.gpus import find_gpu
+    from fewstep.utils.hardware import SPARE
 
     if gpu:
         kind = find_gpu(gpu)
