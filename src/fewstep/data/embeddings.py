@@ -35,7 +35,6 @@ from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import (
     append_line,
     damaged_files,
-    digest_model,
     digest_text,
     read_json,
     regular_file,
@@ -43,6 +42,7 @@ from fewstep.utils.files import (
     write_bytes,
     write_text,
 )
+from fewstep.utils.pretrained import Address
 
 FORMAT = 1
 INDEX = "index.json"
@@ -53,11 +53,11 @@ Key = Mapping[str, Any]
 """What embeddings depend on besides the prompt: model, family, dtype, options."""
 
 
-def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
+def key_of(model: Address, *, dtype: str, options: Mapping[str, Any]) -> Key:
     """The key of a model and its settings.
 
     Args:
-        model: Folder or hub id.
+        model: Folder, hub id or single file; LoRAs are part of the key.
         dtype: Name of the dtype of its weights.
         options: Options of the model family; defaults are filled in.
 
@@ -72,7 +72,8 @@ def key_of(model: str, *, dtype: str, options: Mapping[str, Any]) -> Key:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     all_options = json.loads(json.dumps({**settings, **options}, default=str))
-    digest = digest_model(hub.download(model, family.pipeline_class))
+    hub.download(model, family.pipeline_class)
+    digest = models.fingerprint(model)  # LoRAs may change text encoders, too
     return {"model": digest, "family": family.name, "dtype": dtype, "options": all_options}
 
 

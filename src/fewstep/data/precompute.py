@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from fewstep import models
 from fewstep.config import Recipe
+from fewstep.config.model import ModelRecipe
 from fewstep.core.types import Conditioning
 from fewstep.data.embeddings import INDEX, Embeddings, Key, key_of
 from fewstep.data.prompts import Prompts, as_prompts, normalized, read_prompts
@@ -25,6 +26,7 @@ from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import check_writable, digest_text
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.pace import Note, Pace, silent
+from fewstep.utils.pretrained import Address
 from fewstep.utils.resources import expand, resolve
 
 SHARD = 128
@@ -38,7 +40,7 @@ class Encoding:
     """How prompts are encoded.
 
     Attributes:
-        model: Folder or hub id of the pipeline with the text encoders.
+        model: The pipeline with the text encoders: folder, hub id, or a file with its parts.
         options: Options of the model family, such as ``max_sequence_length``.
         dtype: Name of the dtype of the weights.
         device: Such as ``cuda``; ``auto`` takes an accelerator if there is one.
@@ -47,7 +49,7 @@ class Encoding:
         shard: Prompts per file, rounded up to whole batches; a kill loses no more than these.
     """
 
-    model: str
+    model: Address
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     device: str = "auto"
@@ -56,12 +58,17 @@ class Encoding:
 
     @classmethod
     def from_settings(cls, model: str, settings: Mapping[str, Any]) -> Encoding:
-        """Encoding from one set of settings: dtype, device, batch, shard; the rest are options.
+        """Encoding from one set of settings; those that are none of its own are options.
+
+        Its own are dtype, device, batch, shard, and of a recipe's `model` section variant,
+        components and loras.
 
         Raises:
-            FewstepError: A batch or shard that is not a whole number above 0.
+            FewstepError: A batch or shard that is not a whole number above 0, or wrong loras.
         """
         options = dict(settings)
+        place = {name: options.pop(name) for name in _OF_PLACE if name in options}
+        address = ModelRecipe.read({"path": model, **place}).address
         own = {name: options.pop(name) for name in _OWN if name in options}
         for name, value in own.items():
             most = _OWN[name]
@@ -72,11 +79,11 @@ class Encoding:
                     f"--set {name}: must be a whole number from 1 to {most:,}, not {value!r}",
                     code="out-of-range",
                 )
-        return cls(model, options, **own)
+        return cls(address, options, **own)
 
     def default_folder(self, key: Key) -> Path:
         """Folder for the embeddings of a model and its settings, where none is given."""
-        name = Path(str(resolve(self.model))).name
+        name = resolve(str(self.model)).name
         return Path("embeddings") / f"{name}-{digest_text(repr(sorted(key.items())))[:8]}"
 
     def batch_of(self, backbone: Backbone) -> int:
@@ -95,6 +102,7 @@ class Encoding:
         return models.load(self.model, dtype=self.dtype, **options).to(device)
 
 
+_OF_PLACE = ("variant", "components", "loras")
 _OWN = {"dtype": None, "device": None, "batch": 10_000, "shard": 100_000}
 """Settings that are no options of the model; the largest number, None for a name."""
 
@@ -291,10 +299,10 @@ def encode_for_run(
         FewstepError: There is no room, or some process does not see what others wrote.
     """
     model, wanted = recipe.model, Texts(Texts(prompts).distinct)
-    encoding = Encoding(model.path, model.options, model.dtype, batch=ENCODE_BATCH)
+    encoding = Encoding(model.address, model.options, model.dtype, batch=ENCODE_BATCH)
     backbone.null(1)  # encoders that are not sound leave no folder
     if processes.rank == 0:
-        key = key_of(model.path, dtype=model.dtype, options=model.options)
+        key = key_of(model.address, dtype=model.dtype, options=model.options)
         size = encoding.shard_of(backbone)
         shards = (wanted[i : i + size] for i in range(0, len(wanted), size))
         Embeddings.begin(folder, key, shards)
@@ -342,7 +350,7 @@ def open_cache(recipe: Recipe, prompts: Iterable[str], previewed: Iterable[str])
         )
     model = recipe.model
     embeddings = Embeddings.open(folder)
-    embeddings.refuse_other(key_of(model.path, dtype=model.dtype, options=model.options))
+    embeddings.refuse_other(key_of(model.address, dtype=model.dtype, options=model.options))
     wanted = Texts(itertools.chain(prompts, previewed))
     if damaged := embeddings.verify(wanted):
         raise FewstepError(f"{folder / damaged[0]}: missing or damaged; {remedy}", code="damaged")
@@ -369,6 +377,7 @@ def encode_command(recipe: Recipe, folder: Path) -> str:
     if data.split:
         words += ["--split", data.split]
     words += ["--model", model.path]
-    for name, value in {"dtype": model.dtype, **model.options}.items():
+    said = model.model_dump(mode="json", include=set(_OF_PLACE), exclude_defaults=True)
+    for name, value in {"dtype": model.dtype, **said, **model.options}.items():
         words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join([*words, "--out", str(folder)])

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from fewstep import models
 from fewstep.config import EvaluateRecipe, Recipe
 from fewstep.data.prompts import read_prompts
 from fewstep.evaluation import features, metrics, references
@@ -23,7 +24,7 @@ from fewstep.inference.source import Offload, Source
 from fewstep.models.base import Backbone
 from fewstep.utils import hardware
 from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import check_writable, digest_model, replacing, write_json
+from fewstep.utils.files import check_writable, replacing, write_json
 from fewstep.utils.resources import expand
 
 Say: TypeAlias = Callable[[str], None]
@@ -71,7 +72,7 @@ def evaluate_run(
     backbone = extractor.load(source, spill=run.folder)
     work = _Work(backbone, extractor, run, say)
     measured = [
-        work.measure(configuration, backbone.net, _fingerprint(backbone, source))
+        work.measure(configuration, backbone.net, _fingerprint(source))
         for configuration in configurations_of("teacher", run, backbone)
     ]
     students = configurations_of("student", run, backbone)
@@ -136,7 +137,7 @@ def measure_teacher(
     check_writable(folder)
     source = run.source(dtype=dtype, offload=offload)
     backbone = extractor.load(source)
-    net, model = backbone.net, _fingerprint(backbone, source) or ""
+    net, model = backbone.net, _fingerprint(source) or ""
     files = {}
     for configuration in configurations_of("teacher", run, backbone):
         name, sampler = configuration.name, configuration.sampler
@@ -231,9 +232,9 @@ class _Work:
         return {"seconds_per_image": round(seconds, 5), "gallery": files}
 
 
-def _fingerprint(backbone: Backbone, source: Source) -> str | None:
+def _fingerprint(source: Source) -> str | None:
     """That of the network's weights: of the model's files, and of how they are quantized."""
-    digest = digest_model(backbone.source)
+    digest = models.fingerprint(source.address)
     return f"{digest} in {source.base}" if digest and source.base else digest
 
 

@@ -25,7 +25,8 @@ from fewstep.train.diagnosis import is_finite
 from fewstep.train.roles import STUDENT, become_student
 from fewstep.utils import yaml
 from fewstep.utils.errors import FewstepError, unknown
-from fewstep.utils.files import digest_model, read_text
+from fewstep.utils.files import read_text
+from fewstep.utils.pretrained import Address
 from fewstep.utils.privacy import public
 from fewstep.utils.resources import expand, resolve
 
@@ -74,9 +75,9 @@ class RunFolder:
     def _moved(self, model: str) -> RunFolder:
         """The run with its model at another place."""
         identity = store.read_state(store.find(self.folder, "last")).get("identity") or {}
-        _require_same_model(model, identity.get("model"), self.folder)
-        path = {"model": self.recipe.model.model_copy(update={"path": model})}
-        return replace(self, recipe=self.recipe.model_copy(update=path))
+        moved = self.recipe.model.model_copy(update={"path": model})
+        _require_same_model(moved.address, identity.get("model"), self.folder)
+        return replace(self, recipe=self.recipe.model_copy(update={"model": moved}))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,7 +104,7 @@ class RunFolder:
         """
         recipe = self.recipe
         return Source(
-            recipe.model.path,
+            recipe.model.address,
             dtype=recipe.model.dtype if dtype == "auto" else dtype,
             device=device or recipe.train.device,
             base=recipe.memory.base if base else None,
@@ -163,8 +164,7 @@ class RunFolder:
         path = self.checkpoint(which)
         saved, state = store.read_state(path), self.student_weights(which, raw=raw)
         recipe = self.recipe.student
-        if "recipe" in saved:
-            refuse_another_student(self.recipe, saved["recipe"])
+        refuse_another_student(self.recipe, saved)
         dtype = str(backbone.net.dtype).removeprefix("torch.")
         if recipe.mode == "lora":
             state, recipe = _at_scale_one(state, recipe)
@@ -232,7 +232,7 @@ class Place:
         """Mode ("full" or "lora") and model family of the student there; reads no weights."""
         if RunFolder.is_one(self.folder):
             recipe = RunFolder.open(self.folder, self.base).recipe
-            return recipe.student.mode, models.family_of(recipe.model.path).name
+            return recipe.student.mode, models.family_of(recipe.model.address).name
         source = self._base() if self.is_lora else self.address
         return "lora" if self.is_lora else "full", models.family_of(source).name
 
@@ -297,9 +297,9 @@ class Place:
         run.checkpoint(which)  # first: what follows takes long
         model, options = run.recipe.model, {**run.recipe.model.options, **self.options}
         if adapter:
-            backbone = models.load_meta(model.path, teacher=False, **options)
+            backbone = models.load_meta(model.address, teacher=False, **options)
         else:
-            backbone = models.load(model.path, **how, **options)
+            backbone = models.load(model.address, **how, **options)
         return run.load_student(backbone, which, raw=self.raw)
 
     def _student_of(self, backbone: Backbone) -> Student:
@@ -364,12 +364,12 @@ def _naming_the_run(run_folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_same_model(model: str, fingerprint: str | None, of: Path) -> None:
+def _require_same_model(model: Address, fingerprint: str | None, of: Path) -> None:
     """Refuses a model whose files are not those that something was made with.
 
     The fingerprint is of names and contents; of large files, of both ends and the length.
     """
-    if fingerprint is None or digest_model(resolve(model)) != fingerprint:
+    if fingerprint is None or models.fingerprints(model)["model"] != fingerprint:
         raise FewstepError(
             f"{model}: not the model that {of} was made with (its files differ); give that one",
             code="mismatch",

@@ -22,6 +22,7 @@ from fewstep.train.memory.offload import HOST, offload_vae
 from fewstep.train.memory.quantization import quantize
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.hardware import pick_device
+from fewstep.utils.pretrained import Address
 from fewstep.utils.resources import resolve
 
 Offload: TypeAlias = Literal["model", "none"]
@@ -34,7 +35,7 @@ class Source:
     """A pipeline on the disk, and how it is held.
 
     Attributes:
-        address: Folder, `package://...` or repo id.
+        address: Folder, `package://...`, repo id, single file, or one of these with LoRAs.
         dtype: Name of the torch dtype of the weights; `auto` as `models.load` takes it.
         device: Where to compute; `auto` takes an accelerator if there is one.
         base: Quantize the network's blocks to this, as `memory.base` does; None: not.
@@ -46,7 +47,7 @@ class Source:
         options: Settings of the model family.
     """
 
-    address: str | Path
+    address: Address
     dtype: str = "auto"
     device: str = "auto"
     base: str | None = None
@@ -125,7 +126,7 @@ class Source:
             return None
         try:
             stored = Embeddings.open(folder)
-            key = key_of(str(self.address), dtype=self.dtype, options=self.options)
+            key = key_of(self.address, dtype=self.dtype, options=self.options)
             stored.refuse_other(key)
         except FewstepError:
             return None

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fewstep.utils import silence  # noqa: F401 - first, before diffusers
 
 # isort: split
-from fewstep.models import distilled, hub
+from fewstep.models import distilled, hub, loras
 from fewstep.models.base import Backbone
 from fewstep.models.components import has_weights, load_pipeline
 from fewstep.models.configs import read_index
@@ -25,6 +26,8 @@ from fewstep.models.schedulers import check_scheduler
 from fewstep.models.stubs import ConfigStub, skipped_components
 from fewstep.models.trial import try_shapes
 from fewstep.utils.errors import FewstepError, all_at_once, did_you_mean, shortened, unknown
+from fewstep.utils.files import digest_model, digest_text
+from fewstep.utils.pretrained import Address, Pretrained
 from fewstep.utils.registry import Registry
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "check",
     "check_options",
     "family_of",
+    "fingerprint",
+    "fingerprints",
     "load",
     "load_meta",
 ]
@@ -84,7 +89,7 @@ def available() -> list[Available]:
 
 
 def load(
-    path_or_repo_id: str | Path,
+    path_or_repo_id: Address,
     *,
     dtype: str = "float32",
     force: bool = False,
@@ -95,13 +100,14 @@ def load(
     without: Callable[[Path, str], Collection[str]] | None = None,
     **options: Any,
 ) -> Backbone:
-    """Loads a diffusers folder, or a repo of the Hugging Face Hub.
+    """Loads a diffusers folder, a repo of the Hugging Face Hub, or a single-file checkpoint.
 
     Nothing is fetched unless the path does not exist and has the form of a repo id. Only
     safetensors are read, and no remote code is run.
 
     Args:
-        path_or_repo_id: Folder with a model_index.json, `package://...`, or `owner/name`.
+        path_or_repo_id: Folder with a model_index.json, `package://...`, `owner/name`, a
+            `.safetensors` file, or one of these with what is taken of it and fused into it.
         dtype: Name of the torch dtype of the weights; `auto` is bfloat16 where the network's files
             are, else float32.
         force: Accept a teacher that is distilled already, with a warning.
@@ -117,43 +123,58 @@ def load(
         FewstepError: There is no such folder or repo, it is not a diffusers pipeline, the pipeline
             is not supported, an option is wrong, or the teacher is distilled already.
     """
-    import torch
-
-    configs = hub.download_configs(path_or_repo_id)
-    family = _checked_family(path_or_repo_id, configs, options, force=force, teacher=teacher)
+    model = Pretrained.of(path_or_repo_id)
+    family = _checked_family(model, options, force=force, teacher=teacher)
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, DTYPES)
-    folder = hub.download(path_or_repo_id, family.pipeline_class)
+    folder = hub.download(model, family.pipeline_class)
     skipped = skipped_components(family, encoders=encoders, network=network)
     given = family.load_overrides(folder, **options) | skipped
-    meta = load_pipeline(family, folder, dtype=None, given=given)  # what is wrong, before the wait
+    how: dict[str, Any] = {"given": given, "variant": model.variant}
+    meta = load_pipeline(family, folder, dtype=None, **how)  # what is wrong, before the wait
     given |= {} if vae else {"vae": meta.vae}  # its settings are those of latents
     if family.net_name not in skipped:
-        try_shapes(family(meta, folder, **options))
+        _tried(family(meta, folder, **options), model)
     if dtype == "auto":
         dtype = working_dtype(stored_dtype(folder / family.net_name))
     unread = without(folder / family.net_name, dtype) if without else ()
-    pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), given=given, without=unread)
+    pipe = load_pipeline(family, folder, dtype=getattr(torch, dtype), without=unread, **how)
     if getattr(pipe, family.net_name) is None:
         meta = load_pipeline(family, folder, dtype=None, weights=False)
         setattr(pipe, family.net_name, ConfigStub(getattr(meta, family.net_name)))
     backbone = family(pipe, folder, **options)
+    loras.fuse(backbone, model.loras)
     if not vae:
         backbone.pipe.vae = ConfigStub(meta.vae)  # nothing to move to a device
     return backbone
 
 
-def check(path_or_repo_id: str | Path, *, force: bool = False, **options: Any) -> None:
+def check(path_or_repo_id: Address, *, force: bool = False, **options: Any) -> None:
     """Look whether a pipeline may be distilled with these options, by its configurations alone.
 
     Arguments and errors are those of `load`.
     """
-    configs = hub.download_configs(path_or_repo_id)
-    _checked_family(path_or_repo_id, configs, options, force=force, teacher=not force)
+    model = Pretrained.of(path_or_repo_id)
+    _checked_family(model, options, force=force, teacher=not force)
+
+
+def fingerprints(path_or_repo_id: Address) -> dict[str, str | None]:
+    """What tells a model from others, by what it is made of: its files, and its LoRAs.
+
+    A value is None where the files are not on this disk, or there are no LoRAs.
+    """
+    model = Pretrained.of(path_or_repo_id)
+    return {"model": digest_model(hub.local(model)), "loras": loras.digest(model.loras)}
+
+
+def fingerprint(path_or_repo_id: Address) -> str | None:
+    """The same in one text; None where the files are not on this disk."""
+    model, fused = fingerprints(path_or_repo_id).values()
+    return digest_text(model, fused) if model and fused else model
 
 
 def load_meta(
-    path_or_repo_id: str | Path, *, force: bool = False, teacher: bool = True, **options: Any
+    path_or_repo_id: Address, *, force: bool = False, teacher: bool = True, **options: Any
 ) -> Backbone:
     """Loads a pipeline without weights and tokenizers: all networks are on the meta device.
 
@@ -161,16 +182,25 @@ def load_meta(
     configurations are fetched; those of published models are shipped for when that fails. Arguments
     and errors are those of `load`.
     """
-    folder = hub.download_configs(path_or_repo_id, or_shipped=True)
-    family = _checked_family(path_or_repo_id, folder, options, force=force, teacher=teacher)
+    model = Pretrained.of(path_or_repo_id)
+    folder = hub.download_configs(model, or_shipped=True)
+    family = _checked_family(model, options, folder, force=force, teacher=teacher)
     given = family.load_overrides(folder, **options)
-    pipe = load_pipeline(family, folder, dtype=None, weights=has_weights(folder), given=given)
-    backbone = family(pipe, folder, **options)
+    weights = hub.is_single_file(model) is None and has_weights(folder)
+    pipe = load_pipeline(
+        family, folder, dtype=None, weights=weights, given=given, variant=model.variant
+    )
+    return _tried(family(pipe, folder, **options), model)
+
+
+def _tried(backbone: Backbone, model: Pretrained) -> Backbone:
+    """A backbone on the meta device, if it can be called and its LoRAs fit."""
     try_shapes(backbone)
+    loras.fuse(backbone, model.loras)
     return backbone
 
 
-def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
+def family_of(path_or_repo_id: Address) -> type[Backbone]:
     """The family that understands a pipeline; of a repo, only the configurations are fetched."""
     folder = hub.download_configs(path_or_repo_id)
     pipeline = str(read_index(folder)["_class_name"])
@@ -194,22 +224,25 @@ def family_of(path_or_repo_id: str | Path) -> type[Backbone]:
 
 
 def _checked_family(
-    path_or_repo_id: str | Path,
-    folder: Path,
+    model: Pretrained,
     options: dict[str, Any],
+    folder: Path | None = None,
     *,
     force: bool,
     teacher: bool,
 ) -> type[Backbone]:
     """The family of a pipeline that may be loaded with these options; reads configurations only."""
+    folder = folder or hub.download_configs(model)
     family = family_of(folder)
-    if teacher and (why := distilled.recognise(str(path_or_repo_id), folder)):
-        if not force:
+    for path, configs in ((model.path, folder), *((each.path, None) for each in model.loras)):
+        why = distilled.recognise(path, configs) if teacher else None
+        if why and not force:
             raise FewstepError(
-                f"{path_or_repo_id}: {why}, or force it: --force, model.force: true, force=True",
+                f"{path}: {why}, or force it: --force, model.force: true, force=True",
                 code="distilled-teacher",
             )
-        logging.getLogger(__name__).warning("%s: forced, although %s", path_or_repo_id, why)
+        if why:
+            logging.getLogger(__name__).warning("%s: forced, although %s", path, why)
     check_options(family, options)
     check_scheduler(folder, family.schedulers)
     return family

@@ -6,8 +6,8 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from fewstep.models.base import Backbone
 from fewstep.models.configs import (
@@ -29,7 +28,7 @@ from fewstep.models.configs import (
     refuse_special_files,
 )
 from fewstep.models.libraries import third_party
-from fewstep.models.partly import load_partly
+from fewstep.models.partly import checked_on_meta, from_config, load_partly
 from fewstep.utils.errors import FewstepError
 
 _LOADABLE = (diffusers.utils.PushToHubMixin, transformers.utils.PushToHubMixin)
@@ -40,8 +39,7 @@ _WEIGHTS = re.compile(
 _UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq)$|^lm_head\.")
 """Tensors that older versions wrote beside the weights, and the head of a headless text encoder."""
 _KINDS_OF_WEIGHTS = {".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".onnx", ".gguf", ".h5"}
-_MODULES = 20_000  # published models have some thousand; a configuration may ask for a billion
-_SIZES = (-(2**24), 2**24)  # the same for single numbers, which are sizes of tables
+_SIZES = (-(2**24), 2**24)  # of single numbers, which are sizes of tables
 _BOUNDS = {"scaling_factor": (1e-4, 1e4), "_eps": (0, 0.1)}
 _NO_SIZE = re.compile(r"theta|token|_id$|_ids$|max_position|length|timescale|period")
 
@@ -54,6 +52,7 @@ def load_pipeline(
     weights: bool = True,
     given: Mapping[str, Any] = MappingProxyType({}),
     without: Collection[str] = (),
+    variant: str | None = None,
 ) -> Any:
     """The pipeline of a folder, component by component.
 
@@ -68,6 +67,7 @@ def load_pipeline(
         weights: Whether to compare names and shapes of weights; False: configurations will do.
         given: Components that are not loaded, but these instead; None leaves one out.
         without: Tensors of the family's network that need not be read, and stay on the meta device.
+        variant: Variant of the weights files; None: the ordinary ones, or the only variant.
 
     Raises:
         FewstepError: Something is missing, damaged or unknown, or is not a finite number.
@@ -83,10 +83,10 @@ def load_pipeline(
         if name in given:
             arguments[name] = given[name]
         elif has_component(index, name):
-            cls = _class_of(folder, name, index[name], pipeline)
+            cls = class_of(folder, name, index[name], pipeline)
             own = without if name == family.net_name else ()
             arguments[name] = _component(
-                folder / name, cls, dtype=dtype, weights=weights, without=own
+                folder / name, cls, dtype=dtype, weights=weights, without=own, variant=variant
             )
         elif name in required:
             raise FewstepError(
@@ -141,7 +141,7 @@ def _required(family: type[Backbone], index: dict[str, Any]) -> set[str]:
     return {family.net_name, "vae", "scheduler"} | encoders | tokenizers
 
 
-def _class_of(folder: Path, name: str, entry: Any, pipeline: Any) -> Any:
+def class_of(folder: Path, name: str, entry: Any, pipeline: Any) -> Any:
     """The class that the index names for a component; a folder's word imports nothing."""
     library, class_name = (str(word) for word in entry)
     # A plug-in's own library was imported with its family.
@@ -171,6 +171,7 @@ def _component(
     dtype: torch.dtype | None,
     weights: bool,
     without: Collection[str],
+    variant: str | None,
 ) -> Any:
     """One component; None for a tokenizer where none is wanted."""
     is_network, is_scheduler = (
@@ -184,7 +185,9 @@ def _component(
     for file in sorted(folder.glob("*config.json")):
         _check_config(file)
     if is_network:
-        return _network(cls, folder, dtype, without) if weights else _from_config(cls, folder)
+        if not weights:
+            return from_config(cls, folder)
+        return _network(cls, folder, dtype, without, variant)
     if issubclass(cls, transformers.PreTrainedTokenizerBase):
         _check_tokenizer(cls, folder)
     if dtype is None and not is_scheduler:
@@ -231,10 +234,14 @@ def _check_tokenizer(cls: Any, folder: Path) -> None:
 
 
 def _network(
-    cls: Any, folder: Path, dtype: torch.dtype | None, without: Collection[str]
+    cls: Any,
+    folder: Path,
+    dtype: torch.dtype | None,
+    without: Collection[str],
+    wanted: str | None,
 ) -> nn.Module:
     """A network with the weights of its folder, or (dtype None) their shapes."""
-    variant = _variant(folder)
+    variant = _variant(folder, wanted)
     files = _files_of_tensors(folder, variant)
     if dtype is not None and without:
         part = load_partly(cls, folder, dtype, {n: f for n, f in files.items() if n not in without})
@@ -242,7 +249,7 @@ def _network(
             _refuse_nonfinite(folder, part, files, dtype)
             return part
     how: dict[str, Any] = {"variant": variant} if variant else {}
-    if variant and dtype is not None:
+    if variant != wanted and dtype is not None:
         logging.getLogger(__name__).warning("%s: read as its only variant, %s", folder, variant)
     if issubclass(cls, transformers.PreTrainedModel):
         how["ignore_mismatched_sizes"] = True  # only then are they named
@@ -250,7 +257,7 @@ def _network(
         how["device_map"] = "meta"
     else:
         how["dtype"] = dtype
-    with _checked_on_meta() if dtype is None else nullcontext():
+    with checked_on_meta() if dtype is None else nullcontext():
         network, info = third_party(
             folder,
             cls.from_pretrained,
@@ -266,40 +273,8 @@ def _network(
     return network
 
 
-def _from_config(cls: Any, folder: Path) -> nn.Module:
-    """A network of a configuration, on the meta device."""
-
-    def build() -> Any:
-        if issubclass(cls, transformers.PreTrainedModel):
-            return cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-        return cls.from_config(cls.load_config(folder, local_files_only=True))
-
-    with _checked_on_meta():
-        network: nn.Module = third_party(folder, build)
-    return network
-
-
-@contextmanager
-def _checked_on_meta() -> Iterator[None]:
-    """Context in which networks get no memory, and must not have too many modules."""
-    count = 0
-
-    def bounded(*_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > _MODULES:
-            raise ValueError(f"more than {_MODULES} modules; are its numbers of layers right?")
-
-    handle = register_module_module_registration_hook(bounded)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        handle.remove()
-
-
-def _variant(folder: Path) -> str | None:
-    """The variant that a folder's weights are in, such as fp16; None: the ordinary ones."""
+def _variant(folder: Path, wanted: str | None) -> str | None:
+    """The variant that a folder's weights are read in, such as fp16; None: the ordinary ones."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
     variants = sorted({match["variant"] or match["legacy"] or "" for match in found})
@@ -311,12 +286,20 @@ def _variant(folder: Path) -> str | None:
             "`DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW)`",
             code="missing-file",
         )
+    if wanted is not None:
+        if wanted not in variants:
+            there = ", ".join(each or "the ordinary weights" for each in variants)
+            raise FewstepError(
+                f"{folder}: no variant {wanted} of the weights; there: {there} (model.variant)",
+                code="missing-file",
+            )
+        return wanted
     if variants[0] == "":
         return None
     if len(variants) > 1:
         raise FewstepError(
-            f"{folder}: several variants of the weights ({', '.join(variants)}); keep the files of "
-            "one",
+            f"{folder}: several variants of the weights ({', '.join(variants)}); name one as "
+            "model.variant",
             code="mismatch",
         )
     return variants[0]

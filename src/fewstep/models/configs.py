@@ -107,9 +107,9 @@ def _instead(path: Path) -> str | None:
     """What a path without a model_index.json is instead, and the way out; None: nobody knows."""
     names = {child.name for child in path.iterdir()} if path.is_dir() else set()
     endings = {Path(name).suffix for name in names} if names else {path.suffix}
-    convert = (
-        "convert it with diffusers (`StableDiffusion3Pipeline.from_single_file(FILE)"
-        ".save_pretrained(FOLDER)`, or the class of its family) and give FOLDER"
+    file = (
+        "give the checkpoint's own .safetensors file, and as model.components a diffusers folder "
+        "with what it lacks"
     )
     found = {
         f"a file of one: give {path.parent}": path.name == INDEX,
@@ -119,9 +119,9 @@ def _instead(path: Path) -> str | None:
         "GGUF, quantised weights of one network: give the model's unquantised diffusers folder": (
             ".gguf" in endings
         ),
-        f"a ComfyUI folder: give the model's diffusers folder; of a single file, {convert}": (
-            len(_COMFY & names) > 1 or (bool(names) and names <= _COMFY)
-        ),
-        f"a single file: {convert}": path.is_file() or not endings.isdisjoint(_SINGLE),
+        f"a ComfyUI folder: {file}": (len(_COMFY & names) > 1 or (bool(names) and names <= _COMFY)),
+        "a pickled or unknown file, which is not read: give the model as .safetensors, or as a "
+        "diffusers folder": path.is_file(),
+        f"a folder of single files: {file}": not endings.isdisjoint(_SINGLE),
     }
     return next((words for words, is_so in found.items() if is_so), None)

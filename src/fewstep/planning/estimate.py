@@ -70,7 +70,7 @@ class Estimate:
         """
         built = objectives.build_all(recipe)
         backbone = models.load_meta(
-            recipe.model.path, force=recipe.model.force, **recipe.model.options
+            recipe.model.address, force=recipe.model.force, **recipe.model.options
         )
         takes_guidance = "guidance" in dummy_conditioning(backbone, 1, torch.float32).tensors
         guidance = "embedded" if takes_guidance else "cfg"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fewstep import models
 from fewstep.config import Recipe
 from fewstep.utils.errors import FewstepError
 
@@ -14,7 +15,9 @@ _MAY_CHANGE = (
     "train.early_stop",
     "train.on_divergence",
     "model.force",
-    "model.path",  # that it is the same model, its fingerprint proves
+    "model.path",  # that it is the same model, its fingerprints prove
+    "model.components",
+    "model.loras",
     "data.cache_gb",
     "data.cache",
     "parallel",
@@ -69,13 +72,24 @@ def refuse_another_run(
         )
 
 
-def refuse_another_student(recipe: Recipe, began_with: Mapping[str, Any]) -> None:
+def refuse_another_student(recipe: Recipe, saved: Mapping[str, Any]) -> None:
     """Checks that a recipe still describes the student that a checkpoint holds.
+
+    Args:
+        recipe: As it is now.
+        saved: The checkpoint's state.
 
     Raises:
         FewstepError: A setting that decides what the student's weights mean has another value.
     """
-    _refuse_changed(recipe, began_with, lambda key: _is_of(key, _STUDENT))
+    if "recipe" in saved:
+        _refuse_changed(recipe, saved["recipe"], lambda key: _is_of(key, _STUDENT))
+    fused = (saved.get("identity") or {}).get("loras")
+    if fused != models.fingerprints(recipe.model.address)["loras"]:
+        raise FewstepError(
+            "model.loras: not the LoRAs that the run was trained with; put them back",
+            code="mismatch",
+        )
 
 
 def _refuse_changed(

@@ -38,7 +38,6 @@ from fewstep.train.optim import Ema, LRSchedule
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
 from fewstep.train.step import Algorithm, TrainState
 from fewstep.utils.errors import FewstepError, all_at_once
-from fewstep.utils.files import digest_model
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.pace import Note, silent
 
@@ -129,7 +128,7 @@ def check(recipe: Recipe, note: Note = silent) -> ValidatedRecipe:
         with part():
             device = pick_device(recipe.train.device, "train.device")
         with part():
-            models.check(recipe.model.path, force=recipe.model.force, **recipe.model.options)
+            models.check(recipe.model.address, force=recipe.model.force, **recipe.model.options)
         if not missing:
             with part("data.prompts"):
                 prompts = read_prompts(
@@ -162,7 +161,7 @@ def build(
     size = recipe.resolution.height, recipe.resolution.width
     shape, shift = backbone.latent_shape(*size), backbone.student_shift(recipe.grid, *size)
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
-    model, embeddings = digest_model(backbone.source), validated.embeddings
+    model, embeddings = models.fingerprint(recipe.model.address), validated.embeddings
     preview = Preview(
         recipe,
         backbone,
@@ -187,7 +186,7 @@ def build(
         log=log,
         identity={
             "prompts": validated.prompts.digest,
-            "model": model,
+            **models.fingerprints(recipe.model.address),
             "embeddings": embeddings.digest(validated.encoded) if embeddings is not None else None,
         },
         saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes, log.note),
@@ -199,7 +198,7 @@ def _backbone(recipe: Recipe, validated: ValidatedRecipe, *, keep: bool, note: N
     """The model, on the host; quantised before it moves, since the whole may not fit the device."""
     wanted = recipe.model
     return kept_base.load(
-        wanted.path,
+        wanted.address,
         recipe.memory.base,
         device=validated.device,
         keep=keep,

@@ -292,7 +292,7 @@ def _of_other_kinds() -> Iterator[Case]:
             ("distill", RECIPE, "--set", f"model.path={name}", "--out", "o"),
         ):
             setup = partial(_make, name)
-            yield Case(f"{argv[0]}: the file {name}", argv, setup=setup, names=(name, "diffusers"))
+            yield Case(f"{argv[0]}: the file {name}", argv, setup=setup, names=(name,))
     sample = ("sample", "model", "--prompt", "a")
     for words, names in KINDS.items():
         setup = partial(_make, *(f"model/{name}" for name in names))

@@ -17,13 +17,14 @@ from fewstep.train.memory.quantization import encoder, quantize
 from fewstep.utils.disk import WriteFailed
 from fewstep.utils.files import digest_files
 from fewstep.utils.pace import Note, silent
+from fewstep.utils.pretrained import Address, Pretrained
 from fewstep.utils.tensors import cache_home, keep_tensors, kept_tensors
 
 _FORMAT = 1  # of the parts of encoded weights
 
 
 def load(
-    path: str | Path,
+    path: Address,
     base: str | None,
     *,
     device: torch.device | str | None = None,
@@ -34,7 +35,7 @@ def load(
     """`models.load`, and the network's base quantised, on the host, with codes kept for next time.
 
     Args:
-        path: Folder or repo of the model.
+        path: The model.
         base: See `quantize`; None leaves the network as it is.
         device: What computes codes that are not there yet.
         keep: Write them to the user's cache, `bases` in `utils.tensors.cache_home`.
@@ -47,6 +48,11 @@ def load(
     if base is None:
         return models.load(path, **how)
     encoder(base)  # what is missing, before the wait
+    model = Pretrained.of(path)
+    if model.loras or model.variant:  # codes are kept by folder, and these are of other weights
+        backbone = models.load(model, **how)
+        quantize(backbone, base, device=device)
+        return backbone
     kept = _Kept(base, note)
     backbone = models.load(path, without=kept.read, **how)
     parts = quantize(backbone, base, device=device, kept=kept.parts)
