@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.report.charts import MOST_POINTS, charts, label, line_chart, read_metrics, thin, ticks
+from fewstep.report.charts import MOST_POINTS, charts, label, line_chart, thin, ticks
+from fewstep.report.metrics import read_metrics
 
 NUMBERS = st.floats(-1e6, 1e6).map(lambda value: round(value, 6))
 

@@ -29,6 +29,7 @@ from fewstep.cli.options import (
 from fewstep.cli.plan import plan
 from fewstep.cli.push import push
 from fewstep.cli.recipes import recipes
+from fewstep.cli.watch import watch
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 from fewstep.utils.resources import expand
@@ -150,6 +151,7 @@ app.command()(encode)
 app.command()(init)
 app.command()(plan)
 app.command()(recipes)
+app.command()(watch)
 
 
 @app.command()

@@ -1,19 +1,14 @@
-"""Curves of metrics.jsonl as static SVG: geometry is worked out here, the template draws it."""
+"""Curves of a run's metrics as static SVG: geometry is worked out here, the template draws it."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
-
-from fewstep.utils.errors import FewstepError
-from fewstep.utils.files import regular_file
 
 WIDTH, HEIGHT = 560, 240
 LEFT, TOP, RIGHT, BOTTOM = 54, 12, WIDTH - 14, HEIGHT - 26  # where lines are drawn
@@ -72,29 +67,6 @@ _FAMILIES = (
     Family("Learning rates", r"lr/(.+)", ""),
     Family("Images a second", r"images_per_second", ""),
 )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl that have a step, in order.
-
-    Rows of one step are joined, the later one wins; what is no number, and half a line at the end
-    of a run that was killed, is left out.
-    """
-    try:
-        content = regular_file(path).read_text(encoding="utf-8", errors="replace")
-    except (OSError, FewstepError):
-        return []
-    rows: dict[float, dict[str, Any]] = {}
-    for line in content.splitlines():
-        try:
-            row = json.loads(line)
-            found = row.items() if isinstance(row, dict) else ()
-            numbers = {k: float(v) for k, v in found if type(v) in (int, float)}
-        except (ValueError, RecursionError, OverflowError):
-            continue
-        if "step" in numbers:
-            rows.setdefault(row["step"], {}).update(numbers)
-    return [rows[step] for step in sorted(rows)]
 
 
 def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import fewstep
 from fewstep.report import charts, pictures, tables
+from fewstep.report.metrics import read_metrics
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_text
 from fewstep.utils.resources import expand
@@ -30,18 +31,23 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
         raise FewstepError(
             f"{run_folder}: not a run folder (no config.yaml in it)", code="missing-file"
         )
-    environment = Environment(
+    page = environment().get_template("report.html.j2").render(_content(folder))
+    final = expand(out) if out is not None else folder / "report.html"
+    write_text(final, page)
+    return final
+
+
+def environment() -> Environment:
+    """The templates of this package."""
+    made = Environment(
         loader=PackageLoader("fewstep.report"),
         autoescape=True,  # prompts are text, whatever they contain
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = tables.figure
-    page = environment.get_template("report.html.j2").render(_content(folder))
-    final = expand(out) if out is not None else folder / "report.html"
-    write_text(final, page)
-    return final
+    made.filters["figure"] = tables.figure
+    return made
 
 
 def _content(folder: Path) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def _content(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / "summary.json") or {}
     if "columns" not in evaluation:  # not evaluated, or by an older version
         evaluation, summary = {"configurations": []}, {}
-    metrics = charts.read_metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / "metrics.jsonl")
     recipe = (folder / "config.yaml").read_text(encoding="utf-8").strip()
     return {
         "title": f"{folder.resolve().name}: a text-to-image model in four steps",

@@ -10,12 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageStat
 
+from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, regular_file
 
 _LARGEST = 320  # pixels on the longer side of a gallery's picture
 _LARGEST_SHEET = 1400
+_LARGEST_TILE = 512
+_GAP = 2  # pixels right of and below each picture of a preview sheet
 _TINY = 160  # pixels below which enlarging should keep the pixels crisp
 _SHEETS = 6
 
@@ -88,8 +91,40 @@ def picture(file: Path, largest: int) -> dict[str, Any]:
     with Image.open(file) as opened:
         image = opened.convert("RGB")
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    text = base64.b64encode(as_png(image)).decode("ascii")
     size = {"width": image.width, "height": image.height, "tiny": max(image.size) < _TINY}
     return {"source": f"data:image/png;base64,{text}"} | size
+
+
+def tiles(file: Path, rows: int, columns: int) -> list[list[Image.Image]]:
+    """The single pictures of a preview sheet, row by row, none larger than a gallery's.
+
+    Raises:
+        OSError: It is damaged, or no longer there.
+    """
+    try:
+        with Image.open(regular_file(file)) as opened:
+            sheet = opened.convert("RGB")
+    except (FewstepError, SyntaxError, ValueError) as error:
+        raise OSError(f"{file}: {error}") from error
+    width, height = sheet.width // columns, sheet.height // rows
+    found = []
+    for row in range(rows):
+        boxes = [(width * column, height * row) for column in range(columns)]
+        cut = [sheet.crop((x, y, x + width - _GAP, y + height - _GAP)) for x, y in boxes]
+        for each in cut:
+            each.thumbnail((_LARGEST_TILE, _LARGEST_TILE), Image.Resampling.LANCZOS)
+        found.append(cut)
+    return found
+
+
+def as_png(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def brightness(image: Image.Image) -> float:
+    """Mean brightness, from black (0) to white (1)."""
+    return float(ImageStat.Stat(image.convert("L")).mean[0]) / 255

@@ -13,6 +13,7 @@ from fewstep.core.types import Conditioning
 from fewstep.train.checkpoint import store
 from fewstep.train.diagnosis import cause_of_non_finite
 from fewstep.train.monitor.divergence import ADVICE
+from fewstep.train.monitor.early_stop import since_best
 from fewstep.train.optim import DivergedError, NonFiniteError
 from fewstep.train.state import Run
 from fewstep.train.step import Batch
@@ -67,8 +68,8 @@ def ends_early(run: Run) -> bool:
     judged = run.step in run.scores or run.divergence.verdict.reason
     if patience is None or run.step % every or not run.scores or not judged:
         return False
-    best = max(run.scores, key=run.scores.__getitem__)
-    if (since := run.step // every - best // every) < patience:
+    best, since = since_best(run.scores, run.step, every)
+    if since < patience:
         return False
     run.log.note(
         f"ended after step {run.step} of {run.recipe.train.steps}: {since} previews since step "

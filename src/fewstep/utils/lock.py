@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import made, read_json, write_json
 
 LOCK, HOLDER = ".lock", ".lock.json"
+_SINCE = "%Y-%m-%d %H:%M:%S %z"
 _MOMENT = 0.5  # seconds
 
 
@@ -61,6 +63,28 @@ def locked(folder: Path) -> Iterator[str | None]:
             lock.release()
 
 
+def at_work(folder: Path) -> bool | None:
+    """Whether a process holds the folder, as far as it can be told without taking the lock.
+
+    Returns:
+        None: one on another machine did, which cannot be asked from here.
+    """
+    holder = read_json(folder / HOLDER)
+    if not holder:
+        return False
+    if holder.get("host") != socket.gethostname():
+        return None
+    import psutil
+
+    try:
+        since = datetime.strptime(str(holder["since"]), _SINCE).timestamp()
+        process = psutil.Process(int(holder["pid"]))
+        # A process that began later has only inherited the number.
+        return process.create_time() <= since + 1 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError, TypeError):
+        return False
+
+
 def _acquire(folder: Path) -> BaseFileLock:
     """Takes the system's lock; where the file system has none, that of a file's existence."""
     lock: BaseFileLock = FileLock(folder / LOCK, timeout=0)
@@ -88,7 +112,7 @@ def _own() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "since": time.strftime(_SINCE),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
