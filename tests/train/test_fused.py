@@ -63,15 +63,16 @@ OTHERS = [(), ("student.gradient_checkpointing=true",), ("fake_teacher.target={x
 def test_the_gradients_are_those_of_the_plain_step(mode, other, make_run, monkeypatch):
     settings = [*MODES[mode], *EVERY, *other, "fake_teacher.ida_rate=0"]
     ways = {
-        "plain": ("plain", True, 1),
-        "fused": ("fused", True, 1),
-        "accumulated": ("fused", True, 2),
-        "site by site": ("fused", False, 1),
+        "plain": ("plain", True, 1, "null"),
+        "fused": ("fused", True, 1, "null"),
+        "accumulated": ("fused", True, 2, "null"),
+        "accumulated, simulated together": ("fused", True, 2, "64"),
+        "site by site": ("fused", False, 1, "null"),
     }
     found = {}
-    for name, (kind, together, parts) in ways.items():
-        batch = str(together).lower()
-        run = make_run(*settings, f"train.step={kind}", f"train.batch_teachers={batch}")
+    for name, (kind, together, parts, simulated) in ways.items():
+        batch = f"train.batch_teachers={str(together).lower()}"
+        run = make_run(*settings, f"train.step={kind}", f"train.simulate_batch={simulated}", batch)
         move_apart(run)
         found[name] = gradients(run, monkeypatch, parts=parts)
     plain, losses = found.pop("plain")
@@ -280,3 +281,16 @@ def test_compiled_blocks_say_the_same(mode, make_run, monkeypatch):
     assert names[0] == names[1]
     for role in TRAINED:
         assert torch.cosine_similarity(found[0][0][role], found[1][0][role], dim=0) >= 0.9999
+
+
+def test_parts_that_are_simulated_together_take_fewer_calls(make_run, monkeypatch):
+    """As many calls as one part would, and as many evaluations."""
+    found = {}
+    for most in ("null", "64"):
+        run = make_run("student.every=2", f"train.simulate_batch={most}")
+        asked = spied(run, monkeypatch)
+        gradients(run, monkeypatch, parts=4)
+        walk = [size for role, size, graph in asked if role == STUDENT and not graph]
+        found[most] = len(walk), sum(walk)
+    assert found["64"][0] < found["null"][0]
+    assert found["64"][1] == found["null"][1]

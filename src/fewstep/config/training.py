@@ -135,6 +135,10 @@ class TrainRecipe(Section):
     step: Literal["plain", "fused"] = "fused"
     """`fused` shares predictions between the terms of the loss; `plain` does every evaluation that
     Algorithm 1 names, for comparison."""
+    simulate_batch: Count | None = None
+    """Samples that are simulated together, without gradients, where `data.accumulate` splits the
+    batch further; null: those of one part. Few large calls keep a GPU busier than many small ones,
+    and take little memory. Equal up to rounding."""
     batch_teachers: bool = True
     """Each teacher answers all queries of a student's update in one batch. Off, they are answered
     one after the other, in less memory."""

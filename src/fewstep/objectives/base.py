@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
@@ -59,6 +59,23 @@ class AnchorBatch:
     draws: Draws
     indices: Tensor
     student_velocity: Tensor | None = None
+
+    def split(self, sizes: Sequence[int]) -> list[AnchorBatch]:
+        """The same samples as several batches of so many, one after the other."""
+        ends = list(accumulate(sizes))
+        slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        names = [field.name for field in fields(Anchor)]
+        return [
+            AnchorBatch(
+                Anchor(**{name: getattr(self.anchor, name)[part] for name in names}),
+                self.cond.select(part),
+                self.null.select(part),
+                self.draws,
+                self.indices[part],
+                None if self.student_velocity is None else self.student_velocity[part],
+            )
+            for part in slices
+        ]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

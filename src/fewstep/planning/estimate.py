@@ -28,7 +28,7 @@ from fewstep.planning.counts import (
 )
 from fewstep.planning.memory_tracker import OpCache
 from fewstep.planning.trace import MetaNetworks, Trace, at_work, trace
-from fewstep.train.fused import lockstep_parts, walk_evaluations
+from fewstep.train.fused import lockstep_parts, simulated_together, walk_evaluations
 from fewstep.train.roles import STUDENT, TEACHER
 from fewstep.train.step import Algorithm
 
@@ -162,7 +162,10 @@ class Estimate:
         for length in lengths:
             for _ in range(_DRAWS):
                 index = torch.randint(length, (size,), generator=generator)
-                for part in lockstep_parts(index, self.gpus, parts):
+                split = lockstep_parts(index, self.gpus, parts)
+                sizes, most = [each.shape[1] for each in split], self.algorithm.simulate_batch
+                for group in simulated_together(split, sizes, most):
+                    part = torch.cat(group, dim=1)
                     calls = int(index[part].max()) + 1
                     spent += sum(walk_evaluations(index[own], calls) for own in part)
                 samples += size
@@ -180,14 +183,22 @@ class Estimate:
         split = recipe.student.mode == "full" and self.shards > 1
         with_gradients = recipe.data.parts(self.gpus) == 1 and not split
         batch = micro_batch(recipe, self.gpus)
+        simulated = min(recipe.train.simulate_batch or 0, recipe.data.batch_size // self.gpus)
         student = recipe.student.model_dump_json(exclude={"optimizer"})
         dtypes = recipe.model.dtype, recipe.memory.trained_dtype, recipe.memory.teacher_dtype
 
         def traced() -> Trace:
             networks = MetaNetworks(recipe, self.backbone, cuda=self.cuda, op_cache=self._op_cache)
-            return trace(networks, batch=batch, largest=largest, with_gradients=with_gradients)
+            return trace(
+                networks,
+                batch=batch,
+                largest=largest,
+                simulated=simulated,
+                with_gradients=with_gradients,
+            )
 
-        return self._shared(traced, batch, *largest.items(), with_gradients, student, dtypes)
+        key = batch, simulated, *largest.items(), with_gradients, student, dtypes
+        return self._shared(traced, *key)
 
     @property
     def iteration_flops(self) -> float:

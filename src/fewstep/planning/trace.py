@@ -46,8 +46,8 @@ class Trace:
         graph: Bytes kept for a backward pass.
         forward: Most bytes during a forward pass that keeps them.
         backward: Most bytes during its backward pass.
-        no_grad: Most bytes during a call without a graph: of a teacher, or of the student in the
-            backward simulation.
+        no_grad: Most bytes during a call without a graph, such as a teacher's.
+        walk: The same, of the student in the backward simulation too.
         with_gradients: Whether `backward` includes the gradients.
     """
 
@@ -56,6 +56,7 @@ class Trace:
     forward: int
     backward: int
     no_grad: int
+    walk: int
     with_gradients: bool
 
 
@@ -113,7 +114,12 @@ class MetaNetworks:
 
 
 def trace(
-    networks: MetaNetworks, *, batch: int, largest: Mapping[str, int], with_gradients: bool
+    networks: MetaNetworks,
+    *,
+    batch: int,
+    largest: Mapping[str, int],
+    simulated: int,
+    with_gradients: bool,
 ) -> Trace:
     """Call a recipe's student, forward and backward, and both its teachers.
 
@@ -121,6 +127,7 @@ def trace(
         networks: The recipe's, fresh.
         batch: Samples of the call with a graph.
         largest: How many times as many samples the largest call of a teacher has, by its name.
+        simulated: Samples that are simulated together.
         with_gradients: Count gradients from when they arise; else they are not counted.
 
     Raises:
@@ -134,8 +141,11 @@ def trace(
         weights = tracker.now
         with torch.no_grad():  # as the fake teacher, which has the same structure
             networks.velocity(STUDENT, samples)
-        flops = tracker.flops / samples
-        no_grad = tracker.peak - weights
+            flops = tracker.flops / samples
+            no_grad = tracker.peak - weights
+            if simulated > samples:
+                networks.velocity(STUDENT, simulated)
+            walk = tracker.peak - weights
         networks.roles.release_copies()
         tracker.reset_peak()
         velocity = networks.velocity(STUDENT, batch)
@@ -153,7 +163,7 @@ def trace(
         weights = tracker.now
         networks.velocity(TEACHER, batch * largest.get(TEACHER, 1))
         no_grad = max(no_grad, tracker.peak - weights)
-    return Trace(flops, graph, forward, backward, no_grad, with_gradients)
+    return Trace(flops, graph, forward, backward, no_grad, max(walk, no_grad), with_gradients)
 
 
 def at_work(part: nn.Module, call: Callable[[], object], op_cache: OpCache, *, cuda: bool) -> int:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fewstep.core.flow import euler_step, x0_from_velocity
 from fewstep.core.types import Anchor, Conditioning, VelocityFn
+
+T = TypeVar("T")
+
+
+def simulated_together(parts: Sequence[T], sizes: Sequence[int], most: int) -> list[list[T]]:
+    """Parts of a batch, some after the other in a group of at most so many samples, or of one."""
+    groups: list[list[T]] = []
+    filled = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if not groups or filled + size > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += size
+    return groups
 
 
 def lockstep_parts(index: Tensor, processes: int, parts: int) -> list[Tensor]:

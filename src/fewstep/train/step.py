@@ -23,7 +23,7 @@ from fewstep.core.types import Conditioning, Term
 from fewstep.objectives import AnchorBatch, Objective, by_site, contexts, drive, evaluate
 from fewstep.objectives.fake_teacher import mix_weights, update_loss
 from fewstep.objectives.sites import AtAnchor
-from fewstep.train.fused import lockstep_parts, simulate_to
+from fewstep.train.fused import lockstep_parts, simulate_to, simulated_together
 from fewstep.train.optim import Ema, Updater
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles
 
@@ -45,6 +45,8 @@ class Algorithm:
         fake_updates: Its updates per iteration.
         ida_rate: Share of the student mixed into its weights after each update, Eq. 17.
         fused: Stop simulating at the anchors and reuse predictions; else literally as published.
+        simulate_batch: Samples to simulate together where parts of the batch are smaller; 0: one
+            part at a time.
         batch_teachers: Answer all queries of a student update to one teacher by one call; else work
             site by site, so that one graph lives at a time. Only where fused.
     """
@@ -59,6 +61,7 @@ class Algorithm:
     fake_updates: int
     ida_rate: float
     fused: bool = True
+    simulate_batch: int = 0
     batch_teachers: bool = True
 
     @classmethod
@@ -83,6 +86,7 @@ class Algorithm:
             fake_updates=fake.updates,
             ida_rate=fake.ida_rate,
             fused=recipe.train.step == "fused",
+            simulate_batch=recipe.train.simulate_batch or 0,
             batch_teachers=recipe.train.batch_teachers,
         )
 
@@ -125,6 +129,17 @@ class Batch:
     null: Conditioning
     indices: Tensor
     global_indices: Tensor | None = None
+
+    @staticmethod
+    def cat(parts: Sequence[Batch]) -> Batch:
+        """Batches joined one after the other."""
+        everyone = [each.global_indices for each in parts if each.global_indices is not None]
+        return Batch(
+            Conditioning.cat([each.cond for each in parts]),
+            Conditioning.cat([each.null for each in parts]),
+            torch.cat([each.indices for each in parts]),
+            torch.cat(everyone) if everyone else None,
+        )
 
 
 def samples_of(
@@ -189,10 +204,9 @@ def iteration(
     # 2. and 3. Backward simulation, and one random anchor per sample.
     reuse = updates_student and algorithm.reuses_anchor_prediction(len(parts))
     with state.roles.gathered(STUDENT):
-        anchors = [
-            find_anchor(state.roles, part, sigmas, draws, algorithm=algorithm, keep_graph=reuse)
-            for part in parts
-        ]
+        anchors = find_anchors(
+            state.roles, parts, sigmas, draws, algorithm=algorithm, keep_graph=reuse
+        )
     # 4. The fake teacher, and networks that objectives bring along, in every iteration.
     for update in range(algorithm.fake_updates):
         metrics |= update_fake_teacher(state, anchors, draws, algorithm=algorithm, update=update)
@@ -203,6 +217,25 @@ def iteration(
     if updates_student:
         metrics |= update_student(state, anchors, draws, algorithm=algorithm)
     return metrics
+
+
+def find_anchors(
+    roles: Roles,
+    parts: Sequence[Batch],
+    sigmas: Tensor,
+    draws: Draws,
+    *,
+    algorithm: Algorithm,
+    keep_graph: bool,
+) -> list[AnchorBatch]:
+    """The anchors of each part; some parts are simulated together."""
+    anchors: list[AnchorBatch] = []
+    sizes = [len(part.indices) for part in parts]
+    for group in simulated_together(parts, sizes, algorithm.simulate_batch):
+        whole = group[0] if len(group) == 1 else Batch.cat(group)
+        found = find_anchor(roles, whole, sigmas, draws, algorithm=algorithm, keep_graph=keep_graph)
+        anchors += [found] if len(group) == 1 else found.split([len(p.indices) for p in group])
+    return anchors
 
 
 def find_anchor(
