@@ -14,7 +14,9 @@ from fewstep.planning.gpus import GPUS
 from fewstep.planning.memory import memory_items
 from fewstep.planning.plans import UTILISATION
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "bench" / "results").glob("gpu-*.json"))
+FILES = sorted(
+    (Path(__file__).resolve().parents[2] / "bench" / "results").glob("gpu-nvidia-*.json")
+)
 KINDS = {"nvidia-h100": "h100-80", "nvidia-h200": "h200-141"}
 NOT_THERE = ("VAE", "text encoders")  # in those measurements
 SIDES = {

@@ -141,8 +141,9 @@ def _activations(estimate: Estimate, gradients: int) -> int:
     kept = reused * trace.graph
     one_call = max(trace.forward, trace.backward)
     student = (graphs - 1) * trace.graph + max(one_call, trace.graph + trace.no_grad)
-    most = max(kept + one_call, student, trace.walk)
+    most = max(kept + one_call, student)
     beyond = max(most - gradients, 0) if trace.with_gradients else most
+    beyond = max(beyond, trace.walk - gradients // estimate.shards)
     averaging = estimate.gpus > 1 and estimate.shards == 1
     return max(beyond, kept + _averaged(gradients)) if averaging else beyond
 

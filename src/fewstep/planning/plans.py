@@ -16,7 +16,7 @@ from fewstep.train.memory.offload import refuse_sharded
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.tables import Table
 
-UTILISATION = {False: 0.22, True: 0.3}
+UTILISATION = {False: 0.25, True: 0.29}
 """Share of an accelerator's stated matrix peak that training is assumed to reach, by whether blocks
 are compiled: as measured on one NVIDIA H200, SD3-Medium at 1024^2, four samples at a time, see
 docs/plan.md. Other accelerators, models and batches reach other shares."""

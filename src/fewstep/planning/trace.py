@@ -47,7 +47,7 @@ class Trace:
         forward: Most bytes during a forward pass that keeps them.
         backward: Most bytes during its backward pass.
         no_grad: Most bytes during a call without a graph, such as a teacher's.
-        walk: The same, of the student in the backward simulation too.
+        walk: The same, of the student in the backward simulation, when there are no gradients.
         with_gradients: Whether `backward` includes the gradients.
     """
 
@@ -118,7 +118,7 @@ def trace(
     *,
     batch: int,
     largest: Mapping[str, int],
-    simulated: int,
+    simulated: int = 0,
     with_gradients: bool,
 ) -> Trace:
     """Call a recipe's student, forward and backward, and both its teachers.
@@ -139,13 +139,17 @@ def trace(
             for parameter in networks.roles.parameters(STUDENT).values():
                 parameter.register_post_accumulate_grad_hook(_drop)
         weights = tracker.now
-        with torch.no_grad():  # as the fake teacher, which has the same structure
-            networks.velocity(STUDENT, samples)
-            flops = tracker.flops / samples
-            no_grad = tracker.peak - weights
-            if simulated > samples:
-                networks.velocity(STUDENT, simulated)
+        with torch.no_grad():
+            networks.velocity(STUDENT, max(simulated, batch))
+            flops = tracker.flops / max(simulated, batch)
             walk = tracker.peak - weights
+            networks.roles.release_copies()
+            tracker.reset_peak()
+            held = next(iter(networks.roles.parameters(STUDENT).values()))
+            if not with_gradients:  # those of an earlier part, which change what answers
+                held.grad = torch.empty_like(held)
+            networks.velocity(STUDENT, samples)  # as the fake teacher, of the same structure
+            no_grad, held.grad = tracker.peak - weights, None
         networks.roles.release_copies()
         tracker.reset_peak()
         velocity = networks.velocity(STUDENT, batch)
@@ -163,7 +167,7 @@ def trace(
         weights = tracker.now
         networks.velocity(TEACHER, batch * largest.get(TEACHER, 1))
         no_grad = max(no_grad, tracker.peak - weights)
-    return Trace(flops, graph, forward, backward, no_grad, max(walk, no_grad), with_gradients)
+    return Trace(flops, graph, forward, backward, no_grad, walk, with_gradients)
 
 
 def at_work(part: nn.Module, call: Callable[[], object], op_cache: OpCache, *, cuda: bool) -> int:

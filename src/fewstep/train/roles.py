@@ -98,13 +98,20 @@ class Roles(ABC):
         """What answers a call of a role now, and the precision of its autocast; None: without.
 
         Float32 masters need autocast to compute in low precision. Where gradients are disabled, a
-        copy of them stands in and needs none.
+        copy of them stands in and needs none; not while gradients of an earlier part of the batch
+        are held, which have its room.
         """
         net = self.net(network)
         if network in self._low_copies and not torch.is_grad_enabled():
-            # What is split is gathered in low precision.
-            return net if self.split else self._low_copies[network].of(net), None
+            if self.split:  # gathered in low precision
+                return net, None
+            if not self._holds_gradients():
+                return self._low_copies[network].of(net), None
         return net, self._autocast.get(network)
+
+    def _holds_gradients(self) -> bool:
+        parameters = (p for role in TRAINED for p in self.net(role).parameters())
+        return any(parameter.grad is not None for parameter in parameters)
 
     def release_copies(self) -> None:
         """Give back the memory of what `answering` has copied."""
