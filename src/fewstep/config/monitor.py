@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.config.data import PromptSource
+from fewstep.config.secrets import SecretAddress
 from fewstep.config.strict import Amount, Count, Few, Guidance, Name, PlugIn, Section
 
 
@@ -70,4 +71,8 @@ class LogRecipe(Section):
     """Iterations between two lines of metrics.jsonl; the sinks get the same."""
     sinks: tuple[PlugIn, ...] = ()
     """Where else they go: `tensorboard`, experiment trackers such as `wandb`, or sinks of installed
-    packages; a name, or a mapping of a name and the sink's settings."""
+    packages; a name, or a mapping of a name and the sink's settings. A text such as `$MY_KEY` is
+    taken from the environment; secrets are refused here."""
+    notify: SecretAddress | None = Field(default=None, repr=False)
+    """Where a message goes when the run has finished, failed or was stopped: an https address that
+    takes JSON by POST, or `$NAME` of a variable that holds one. Copies of the recipe have `***`."""

@@ -26,6 +26,7 @@ from fewstep.train.distributed import (
     is_connection_lost,
 )
 from fewstep.train.monitor.logger import SteadyConsole, memory_gb
+from fewstep.train.notify import notified
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.saving import finish, is_best, save
 from fewstep.train.signals import Interrupts, Stopped
@@ -99,8 +100,7 @@ class Trainer:
         self._interrupts: Interrupts | None = None
         self._started_at = 0
         self._start_recorded = False
-        self.stopped = False
-        self.completed = 0
+        self.stopped, self.completed = False, 0
 
     def __enter__(self) -> Self:
         """Loads everything and opens the log.
@@ -148,10 +148,9 @@ class Trainer:
         """Saves, unless an exception is under way, and releases the model."""
         run, self._run, self._interrupts = self.state, None, None
         try:
-            if error is None:
+            if error is None and run.step > self._started_at:
                 with _explaining_lost_connections(run):
-                    if run.step > self._started_at:
-                        finish(run)
+                    finish(run)
         except BaseException as failure:
             self._context.__exit__(type(failure), failure, failure.__traceback__)
             raise
@@ -256,7 +255,8 @@ def distill(
         Stopped: SIGTERM or SIGINT came and the state was saved (a SystemExit with code 0).
     """
     trainer = Trainer(recipe, run_folder, resume=resume, resume_from=resume_from, console=console)
-    with trainer:
+    with notified(trainer) as begun, trainer:
+        begun()
         for _ in trainer:
             pass
     if trainer.stopped:

@@ -24,6 +24,11 @@ def is_local(text: str) -> bool:
         return False
 
 
+def is_secret(key: str) -> bool:
+    """Whether a setting is called as secrets are."""
+    return bool(_SECRET.search(key))
+
+
 def public(text: str) -> str:
     """A text without what only this machine or this user should know.
 
@@ -41,9 +46,7 @@ def public_values(value: Any) -> Any:
     """Nested plain values with public texts; those under a key such as ``api_key`` are masked."""
     if isinstance(value, dict):
         return {
-            key: "***"
-            if isinstance(inner, str) and _SECRET.search(str(key))
-            else public_values(inner)
+            key: "***" if isinstance(inner, str) and is_secret(str(key)) else public_values(inner)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):

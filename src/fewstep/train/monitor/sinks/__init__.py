@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from fewstep.config import ConfigError
+from fewstep.config.secrets import from_environment, refuse_secrets
 from fewstep.utils.registry import Registry
 
 
@@ -58,10 +59,12 @@ def make_sink(name: str, settings: Mapping[str, Any]) -> Sink:
     """A sink as a recipe lists it; nothing is opened.
 
     Raises:
-        FewstepError: There is no such sink (names the nearest), its package is not installed, or
-            it does not take these settings.
+        FewstepError: There is no such sink (names the nearest), its package is not installed, it
+            does not take these settings, or a secret is among them.
     """
+    place = f"log.sinks: {name}"
+    refuse_secrets(settings, place)
     try:
-        return SINKS.get(name)(**settings)
+        return SINKS.get(name)(**from_environment(settings, place))
     except TypeError as error:
         raise ConfigError(f"log.sinks: {name}: {error}") from error
