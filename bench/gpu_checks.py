@@ -35,7 +35,6 @@ from transformers import T5Config, T5EncoderModel
 from fewstep.core.noise import Draws
 from fewstep.core.schedules import RandomGrid
 from fewstep.models import shipped_configs
-from fewstep.models.encoder_memory import ENCODE_BATCH
 from fewstep.train.determinism import deterministic
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, TEACHER
 from fewstep.train.step import iteration
@@ -301,7 +300,7 @@ def encoders(size: Size) -> dict[str, Any]:
     with default_dtype(torch.bfloat16), size.device:
         t5 = T5EncoderModel(T5Config(**settings)).eval()
         vae = diffusers.AutoencoderKL(**parts["vae"][1]).eval()
-    results, prompts, side = {}, 2 if size.tiny else ENCODE_BATCH, 16 if size.tiny else 128
+    results, prompts, side = {}, 2 if size.tiny else 4, 16 if size.tiny else 128
     for tokens in (256, 512):
         ids = torch.zeros(prompts, tokens, dtype=torch.long, device=size.device)
         results[f"T5, {prompts} x {tokens} tokens"] = _cost(size, t5, ids)
