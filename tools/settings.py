@@ -120,7 +120,11 @@ def for_editors(schema: Schema) -> Schema:
         name: record | {"required": [key for key in record.get("required", ()) if key == "name"]}
         for name, record in schema["$defs"].items()
     }
-    return {key: value for key, value in schema.items() if key != "required"} | {"$defs": defs}
+    keys = schema["properties"]
+    sizes = {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}
+    keys = keys | {"resolution": {"anyOf": [keys["resolution"], sizes]}}
+    kept = {key: value for key, value in schema.items() if key != "required"}
+    return kept | {"properties": keys, "$defs": defs}
 
 
 def _inherit_descriptions(schema: Schema, model: type[BaseModel]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fewstep.config.strict import Name, Section, Size, explain
 from fewstep.utils.pretrained import LoraFile, Pretrained
@@ -63,10 +64,50 @@ class ModelRecipe(Section):
         return Pretrained(self.path, self.variant, self.components, loras)
 
 
+Pixels: TypeAlias = tuple[Size, Size]
+"""Height and width."""
+
+
 class ResolutionRecipe(Section):
-    """Size of the images."""
+    """Size of the images, or a list of sizes: every batch has one of them.
+
+    Such as `[[1024, 1024], [768, 1344], [1344, 768]]`. Previews, evaluation and drawing have the
+    first one, unless told otherwise; the largest decides the memory.
+    """
 
     height: Size
     """Height in pixels; a multiple of what the model's autoencoder and patches need."""
     width: Size
     """Width in pixels; likewise."""
+    others: Annotated[tuple[Pixels, ...], Field(max_length=63)] = ()
+    """Further sizes, [height, width] each: all sizes are equally likely to be a batch's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        """A list of sizes is the first one and the others."""
+        if isinstance(value, list):
+            if not value or not all(isinstance(each, list) and len(each) == 2 for each in value):
+                raise ValueError("must be {height: H, width: W}, or sizes: [[H, W], [H, W]]")
+            (height, width), *more = value
+            value = {"height": height, "width": width, "others": more}
+        if isinstance(value, dict) and isinstance(others := value.get("others"), list):
+            pairs = (tuple(each) if isinstance(each, list) else each for each in others)
+            value = value | {"others": tuple(pairs)}
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("a size is given twice; each is equally likely, so once will do")
+        return self
+
+    @property
+    def sizes(self) -> tuple[Pixels, ...]:
+        """Height and width of all of them, the first one first."""
+        return (self.height, self.width), *self.others
+
+    @property
+    def largest(self) -> Pixels:
+        """Height and width of the one with the most pixels."""
+        return max(self.sizes, key=math.prod)

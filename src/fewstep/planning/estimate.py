@@ -108,8 +108,10 @@ class Estimate:
 
     @property
     def algorithm(self) -> Algorithm:
-        """What an iteration does."""
-        recipe, size = self.recipe, (self.recipe.resolution.height, self.recipe.resolution.width)
+        """What an iteration does; at the largest of several sizes."""
+        recipe, size = self.recipe, self.recipe.resolution.largest
+        for each in recipe.resolution.sizes:
+            self.backbone.latent_shape(*each)  # which refuses what the model cannot draw
         shift = self.backbone.student_shift(recipe.grid, *size)
         shape = self.backbone.latent_shape(*size)
         return Algorithm.from_recipe(recipe, self.objectives, latent_shape=shape, shift=shift)
@@ -117,8 +119,7 @@ class Estimate:
     @property
     def notes(self) -> tuple[str, ...]:
         """What should be known of the student's grid, a line each."""
-        size = self.recipe.resolution
-        return self.backbone.grid_notes(self.recipe.grid, size.height, size.width)
+        return self.backbone.grid_notes(self.recipe.grid, *self.recipe.resolution.largest)
 
     @property
     def calls(self) -> CountingNetworks:
@@ -261,8 +262,8 @@ class Estimate:
         def traced() -> int:
             return at_work(part, call, self._op_cache, cuda=self.cuda)
 
-        size = self.recipe.resolution
-        return self._shared(traced, self.recipe.model.dtype, size.height, size.width, *key)
+        size = self.recipe.resolution.largest
+        return self._shared(traced, self.recipe.model.dtype, *size, *key)
 
     def _shared(self, compute: Callable[[], T], *key: object) -> T:
         """A result that variants with equal keys share."""

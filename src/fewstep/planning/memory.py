@@ -194,7 +194,7 @@ def _frozen_parts(estimate: Estimate) -> list[Item]:
     vae = (HOST, PREVIEWS) if offloaded else (TRAINING, PREVIEWS)
     encoders = encoding if stored or ahead else (TRAINING, PREVIEWS)
     chunk = -(-recipe.data.batch_size // recipe.data.accumulate)
-    shown = min(chunk, pictures_at_once(recipe.resolution.height, recipe.resolution.width))
+    shown = min(chunk, pictures_at_once(*recipe.resolution.largest))
     items = [
         Item("VAE", sizes.vae * width, f"VAE x {width} B{'; on the host' * offloaded}",
              vae + encoding),

@@ -104,7 +104,7 @@ class MetaNetworks:
     def velocity(self, role: str, samples: int) -> Tensor:
         """A network's velocity of so many samples; to be called in `metered`."""
         net, self._autocast.low = self.roles.answering(role)
-        size = self.recipe.resolution.height, self.recipe.resolution.width
+        size = self.recipe.resolution.largest
         xt = torch.empty(samples, *self.backbone.latent_shape(*size), device="meta")
         dtype = getattr(torch, self.recipe.model.dtype)
         cond = dummy_conditioning(self.backbone, samples, dtype)

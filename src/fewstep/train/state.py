@@ -67,7 +67,7 @@ class Run:
         folder: Where the run lives.
         backbone: The model.
         train_state: Networks and optimizers.
-        algorithm: What Algorithm 1 leaves open, decided.
+        algorithm: What Algorithm 1 leaves open, decided; at the first of several sizes.
         order: Which prompts come when.
         encoder: What encodes them.
         preview: What draws pictures of fixed prompts.
@@ -158,7 +158,9 @@ def build(
     # FLUX.1-schnell is of FLUX.1-dev's family, and takes no guidance.
     guidance = "embedded" if "guidance" in backbone.null(1).tensors else "cfg"
     objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
-    size = recipe.resolution.height, recipe.resolution.width
+    size, *others = recipe.resolution.sizes
+    for each in others:
+        backbone.latent_shape(*each)  # which refuses what the model cannot draw
     shape, shift = backbone.latent_shape(*size), backbone.student_shift(recipe.grid, *size)
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
     model, embeddings = models.fingerprint(recipe.model.address), validated.embeddings

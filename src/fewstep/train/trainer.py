@@ -30,6 +30,7 @@ from fewstep.train.notify import notified
 from fewstep.train.optim import NonFiniteError
 from fewstep.train.saving import finish, is_best, save
 from fewstep.train.signals import Interrupts, Stopped
+from fewstep.train.sizes import at_size_of
 from fewstep.train.state import Run as RunState
 from fewstep.train.state import build, check, restore
 from fewstep.train.step import Batch, iteration, samples_of
@@ -292,10 +293,8 @@ def _begin(
         for note in start.settle(folder):
             run.log.note(note)
         write_text(folder / CONFIG, recipe.to_yaml())
-    run.log.note(f"{told}; {_where(run)}")
-    run.log.note(validated.prompts.distribution())
-    size = recipe.resolution
-    for note in run.backbone.grid_notes(recipe.grid, size.height, size.width):
+    notes = run.backbone.grid_notes(recipe.grid, *recipe.resolution.sizes[0])
+    for note in (f"{told}; {_where(run)}", validated.prompts.distribution(), *notes):
         run.log.note(note)
     return run
 
@@ -329,7 +328,8 @@ def advance(run: RunState, interrupts: Interrupts | None = None) -> tuple[dict[s
     rates = {f"lr/{name}": each.lr_at(run.step + 1) for name, each in optimizers.items()}
     parts = _batch(run, draws)
     try:
-        measured = iteration(run.train_state, parts, draws, run.algorithm)
+        with at_size_of(run, draws) as algorithm:
+            measured = iteration(run.train_state, parts, draws, algorithm)
     except NonFiniteError as error:
         run.saving.wait()
         raise explained(run, error, parts) from error
