@@ -198,7 +198,7 @@ def export(
     which: Which = "best",
     export_format: Annotated[
         str | None,
-        typer.Option("--format", help="diffusers, lora, comfyui, kohya, or of a plug-in."),
+        typer.Option("--format", help="diffusers, lora, comfyui, kohya, single-file ..."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="ema (the running mean, if kept) or raw (as trained).")

@@ -267,9 +267,9 @@ def export_model(
             code="missing-file",
         )
     mode, family = source.mode_and_family()
-    if merge and format not in (None, "diffusers"):
-        raise FewstepError(f"merge makes a diffusers folder, not {format}", code="mismatch")
-    chosen = find_format("diffusers" if merge else format, mode)
+    chosen = find_format(format or ("diffusers" if merge else None), mode)
+    if merge and chosen.adapter:
+        raise FewstepError(f"merge: {chosen.name} writes no whole network", code="mismatch")
     chosen.check(mode, family)
     for what, given, known in (("dtype", dtype, models.DTYPES), ("weights", weights, WEIGHTS)):
         if given is not None and given not in known:
