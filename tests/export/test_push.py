@@ -16,6 +16,7 @@ from fewstep.inference.load import export_model
 from refusals import names_in, refuses
 
 REPO = "someone/turbo"
+HOME = "/".join(["", "home", "alice"])
 
 
 class Hub:
@@ -199,7 +200,7 @@ def test_what_is_wrong_is_one_line(hub, make_run, monkeypatch):
     ("name", "text"),
     [
         ("README.md", "my token is hf_abcdefghijklmnopqrstuvwxyz\n"),
-        ("README.md", "see /home/alice/models/base\n"),
+        ("README.md", f"see {HOME}/models/base\n"),
         ("README.md", "see C:\\Users\\alice\\base\n"),
         ("note.txt", "https://alice:hunter2@example.org\n"),
         ("my-secret.txt", "x"),

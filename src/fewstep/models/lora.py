@@ -111,6 +111,48 @@ def save_for_peft(folder: Path, layers: Mapping[str, Tensor]) -> None:
     save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
+def joined_lora(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One adapter that changes every layer as several do together; ranks add up.
+
+    So a student's adapter and the LoRAs that were fused into its teacher become one relative to
+    the model that both were made for.
+
+    Args:
+        adapters: Weights as `lora_layers` gives them, right at scale 1.
+    """
+    keys = dict.fromkeys(key for adapter in adapters for key in adapter)
+    return {
+        key: torch.cat(
+            [adapter[key].float() for adapter in adapters if key in adapter],
+            dim=0 if key.endswith(".lora_A.weight") else 1,
+        ).contiguous()
+        for key in keys
+    }
+
+
+def extracted_lora(
+    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], layers: Sequence[str], rank: int
+) -> dict[str, Tensor]:
+    """The adapter of a rank that is nearest to the difference of two networks, layer by layer.
+
+    The nearest matrix of a rank is the singular value decomposition cut off there (Eckart, Young).
+
+    Args:
+        weights: Of the one network, by name.
+        base: Of the other.
+        layers: Names of linear layers; others are left out.
+        rank: At most; a narrower layer has its own.
+    """
+    found = {}
+    for layer in layers:
+        delta = weights[f"{layer}.weight"].float() - base[f"{layer}.weight"].float()
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        root = s[:rank].sqrt()
+        found[f"{layer}.lora_A.weight"] = (root[:, None] * vh[:rank]).contiguous()
+        found[f"{layer}.lora_B.weight"] = (u[:, :rank] * root).contiguous()
+    return found
+
+
 def renamed_lora(
     layers: Mapping[str, Tensor],
     prefix: str,
