@@ -181,11 +181,14 @@ class Recipe(Section):
 
 
 def missing_files(recipe: Recipe) -> dict[str, str]:
-    """Files and folders of prompts that a recipe names and that are not there, by key."""
+    """Files and folders that a recipe names beside its model and that are not there, by key."""
+    init = recipe.student.init
     sources = {
         "data.prompts": recipe.data.prompts,
         "preview.prompts": recipe.preview.prompts,
         "evaluate.prompts": recipe.evaluate.prompts,
+        "student.init": init.path if init else None,
+        "student.init.relative_to": init.relative_to if init else None,
     }
     return {
         key: source

@@ -78,6 +78,29 @@ class LoraRecipe(Section):
     linear layers of the blocks but those of modulation and norms."""
 
 
+class InitRecipe(Section):
+    """What was trained before, as the student's start."""
+
+    path: Name
+    """A run, an export, a LoRA, or another model of the same sizes."""
+    relative_to: Name | None = None
+    """A second model: the student is the teacher plus the difference of the first to this one. In
+    mode `lora` the difference of a whole model to its base is made adapters of the wanted rank."""
+    raw: bool = False
+    """Of a run: the weights as trained, where their running mean was kept as well."""
+
+
+def _as_init(value: Any) -> Any:
+    """A path alone is that and nothing else."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+Init: TypeAlias = Annotated[
+    InitRecipe, BeforeValidator(_as_init, json_schema_input_type=Name | InitRecipe)
+]
+"""In a recipe a path, or a mapping."""
+
+
 class StudentRecipe(Section):
     """What is trained, and how often."""
 
@@ -85,6 +108,9 @@ class StudentRecipe(Section):
     """`full` holds three whole networks; `lora` one frozen network with two adapters, in a fraction
     of the memory."""
     lora: LoraRecipe | None = None
+    init: Init | None = None
+    """Where the student starts; null: at the teacher. A path, or `{path, relative_to, raw}`: a run,
+    an export, a LoRA or another model."""
     optimizer: StudentOptimizerRecipe = StudentOptimizerRecipe()
     every: Few = 2
     """The student is updated on every so many iterations; the fake teacher on each."""

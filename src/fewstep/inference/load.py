@@ -208,7 +208,7 @@ def open_model(
     exported = source.folder / "export"
     if which is None and RunFolder.is_one(source.folder) and _can_be_loaded(exported):
         recipe = RunFolder.open(source.folder, base).recipe
-        if recipe.memory.base is None:
+        if recipe.memory.base is None and not recipe.model.loras:  # exports are for the plain model
             held = recipe.model.dtype if dtype == "auto" else dtype
             model = open_model(exported, base=base, dtype=held, **how, **options)
             note = read_note(exported)

@@ -315,7 +315,7 @@ class Place:
                 ) from error
             adapter = next(iter(getattr(backbone.net, "peft_config", {"default": None})))
         height, width = note.size if note else default_size(backbone)
-        teacher = self._base() if self.is_lora else (note and note.base) or self.folder.name
+        teacher = str(self._base()) if self.is_lora else (note and note.base) or self.folder.name
         return Student(
             backbone=backbone,
             net=backbone.net,
@@ -331,7 +331,7 @@ class Place:
             options={**(note.options if note else {}), **self.options},
         )
 
-    def _base(self) -> str:
+    def _base(self) -> Address:
         """The address of a LoRA's base model: as given, as its note says, or as its run knows.
 
         A note holds no path, only the name of a local folder, which is looked for beside the LoRA.
@@ -343,7 +343,7 @@ class Place:
             return str(self.base or said)
         run = self.folder.absolute().parent
         if RunFolder.is_one(run):
-            return RunFolder.open(run).recipe.model.path
+            return RunFolder.open(run).recipe.model.address
         if not said or not (run / said).is_dir():
             what = f"of the model {said}, which is not beside it" if said else f"without a {NOTE}"
             raise FewstepError(

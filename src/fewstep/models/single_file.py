@@ -82,6 +82,16 @@ def lacking(file: Path, what: Iterable[str]) -> FewstepError:
     )
 
 
+def is_lora(file: Path) -> bool:
+    """Whether a file holds a LoRA."""
+    with third_party(regular_file(file), safe_open, file, framework="pt") as opened:
+        return _is_of_lora(opened.keys())
+
+
+def _is_of_lora(names: Iterable[str]) -> bool:
+    return any(".lora_" in name or name.startswith("lora_") for name in names)
+
+
 @lru_cache(maxsize=8)
 def header(file: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint, without values.
@@ -96,7 +106,7 @@ def header(file: Path) -> Mapping[str, Tensor]:
             part = opened.get_slice(name)
             kinds[name] = part.get_dtype()
             found[name] = torch.empty(part.get_shape(), device="meta")
-    if any(".lora_" in name or name.startswith("lora_") for name in found):
+    if _is_of_lora(found):
         raise FewstepError(
             f"{file}: a LoRA; give it as model.loras, and the model it belongs to as model.path",
             code="unsupported",

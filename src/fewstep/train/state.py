@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from fewstep.train.monitor.preview_scores import preview_score
 from fewstep.train.monitor.previews import Preview
 from fewstep.train.optim import Ema, LRSchedule
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
+from fewstep.train.starts import start_student
 from fewstep.train.step import Algorithm, TrainState
 from fewstep.utils.errors import FewstepError, all_at_once
 from fewstep.utils.hardware import pick_device
@@ -147,8 +149,13 @@ def build(
     validated: ValidatedRecipe,
     console: Console,
     processes: ProcessGroup = SINGLE,
+    *,
+    fresh: bool = True,
 ) -> Run:
-    """Load the model and put a run together, at step 0; writes nothing but embeddings."""
+    """Load the model and put a run together, at step 0; writes nothing but embeddings.
+
+    `fresh`: the student starts where `student.init` says; else its weights will be restored.
+    """
     log = (Logger if processes.first else SilentLogger)(folder, recipe, console=console)
     backbone = _backbone(recipe, validated, keep=processes.first, note=log.note)
     encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note, job=processes)
@@ -164,6 +171,7 @@ def build(
     shape, shift = backbone.latent_shape(*size), backbone.student_shift(recipe.grid, *size)
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
     model, embeddings = models.fingerprint(recipe.model.address), validated.embeddings
+    start = partial(start_student, recipe=recipe, backbone=backbone, note=log.note)
     preview = Preview(
         recipe,
         backbone,
@@ -177,7 +185,9 @@ def build(
         recipe=recipe,
         folder=folder,
         backbone=backbone,
-        train_state=_train_state(recipe, backbone, validated.objectives, processes),
+        train_state=_train_state(
+            recipe, backbone, validated.objectives, processes, start if fresh else None
+        ),
         algorithm=Algorithm.from_recipe(
             recipe, validated.objectives, latent_shape=shape, shift=shift
         ),
@@ -238,6 +248,7 @@ def _train_state(
     backbone: Backbone,
     objectives: Sequence[Objective],
     processes: ProcessGroup,
+    start: Callable[[Roles], None] | None,
 ) -> TrainState:
     device = backbone.device
     if processes.sharded:
@@ -245,6 +256,8 @@ def _train_state(
         refuse_sharded(recipe)
     memory, seed = recipe.memory, recipe.train.seed
     roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
+    if start is not None:
+        start(roles)
     of_objectives = roles.add_networks(objectives, seed)
     if processes.sharded:
         shard(roles, backbone, processes, device, recipe)

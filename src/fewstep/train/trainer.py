@@ -282,7 +282,7 @@ def _begin(
         starting_point(recipe, folder, processes, resume=resume, resume_from=resume_from)
     )
     with deterministic(recipe.train.deterministic):
-        run = build(recipe, folder, validated, console, processes)
+        run = build(recipe, folder, validated, console, processes, fresh=start.saved is None)
         if start.saved is not None:
             restore(run, start.saved, going_back=start.back)
         else:
