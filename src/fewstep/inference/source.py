@@ -13,13 +13,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from fewstep import models
 from fewstep.core.types import Conditioning
 from fewstep.data.embeddings import Embeddings, key_of
 from fewstep.data.rows import Rows
 from fewstep.models.base import Backbone
+from fewstep.train.memory import kept_base
 from fewstep.train.memory.offload import HOST, offload_vae
-from fewstep.train.memory.quantization import quantize
 from fewstep.utils.errors import FewstepError, unknown
 from fewstep.utils.hardware import pick_device
 from fewstep.utils.pretrained import Address
@@ -74,9 +73,8 @@ class Source:
         device = pick_device(self.device)
         whole = self.offload == "none"
         ahead = None if whole or not prompts else self._encoded(prompts, batch, spill)
-        backbone = self._part(encoders=whole)
-        if self.base is not None:
-            quantize(backbone, self.base, device=device)  # the whole may not fit there
+        # Codes are made layer by layer, since the whole network may not fit on the device.
+        backbone = self._part(base=self.base, device=device, encoders=whole)
         backbone.to(device)
         if self.offload == "model":
             offload_vae(backbone)
@@ -87,10 +85,14 @@ class Source:
                 backbone.keep_null(null)
         return backbone
 
-    def _part(self, **parts: bool) -> Backbone:
+    def _part(
+        self, *, base: str | None = None, device: torch.device | None = None, **parts: bool
+    ) -> Backbone:
         # Whether it can be a teacher was decided when it became one.
         options = {"teacher": False, **self.options, **parts}
-        return models.load(self.address, dtype=self.dtype, **options)
+        return kept_base.load(
+            self.address, base, device=device, keep=False, dtype=self.dtype, **options
+        )
 
     def _learn(self, backbone: Backbone, prompts: Sequence[str]) -> None:
         """Makes prompts those that a backbone knows."""
