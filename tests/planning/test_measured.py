@@ -34,7 +34,7 @@ def measured():
         for name, part in parts.items():
             if "peak_gb" in part:
                 yield pytest.param(kind, part, {}, part["peak_gb"], None, id=f"{file.stem} {name}")
-            for side in SIDES.keys() & part.keys():
+            for side in (side for side in SIDES if side in part):
                 peak, time = part[side]["peak_memory_gb"], part[side]["seconds_per_update"]
                 settings = {"student.compile": False} | SIDES[side]
                 yield pytest.param(kind, part, settings, peak, time, id=f"{file.stem} {side}")
