@@ -19,6 +19,7 @@ from fewstep.cli.console import say, say_json
 from fewstep.cli.options import Json
 from fewstep.cli.recipes import write_new
 from fewstep.utils.errors import FewstepError
+from fewstep.utils.files import check_writable
 from fewstep.utils.resources import expand
 from fewstep.utils.terminal import one_line, printable
 
@@ -79,6 +80,7 @@ def init(
     file = expand(to or "recipe.yaml")
     if os.path.lexists(file):
         raise FewstepError(f"{file}: is there already; give --to NEW-FILE", code="exists")
+    check_writable(file.parent)  # before the work
     base, found, reasons, text = _proposed(model, prompts or BUILTIN, gpu, mode, file)
     write_new(file, text)
     if as_json:

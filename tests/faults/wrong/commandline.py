@@ -24,6 +24,8 @@ SOUND: dict[str, list[str]] = {
     "models": [],
     "doctor": [],
     "recipes": ["demo"],
+    "watch": [RUN],
+    "push": [RUN, "user/name", "--dry-run"],
     "init": ["--model", PIPELINE, "--to", "out.yaml"],
 }
 """Command -> words with which it would do something."""
