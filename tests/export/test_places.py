@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from exported import card_of
@@ -246,3 +247,34 @@ def test_whole_exports_have_the_sources_shards(make_run, pipeline_folder, tmp_pa
             export_model(make_run(mode, model=model), out, merge=mode == "lora", dtype=dtype)
             got = json.loads((out / "transformer" / index).read_text())
             assert got["weight_map"] == expected["weight_map"]
+
+
+def test_a_lora_is_written_with_the_style_that_its_teacher_has(make_run, pipeline_folder, tmp_path):
+    from fewstep import models
+    from fewstep.config import Recipe
+    from fewstep.train.checkpoint import store
+
+    def merged(*folders):
+        pipe = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
+        for number, (folder, scale) in enumerate(folders):
+            pipe.load_lora_weights(folder, weight_name=LORA_WEIGHTS, adapter_name=f"a{number}")
+            pipe.set_adapters(f"a{number}", scale)
+            pipe.fuse_lora(adapter_names=[f"a{number}"])
+            pipe.unload_lora_weights()
+        return pipe.transformer.state_dict()
+
+    style = export_model(make_run("lora"), tmp_path / "style")
+    model = {"path": str(pipeline_folder), "options": {"max_sequence_length": 16}}
+    run = make_run("lora", model=model | {"loras": [{"path": str(style), "scale": 0.5}]})
+    groups = {
+        name: load_file(store.find(run, "best") / f"{name}.safetensors")
+        for name in ("student", "ema")
+    }
+    identity = models.fingerprints(Recipe.from_file(run / "config.yaml").model.address)
+    store.save(run / "checkpoints", 6, groups, {"score": 0.9, "identity": identity})
+    alone = export_model(run, tmp_path / "alone")
+    both = export_model(run, tmp_path / "both", format="lora", merge=True)
+    expected, got = merged((style, 0.5), (alone, 1.0)), merged((both, 1.0))
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(weight, got[name]) for name, weight in merged((alone, 1.0)).items())

@@ -203,7 +203,10 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="ema (the running mean, if kept) or raw (as trained).")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Write a LoRA as a whole folder.")] = False,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Write a LoRA as a whole model; or with model.loras in it."),
+    ] = False,
     address: Annotated[
         str | None, typer.Option(help="Repo id that the card's snippet should load.")
     ] = None,

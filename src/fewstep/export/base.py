@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fewstep.config import Recipe
 from fewstep.core.schedules import Terminal, few_step_sigmas
 from fewstep.models.base import Backbone
-from fewstep.models.lora import lora_layers
+from fewstep.models.lora import joined_lora, lora_layers
+from fewstep.models.loras import as_adapter
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.registry import Registry
 
@@ -42,6 +43,7 @@ class Student:
         dtype: Name of the torch dtype that it is to be drawn with.
         stored: Name of the torch dtype that a whole network is written in.
         adapter_dtype: Name of the torch dtype that an adapter is written in.
+        with_loras: Whether its adapter is written with the recipe's `model.loras` in it.
         options: What the family's loader was given.
         recipe: The run's recipe; None where only an export is left of the run.
     """
@@ -59,6 +61,7 @@ class Student:
     dtype: str = "float32"
     stored: str = "float32"
     adapter_dtype: str = "float32"
+    with_loras: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     fingerprint: str | None = None
@@ -70,8 +73,15 @@ class Student:
 
     @property
     def layers(self) -> dict[str, Tensor]:
-        """Weights of its adapter under diffusers' names, right at scale 1."""
+        """Weights of its adapter under diffusers' names, right at scale 1.
+
+        Raises:
+            FewstepError: A LoRA that is to be in it changes more than linear layers of the network.
+        """
         layers = lora_layers(self.net, str(self.adapter))
+        if self.with_loras and self.recipe:
+            fused = [(each.path, each.scale) for each in self.recipe.model.loras]
+            layers = joined_lora(layers, *(as_adapter(self.backbone, *each) for each in fused))
         return {name: x.to(getattr(torch, self.adapter_dtype)) for name, x in layers.items()}
 
     @property

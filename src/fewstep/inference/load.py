@@ -243,7 +243,7 @@ def export_model(
         out: Where to; None is `export` in the run. An earlier export there is replaced.
         which: The checkpoint, `best` (the default), `last` or a step.
         format: Name of an export format; None is `lora` for a LoRA run and `diffusers` else.
-        merge: Write a LoRA as a whole diffusers folder.
+        merge: Write a LoRA as a whole network; with a format of LoRAs, `model.loras` into it.
         address: What the card's snippet loads; None is the folder that the card lies in. Give the
             repo id under which the folder will be published.
         dtype: Name of the torch dtype that weights are written in, and loaded in by the card's
@@ -268,7 +268,7 @@ def export_model(
         )
     mode, family = source.mode_and_family()
     chosen = find_format(format or ("diffusers" if merge else None), mode)
-    if merge and chosen.adapter:
+    if merge and chosen.adapter and not _has_loras(source):
         raise FewstepError(f"merge: {chosen.name} writes no whole network", code="mismatch")
     chosen.check(mode, family)
     for what, given, known in (("dtype", dtype, models.DTYPES), ("weights", weights, WEIGHTS)):
@@ -281,9 +281,15 @@ def export_model(
     student = source.load_to_write(adapter=chosen.adapter, dtype=held)
     stored = dtype or stored_dtype(student.backbone.source / student.backbone.net_name)
     loaded, adapter = dtype or working_dtype(stored), dtype or "float32"
-    student = replace(student, dtype=loaded, stored=stored, adapter_dtype=adapter)
+    student = replace(student, dtype=loaded, stored=stored, adapter_dtype=adapter, with_loras=merge)
     write_student(student, final, chosen, address=address)
     return final
+
+
+def _has_loras(source: Place) -> bool:
+    """Whether it is a run whose model has LoRAs in its weights."""
+    run = RunFolder.is_one(source.folder)
+    return run and bool(RunFolder.open(source.folder, source.base).recipe.model.loras)
 
 
 def _can_be_loaded(exported: Path) -> bool:

@@ -176,6 +176,27 @@ def fuse(backbone: Any, loras: Iterable[LoraFile]) -> None:
         weight.copy_(total)
 
 
+def as_adapter(backbone: Any, path: str, scale: float) -> dict[str, Tensor]:
+    """A LoRA file as an adapter of the network, right at scale 1: names as of `lora.lora_layers`.
+
+    Raises:
+        FewstepError: As `read_lora`; or it changes text encoders or convolutions, too.
+    """
+    changes = read_lora(backbone, path)
+    layers = changes.pop(backbone.net_name, {})
+    if changes or any(change.down.ndim != 2 for change in layers.values()):
+        raise FewstepError(
+            f"{path}: changes more than linear layers of the network, and cannot be put into one "
+            "LoRA; export without --merge, and load both",
+            code="unsupported",
+        )
+    adapter: dict[str, Tensor] = {}
+    for name, change in layers.items():
+        adapter[f"{name}.lora_A.weight"] = change.down
+        adapter[f"{name}.lora_B.weight"] = change.up * scale
+    return adapter
+
+
 def _as_they_are(tensors: dict[str, Tensor], **_: Any) -> tuple[dict[str, Tensor]]:
     """The converter of pipelines for which diffusers has none: only its own names are known."""
     return (tensors,)
