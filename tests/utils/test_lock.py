@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from fewstep.utils.files import made
-from fewstep.utils.lock import locked
+from fewstep.utils.lock import at_work, locked
 from refusals import names_in, refuses
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -71,6 +71,20 @@ def test_a_killed_one_is_recognised_and_taken_over_from(tmp_path):
         assert str(pid) in names_in(note)
         assert json.loads(holder(tmp_path).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_fork
+def test_whether_somebody_is_at_work_is_told_without_taking_the_lock(tmp_path):
+    assert at_work(tmp_path) is False
+    with locked(tmp_path):
+        assert at_work(tmp_path) is True
+    file = elsewhere(tmp_path)
+    assert at_work(tmp_path) is False, "it was killed"
+    left = json.loads(file.read_text())
+    file.write_text(json.dumps({**left, "pid": os.getpid(), "since": "2020-01-01 00:00:00 +0000"}))
+    assert at_work(tmp_path) is False, "this process has only inherited the number"
+    file.write_text(json.dumps({**left, "host": "node-7"}))
+    assert at_work(tmp_path) is None
 
 
 @needs_fork

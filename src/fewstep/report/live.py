@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment
 
 from fewstep.report import charts, pictures, tables
-from fewstep.report.metrics import GrowingMetrics, joined
+from fewstep.report.metrics import GrowingMetrics, Row, joined
 from fewstep.report.words import words
 from fewstep.train.monitor.divergence import Divergence
 from fewstep.train.monitor.early_stop import since_best
@@ -49,6 +49,8 @@ class LiveRun:
         self._metrics = GrowingMetrics(folder / "metrics.jsonl")
         self._began = 0
         self._divergence = Divergence()
+        self._joined: list[Row] = []
+        self._charts: list[charts.Chart] = []
 
     def look(self) -> dict[str, Any]:
         """The run now: what the templates of the page take.
@@ -74,7 +76,7 @@ class LiveRun:
                 brightness=self._brightness(steps),
                 every=settings.preview_every,
             ),
-            "charts": charts.charts(rows),
+            "charts": self._charts,
             "steps": steps,
             "sheet": self.sheet(),
         }
@@ -119,15 +121,18 @@ class LiveRun:
     def _previews(self) -> Path:
         return self.folder / "previews"
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """All rows; the judge of the run sees each once."""
+    def _rows(self) -> list[Row]:
+        """All rows; the judge of the run sees each once, and charts are drawn anew for new ones."""
         new = self._metrics.look()
         if self._metrics.beginnings != self._began:
             self._began, self._divergence = self._metrics.beginnings, Divergence()
         for row in new:
             figures = {name: value for name, value in row.items() if name != "step"}
             self._divergence.see(int(row["step"]), figures)
-        return joined(self._metrics.rows)
+        if new:
+            self._joined = joined(self._metrics.rows)
+            self._charts = charts.charts(self._joined)
+        return self._joined
 
     def _settings(self) -> _Settings:
         try:

@@ -1,6 +1,7 @@
 "use strict";
 // Asks for what has changed, and shows the previews of the step that the slider stands at.
 const PAUSE = { alive: 3000, ended: 15000 };
+const SHARE = 10; // pauses are so many times as long as an answer took: the run needs the processor
 const slider = document.getElementById("slider");
 const contact = document.getElementById("contact");
 let steps = slider.dataset.steps.split(",").filter(Boolean).map(Number);
@@ -36,12 +37,13 @@ function update(found) {
 
 async function look() {
   let pause = PAUSE.ended;
+  const began = performance.now();
   try {
     const answer = await fetch("/live");
     const found = await answer.json();
     update(found);
     contact.hidden = true;
-    pause = found.alive ? PAUSE.alive : PAUSE.ended;
+    pause = Math.max(found.alive ? PAUSE.alive : PAUSE.ended, SHARE * (performance.now() - began));
   } catch {
     contact.hidden = false;
   }
