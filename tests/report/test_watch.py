@@ -33,6 +33,7 @@ NASTY = ("/../config.yaml", "/previews/step-00000000.png", "/preview/../0/0", "/
 
 
 def row(step, **more) -> dict:
+    """What a run that trains 30 seconds a step writes of one."""
     health = {"health/std_ratio": 1.0 + step / 500, "health/mean_drift": 0.0}
     losses = {"health/fake_teacher_loss@0.5": 0.01, "health/teacher_loss@0.5": 0.01}
     figures = {"loss/dm": 1 / (step + 1), "loss/fake_teacher": 0.05, "seconds": 30.0}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fewstep.train.monitor.divergence import ADVICE, Verdict
 from fewstep.train.monitor.early_stop import since_best
 
-LAGS = 1.8
+LAGS = 2.2
 """Fake teacher's loss over the teacher's on the student's samples, geometric mean; 1 is in step."""
 WIDE, NARROW = 1.4, 0.7
 """Standard deviation of the latents to the teacher's."""
@@ -69,6 +69,8 @@ def words(
     found += _previews(rows, every)
     if not any(word.level != "good" for word in found):
         why = "latents stay near the teacher's in mean and spread, and the fake teacher keeps up"
+        if not health.get("step"):
+            why = "health was not measured yet since the start"
         found.insert(0, Word("good", "Nothing stands out", why))
     return found
 
