@@ -23,7 +23,7 @@ from fewstep.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROGRAMS = {"git", "pip", "python", "cd", "pre-commit"}
+PROGRAMS = {"export", "git", "pip", "python", "cd", "pre-commit"}
 
 
 def pins() -> dict[str, Version]:

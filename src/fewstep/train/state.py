@@ -170,14 +170,13 @@ def build(
         backbone.latent_shape(*each)  # which refuses what the model cannot draw
     shape, shift = backbone.latent_shape(*size), backbone.student_shift(recipe.grid, *size)
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
-    model, embeddings = models.fingerprint(recipe.model.address), validated.embeddings
     start = partial(start_student, recipe=recipe, backbone=backbone, note=log.note)
     preview = Preview(
         recipe,
         backbone,
         folder / PREVIEWS,
         prompts=validated.preview_prompts,
-        model=model,
+        model=models.fingerprint(recipe.model.address),
         processes=processes,
         attempt=log.attempt,
     )
@@ -199,11 +198,16 @@ def build(
         identity={
             "prompts": validated.prompts.digest,
             **models.fingerprints(recipe.model.address),
-            "embeddings": embeddings.digest(validated.encoded) if embeddings is not None else None,
+            "embeddings": _digest(validated),
         },
         saving=CheckpointManager(folder / CHECKPOINTS, recipe.checkpoint, processes, log.note),
         processes=processes,
     )
+
+
+def _digest(validated: ValidatedRecipe) -> str | None:
+    stored = validated.embeddings
+    return None if stored is None else stored.digest(validated.encoded)
 
 
 def _backbone(recipe: Recipe, validated: ValidatedRecipe, *, keep: bool, note: Note) -> Backbone:
