@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fewstep import models
 from fewstep.core.types import Conditioning
+from fewstep.models.original import original_layout
 from fewstep.utils.pretrained import Pretrained
 from refusals import names_in, refuses
 from tiny import discover
@@ -22,59 +24,79 @@ def tensors_of(folder, component):
     return load_file(next((folder / component).glob("*.safetensors")))
 
 
-IN_ALL = {
-    "pos_embed.proj": "x_embedder.proj",
-    "pos_embed.pos_embed": "pos_embed",
-    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
-    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
-    "context_embedder": "context_embedder",
-    "proj_out": "final_layer.linear",
-    "norm_out.linear": "final_layer.adaLN_modulation.1",
+ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
 }
-IN_A_BLOCK = {
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn.norm_q": "x_block.attn.ln_q",
-    "attn.norm_k": "x_block.attn.ln_k",
-    "attn.norm_added_q": "context_block.attn.ln_q",
-    "attn.norm_added_k": "context_block.attn.ln_k",
-    "norm1.linear": "x_block.adaLN_modulation.1",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "attn.to_add_out": "context_block.attn.proj",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-    "norm1_context.linear": "context_block.adaLN_modulation.1",
-}
-STACKED = {
-    "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+UNET = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
 
 
-def sd3_in_its_original_names(net, tensors):
-    """The network's tensors as Stability AI's own code names, stacks and orders them."""
-    last = f"transformer_blocks.{net.config.num_layers - 1}.norm1_context.linear"
+def unet_as_published(net):
+    """The names of a U-Net's tensors in the checkpoints of Stable Diffusion 1, 2 and XL."""
+    each = net.config.layers_per_block + 1
     found = {}
-    for name, tensor in tensors.items():
-        layer, _, kind = name.rpartition(".")
-        if name == "pos_embed.pos_embed":
-            found["pos_embed"] = tensor
-        elif layer in IN_ALL:
-            found[f"{IN_ALL[layer]}.{kind}"] = tensor
-        elif (inner := layer.split(".", 2)[2]) in IN_A_BLOCK:
-            found[f"joint_blocks.{layer.split('.')[1]}.{IN_A_BLOCK[inner]}.{kind}"] = tensor
-        if layer in ("norm_out.linear", last):  # shift and scale stand the other way round
-            place = next(place for place, each in found.items() if each is tensor)
-            found[place] = torch.cat(tensor.chunk(2)[::-1])
-    for block in range(net.config.num_layers):
-        for place, layers in STACKED.items():
-            for kind in ("weight", "bias"):
-                parts = [tensors.get(f"transformer_blocks.{block}.{x}.{kind}") for x in layers]
-                if all(part is not None for part in parts):
-                    found[f"joint_blocks.{block}.{place}.{kind}"] = torch.cat(parts)
-    return {f"{PREFIX}{place}": tensor for place, tensor in found.items()}
+    for key, tensor in net.state_dict().items():
+        layer, _, kind = key.rpartition(".")
+        part, *rest = key.split(".")
+        if layer in UNET:
+            found[f"{UNET[layer]}.{kind}"] = tensor
+            continue
+        if part == "mid_block":
+            place = f"middle_block.{1 if rest[0] == 'attentions' else 2 * int(rest[1])}"
+            inner = rest[:1] + rest[2:]
+        else:
+            block, what, number, *inner = int(rest[0]), rest[1], int(rest[2]), *rest[3:]
+            has_attention = hasattr(getattr(net, part)[block], "attentions")
+            place = {
+                ("down_blocks", "downsamplers"): f"input_blocks.{each * (block + 1)}.0.op",
+                ("up_blocks", "upsamplers"): (
+                    f"output_blocks.{each * block + each - 1}.{1 + has_attention}.conv"
+                ),
+                ("down_blocks", "resnets"): f"input_blocks.{each * block + number + 1}.0",
+                ("down_blocks", "attentions"): f"input_blocks.{each * block + number + 1}.1",
+                ("up_blocks", "resnets"): f"output_blocks.{each * block + number}.0",
+                ("up_blocks", "attentions"): f"output_blocks.{each * block + number}.1",
+            }[part, what]
+            inner = [what, *(inner[1:] if what.endswith("samplers") else inner)]
+        name = ".".join(inner[1:])
+        if inner[0] == "resnets":
+            stem, _, kind = name.rpartition(".")
+            name = f"{RESNET[stem]}.{kind}"
+        found[f"{place}.{name}"] = tensor
+    return {f"{PREFIX}{key}": tensor for key, tensor in found.items()}
+
+
+def vae_as_published(vae):
+    """The same of an autoencoder."""
+    last, found = len(vae.config.block_out_channels) - 1, {}
+    for key, tensor in vae.state_dict().items():
+        key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+        key = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", key)
+        key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", key)
+        up = lambda match: f"up.{last - int(match[1])}"  # noqa: E731
+        key = re.sub(r"up_blocks\.(\d+)", up, key)
+        key = re.sub(r"(up\.\d+)\.resnets", r"\1.block", key)
+        key = re.sub(r"(up\.\d+)\.upsamplers\.0", r"\1.upsample", key)
+        key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+        if "mid_block.attentions" in key:
+            name, _, kind = key.partition("mid_block.attentions.0.")[2].rpartition(".")
+            key = f"{key.partition('.')[0]}.mid.attn_1.{ATTENTION[name]}.{kind}"
+            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
+        found[f"first_stage_model.{key}"] = tensor.contiguous()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +125,9 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def checkpoint(folder, backbone):
     """The tensors of the pipeline's network and VAE in one file."""
-    tensors = sd3_in_its_original_names(backbone.net, tensors_of(folder, "transformer"))
-    for name, tensor in tensors_of(folder, "vae").items():
-        tensors[f"first_stage_model.{name}"] = tensor  # as diffusers names them: read as they are
-    return tensors
+    network = original_layout("sd3", tensors_of(folder, "transformer"))
+    tensors = {f"{PREFIX}{name}": tensor for name, tensor in network.items()}
+    return tensors | vae_as_published(backbone.pipe.vae)
 
 
 def velocity(tiny, backbone):
@@ -134,6 +155,32 @@ def test_the_velocity_of_a_single_file_is_that_of_the_folder(
     assert models.fingerprint(
         Pretrained(str(changed), components=str(folder))
     ) == models.fingerprint(Pretrained(str(file), components=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "auraflow", "wan"])
+def test_every_tensor_of_a_single_file_is_that_of_the_folder(name, cache, tmp_path):
+    tiny = discover()[name]
+    folder, file = tmp_path / "model", tmp_path / "one.safetensors"
+    tiny.build(folder)
+    backbone = models.load(folder, **tiny.options)
+    pipe, tensors = backbone.pipe, {}
+    if backbone.net_name == "unet":  # all in one, but SDXL's second text encoder
+        clip = {"sd15": "cond_stage_model.transformer.text_model"}
+        prefix = clip.get(name, "conditioner.embedders.0.transformer.text_model")
+        encoder = pipe.text_encoder.state_dict()
+        inside = {key.removeprefix("text_model."): x for key, x in encoder.items()}
+        tensors |= {f"{prefix}.{key}": x + 1 for key, x in inside.items()}
+        tensors |= unet_as_published(backbone.net) | vae_as_published(pipe.vae)
+    else:
+        tensors |= original_layout(backbone.name, backbone.net.state_dict())
+    save_file({key: x.clone() for key, x in tensors.items()}, file)
+    loaded = models.load(Pretrained(str(file), components=str(folder)), **tiny.options).pipe
+    for part in (backbone.net_name, *backbone.encoder_names, "vae"):
+        shifted = backbone.net_name == "unet" and part == "text_encoder"
+        there = getattr(loaded, part).state_dict()
+        for key, tensor in getattr(pipe, part).state_dict().items():
+            expected = tensor + 1 if shifted and tensor.is_floating_point() else tensor
+            assert torch.equal(there[key], expected), f"{part}.{key}"
 
 
 def test_what_neither_has_is_asked_for(tiny, folder, checkpoint, cache, tmp_path):

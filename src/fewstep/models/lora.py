@@ -15,6 +15,8 @@ from fewstep.utils.errors import FewstepError
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 """File of a folder that is a LoRA, as diffusers names it."""
+_EXACT = 1024  # rows or columns up to which all singular values are computed
+_SPARE, _ROUNDS = 16, 4  # of the randomised computation beyond it: see torch.svd_lowrank
 
 
 class Adapted:
@@ -130,12 +132,32 @@ def joined_lora(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def nearest(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The matrix of a rank that is nearest to another one, as down [rank, in] and up [out, rank].
+
+    It is the singular value decomposition cut off there (Eckart and Young 1936). Of large matrices,
+    only the largest singular values are computed, which draws nothing from the global generators.
+
+    Args:
+        change: A layer's change; dimensions from the second on are one.
+        rank: At most; a narrower layer has its own.
+    """
+    flat = change.flatten(1)
+    if min(flat.shape) <= _EXACT:
+        u, s, vt = torch.linalg.svd(flat, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
+            torch.manual_seed(0)  # of the directions that it begins with
+            u, s, v = torch.svd_lowrank(flat, q=rank + _SPARE, niter=_ROUNDS)
+            vt = v.T
+    root = s[:rank].sqrt()
+    return (root[:, None] * vt[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
+
+
 def extracted_lora(
     weights: Mapping[str, Tensor], base: Mapping[str, Tensor], layers: Sequence[str], rank: int
 ) -> dict[str, Tensor]:
     """The adapter of a rank that is nearest to the difference of two networks, layer by layer.
-
-    The nearest matrix of a rank is the singular value decomposition cut off there (Eckart, Young).
 
     Args:
         weights: Of the one network, by name.
@@ -146,10 +168,7 @@ def extracted_lora(
     found = {}
     for layer in layers:
         delta = weights[f"{layer}.weight"].float() - base[f"{layer}.weight"].float()
-        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-        root = s[:rank].sqrt()
-        found[f"{layer}.lora_A.weight"] = (root[:, None] * vh[:rank]).contiguous()
-        found[f"{layer}.lora_B.weight"] = (u[:, :rank] * root).contiguous()
+        found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"] = nearest(delta, rank)
     return found
 
 

@@ -35,12 +35,16 @@ _VERSION = "1"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _UNKNOWN = "v1"  # what diffusers says of any file that it does not know
 _OF_V1 = "model.diffusion_model.input_blocks.0.0.weight"
+_OF_XL = "model.diffusion_model.label_emb.0.0.weight"
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
 _NETWORK = "model.diffusion_model."
 _PREFIX = re.compile(r"^(first_stage_model|vae|model\.diffusion_model)\.")
 _BESIDE = ("model_ema.", "alphas_cumprod", "betas", "denoiser.", "logit_scale", "model_sampling.")
-_CLIP = ("clip", "clip_sdxl", "clip_sd3", "open_clip", "open_clip_sdxl", "open_clip_sd3")
+_CLIP = {
+    "text_encoder": ("clip", "clip_sdxl", "clip_sd3", "open_clip"),
+    "text_encoder_2": ("open_clip_sdxl", "open_clip_sd3"),
+}
 _T5 = "text_encoders.t5xxl.transformer.shared.weight"
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|msgpack|onnx\w*|h5|gguf)(\.index\.json)?")
 _NEAR = {"Tongyi-MAI/Z-Image-Turbo": "Tongyi-MAI/Z-Image"}  # the same configurations
@@ -133,6 +137,8 @@ def published(file: Path) -> str | None:
     kind = third_party(file, single_file_utils.infer_diffusers_model_type, tensors)
     if kind == _UNKNOWN and _OF_V1 not in tensors:
         return None
+    if kind == _UNKNOWN and _OF_XL in tensors:
+        kind = "xl_base"  # known to diffusers by its text encoder, which is not here
     address = single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS.get(kind, {})
     repo = str(address.get("pretrained_model_name_or_path", ""))
     repo = _NEAR.get(repo, repo)
@@ -226,13 +232,14 @@ def _is_inside(file: Path, parts: Path, name: str, entry: Any) -> bool:
 
 
 def _encoder_key(tensors: Mapping[str, Tensor], cls: Any, folder: Path) -> str | None:
-    """A tensor of a text encoder in a checkpoint; two CLIPs are told apart by their widths."""
+    """A tensor of a text encoder in a checkpoint; None: it is not there, in that width."""
     config = read_config(folder / "config.json")
     if cls.__name__.startswith("T5Encoder"):
         return _T5 if _T5 in tensors else None
     if not cls.__name__.startswith("CLIPText"):
         return None
-    keys = [single_file_utils.CHECKPOINT_KEY_NAMES[kind] for kind in _CLIP]
+    kinds = _CLIP.get(folder.name, ())
+    keys = [str(single_file_utils.CHECKPOINT_KEY_NAMES[kind]) for kind in kinds]
     width = config.get("hidden_size", 512)
     return next((key for key in keys if key in tensors and tensors[key].shape[-1] == width), None)
 

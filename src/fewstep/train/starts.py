@@ -15,7 +15,7 @@ from fewstep.config import Recipe
 from fewstep.config.shipped import run_folder
 from fewstep.models.base import Backbone
 from fewstep.models.hub import is_single_file
-from fewstep.models.lora import LORA_WEIGHTS
+from fewstep.models.lora import LORA_WEIGHTS, nearest
 from fewstep.models.loras import LowRank, read_lora
 from fewstep.models.single_file import is_lora
 from fewstep.train.checkpoint import store
@@ -26,8 +26,6 @@ from fewstep.utils.pretrained import Pretrained
 from fewstep.utils.resources import expand
 
 _KEY = "student.init"
-_EXACT = 1024  # rows or columns up to which all singular values are computed
-_SPARE, _ROUNDS = 16, 4  # of the randomised computation beyond it: see torch.svd_lowrank
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _start_adapters(
             continue
         if found.down.shape[0] > len(down):
             whole = torch.empty(layer.out_features, layer.in_features, device=down.device)
-            found = _nearest(found.change(whole), len(down))
+            found = LowRank(*nearest(found.change(whole), len(down)))
         found = LowRank(found.down.to(down.device), found.up.to(down.device))
         rank = found.down.shape[0]
         held += float(
@@ -156,21 +154,7 @@ def _difference(
     if given is None or base is None or given.shape != base.shape or given.shape != weight.shape:
         raise FewstepError(f"{_KEY}: weights of another model", code="mismatch")
     change = given.to(weight.device, torch.float32) - base.to(weight.device, torch.float32)
-    return _nearest(change, rank) if change.any() else None
-
-
-def _nearest(change: Tensor, rank: int) -> LowRank:
-    """The matrix of a rank that is nearest to another one (Eckart and Young 1936)."""
-    flat = change.flatten(1)
-    if min(flat.shape) <= _EXACT:
-        u, s, vt = torch.linalg.svd(flat, full_matrices=False)
-    else:
-        with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-            torch.manual_seed(0)  # of directions that it begins with
-            u, s, v = torch.svd_lowrank(flat, q=rank + _SPARE, niter=_ROUNDS)
-            vt = v.T
-    root = s[:rank].sqrt()
-    return LowRank(root[:, None] * vt[:rank], u[:, :rank] * root)
+    return LowRank(*nearest(change, rank)) if change.any() else None
 
 
 def _differences(
