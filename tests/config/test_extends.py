@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +98,12 @@ def test_each_problem_names_its_file_and_line(write: Write) -> None:
         "preview.every": set(),
         "train.seed": set(),
     }
+
+
+def test_the_recipes_of_the_guide_can_be_read(write: Write) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guide.md"
+    recipes = re.findall(r"```yaml\n# (\S+)\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)
+    read = {name: Recipe.from_file(write(name, text)) for name, text in recipes}
+    assert [each.scale for each in read["tonight.yaml"].model.loras] == [0.8, 1.0]
+    for name in ("onward.yaml", "eight-to-four.yaml"):
+        assert [term.name for term in read[name].objectives] == ["dm", "cdm"]
