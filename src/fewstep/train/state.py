@@ -165,10 +165,8 @@ def build(
     # FLUX.1-schnell is of FLUX.1-dev's family, and takes no guidance.
     guidance = "embedded" if "guidance" in backbone.null(1).tensors else "cfg"
     objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
-    size, *others = recipe.resolution.sizes
-    for each in others:
-        backbone.latent_shape(*each)  # which refuses what the model cannot draw
-    shape, shift = backbone.latent_shape(*size), backbone.student_shift(recipe.grid, *size)
+    shape, *_ = [backbone.latent_shape(*each) for each in recipe.resolution.sizes]  # or refuses
+    shift = backbone.student_shift(recipe.grid, *recipe.resolution.sizes[0])
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
     start = partial(start_student, recipe=recipe, backbone=backbone, note=log.note)
     preview = Preview(
