@@ -152,10 +152,7 @@ def build(
     *,
     fresh: bool = True,
 ) -> Run:
-    """Load the model and put a run together, at step 0; writes nothing but embeddings.
-
-    `fresh`: the student starts where `student.init` says; else its weights will be restored.
-    """
+    """Load all of a run, at step 0; `fresh`: it is not restored next. Writes only embeddings."""
     log = (Logger if processes.first else SilentLogger)(folder, recipe, console=console)
     backbone = _backbone(recipe, validated, keep=processes.first, note=log.note)
     encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note, job=processes)
