@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from torch import nn
 
 from fewstep.utils import silence  # noqa: F401 - first, before diffusers
 
@@ -95,7 +96,7 @@ def load(
     force: bool = False,
     teacher: bool = True,
     encoders: bool = True,
-    network: bool = True,
+    network: bool | nn.Module = True,
     vae: bool = True,
     without: Callable[[Path, str], Collection[str]] | None = None,
     **options: Any,
@@ -113,7 +114,7 @@ def load(
         force: Accept a teacher that is distilled already, with a warning.
         teacher: Whether it is to be distilled; a student, which is distilled, is loaded without.
         encoders: Whether to load text encoders and tokenizers, which encode prompts.
-        network: Whether to load the denoiser and the VAE; without them it can only encode.
+        network: Whether to load denoiser and VAE, without which it only encodes; or the denoiser.
         vae: Whether to load the VAE's weights; without them it cannot decode.
         without: Is given the denoiser's folder and dtype; names its tensors that need not be read,
             which stay on the meta device.
@@ -128,10 +129,11 @@ def load(
     if dtype not in (*DTYPES, "auto"):
         raise unknown("dtype", dtype, DTYPES)
     folder = hub.download(model, family.pipeline_class)
-    skipped = skipped_components(family, encoders=encoders, network=network)
+    skipped = skipped_components(family, encoders=encoders, network=network is not False)
     given = family.load_overrides(folder, **options) | skipped
     how: dict[str, Any] = {"given": given, "variant": model.variant}
     meta = load_pipeline(family, folder, dtype=None, **how)  # what is wrong, before the wait
+    given |= {} if isinstance(network, bool) else {family.net_name: network}
     given |= {} if vae else {"vae": meta.vae}  # its settings are those of latents
     if family.net_name not in skipped:
         _tried(family(meta, folder, **options), model)

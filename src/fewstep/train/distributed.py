@@ -99,6 +99,14 @@ class ProcessGroup:
         dist.broadcast_object_list(result, src=0, group=self.control_group)
         return result[0]  # type: ignore[return-value]
 
+    def share(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """The first process's tensor on the device of each; others give one of its shape."""
+        shared = torch.empty_like(tensor, device=device, memory_format=torch.contiguous_format)
+        if self.first:
+            shared.copy_(tensor)
+        dist.broadcast(shared, 0)
+        return shared
+
     def wait(self) -> None:
         """Waits until every process has called this."""
         if self.size > 1:
@@ -231,22 +239,18 @@ def shard(
     processes: ProcessGroup,
     device: torch.device,
     recipe: Recipe,
-) -> None:
-    """Shards every network over the processes, in place: its blocks, then the rest.
+) -> list[nn.Module]:
+    """Shards the roles' networks over the processes, in place: blocks, then the rest; returns them.
 
     Gradient checkpointing must be on already. Weights travel in the precision that the network
     computes in, gradients in float32. They are gathered for one call only (those of the root too,
     which FSDP2 would keep), but see `Split`. In LoRA mode every process holds the adapters
     whole: they are small, and which of them takes gradients changes from call to call.
     """
-    from torch.distributed.fsdp import fully_shard
-
     nets = {id(roles.net(role)): role for role in (*TRAINED, TEACHER)}
     whole: set[nn.Parameter] = set()
     if len(nets) == 1:
         whole = {p for role in TRAINED for p in roles.parameters(role).values()}
-        for parameter in whole:
-            parameter.data = parameter.data.to(device)
     options = {"mesh": processes.mesh, "reshard_after_forward": True, "ignored_params": whole}
     for role in nets.values():
         net = roles.net(role)
@@ -256,8 +260,6 @@ def shard(
         for block in backbone.blocks(net):
             _shard_unit(block, kept, low or torch.float32, options)
         _shard_unit(net, kept, low or torch.float32, options)
-    for module in roles.modules.values():
-        fully_shard(module, mesh=processes.mesh)
     # By the smallest device, so that all processes decide alike.
     roles.split = Split.of(
         recipe,
@@ -266,6 +268,15 @@ def shard(
         shards=processes.mesh["shard"].size(),
         room=min(processes.exchange(hardware.room(device))),
     )
+    return [roles.net(role) for role in nets.values()]
+
+
+def shard_modules(roles: Roles, processes: ProcessGroup) -> None:
+    """Shards the networks that objectives bring along."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in roles.modules.values():
+        fully_shard(module, mesh=processes.mesh)
 
 
 def _shard_unit(

@@ -19,6 +19,7 @@ from fewstep.models.lora import LORA_WEIGHTS, nearest
 from fewstep.models.loras import LowRank, read_lora
 from fewstep.models.single_file import is_lora
 from fewstep.train.checkpoint import store
+from fewstep.train.distributed import split_like
 from fewstep.train.memory.adapters import adapter_parameters
 from fewstep.train.roles import FAKE_TEACHER, STUDENT, Roles, load_parameters
 from fewstep.utils.errors import FewstepError
@@ -67,20 +68,22 @@ def start_student(
                 code="mismatch",
             )
     if recipe.student.mode == "lora":
-        if given.whole and other is None and recipe.memory.base is not None:
-            other = _whole(recipe.model.address, recipe)  # the teacher's own were quantised
+        if given.whole and other is None and (recipe.memory.base is not None or roles.split):
+            # The teacher's own were quantised, or are split.
+            other = _whole(recipe.model.address, recipe)
         _start_adapters(roles, given, other, note)
         return
     student = roles.parameters(STUDENT)
     if given.changes:
         for name, change in given.changes.items():
             weight = _fitting(change, student.get(f"{name}.weight"))
-            weight.add_(change.change(weight))
+            weight.add_(split_like(change.change(weight), weight))
     elif other is None:
-        load_parameters(student, given.whole)
+        whole = given.whole.items()
+        load_parameters(student, {name: split_like(x, student.get(name)) for name, x in whole})
     else:
         for name, tensor in _differences(student, given.whole, other).items():
-            student[name].add_(tensor)
+            student[name].add_(split_like(tensor, student[name]))
 
 
 def _start_adapters(

@@ -27,9 +27,9 @@ from fewstep.train.checkpoint.manager import CHECKPOINTS, PREVIEWS, CheckpointMa
 from fewstep.train.checkpoint.schema import BrokenCheckpointError, Checkpoint
 from fewstep.train.checkpoint.store import read
 from fewstep.train.diagnosis import is_finite
-from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard
-from fewstep.train.memory import kept_base
-from fewstep.train.memory.offload import offload_vae, refuse_sharded, without_network
+from fewstep.train.distributed import SINGLE, ProcessGroup, SharedUpdater, shard_modules
+from fewstep.train.loading import load_model, split_roles
+from fewstep.train.memory.offload import offload_vae, without_network
 from fewstep.train.monitor.divergence import Divergence
 from fewstep.train.monitor.health import Health
 from fewstep.train.monitor.logger import Logger, SilentLogger
@@ -154,18 +154,15 @@ def build(
 ) -> Run:
     """Load all of a run, at step 0; `fresh`: it is not restored next. Writes only embeddings."""
     log = (Logger if processes.first else SilentLogger)(folder, recipe, console=console)
-    backbone = _backbone(recipe, validated, keep=processes.first, note=log.note)
-    encoder = _encoder(recipe, backbone, validated, folder=folder, note=log.note, job=processes)
-    backbone.to(validated.device)
-    if recipe.memory.offload_vae:
-        offload_vae(backbone)
+    backbone, encoder, roles = _loaded(recipe, folder, validated, processes, note=log.note)
     # FLUX.1-schnell is of FLUX.1-dev's family, and takes no guidance.
     guidance = "embedded" if "guidance" in backbone.null(1).tensors else "cfg"
     objectives.refuse_unsupported(validated.objectives, guidance, backbone.name)
     shape, *_ = [backbone.latent_shape(*each) for each in recipe.resolution.sizes]  # or refuses
     shift = backbone.student_shift(recipe.grid, *recipe.resolution.sizes[0])
     watched = encoder.encode(validated.preview_prompts[: recipe.health.count])
-    start = partial(start_student, recipe=recipe, backbone=backbone, note=log.note)
+    initial = partial(start_student, recipe=recipe, backbone=backbone, note=log.note)
+    start = initial if fresh else None
     preview = Preview(
         recipe,
         backbone,
@@ -179,9 +176,7 @@ def build(
         recipe=recipe,
         folder=folder,
         backbone=backbone,
-        train_state=_train_state(
-            recipe, backbone, validated.objectives, processes, start if fresh else None
-        ),
+        train_state=_train_state(recipe, backbone, validated.objectives, processes, roles, start),
         algorithm=Algorithm.from_recipe(
             recipe, validated.objectives, latent_shape=shape, shift=shift
         ),
@@ -205,23 +200,30 @@ def _digest(validated: ValidatedRecipe) -> str | None:
     return None if stored is None else stored.digest(validated.encoded)
 
 
-def _backbone(recipe: Recipe, validated: ValidatedRecipe, *, keep: bool, note: Note) -> Backbone:
-    """The model, on the host; quantised before it moves, since the whole may not fit the device."""
-    wanted = recipe.model
-    return kept_base.load(
-        wanted.address,
-        recipe.memory.base,
-        device=validated.device,
-        keep=keep,
-        note=note,
-        dtype=wanted.dtype,
-        force=wanted.force,
-        encoders=validated.embeddings is None,
-        **wanted.options,
-    )
+def _loaded(
+    recipe: Recipe,
+    folder: Path,
+    validated: ValidatedRecipe,
+    processes: ProcessGroup,
+    *,
+    note: Note,
+) -> tuple[Backbone, Encoder, Roles | None]:
+    """The model on its device, what encodes prompts, and the roles where networks are split."""
+    device, stored = validated.device, validated.embeddings is not None
+    backbone, weights = load_model(recipe, processes, device, encoders=not stored, note=note)
+    encoded = _embeddings(recipe, backbone, validated, folder=folder, note=note, job=processes)
+    # Encoded prompts ask the network for its device, and one that is split has none before.
+    roles = split_roles(recipe, backbone, weights, processes, device) if weights else None
+    encoder: Encoder = CachingEncoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
+    if encoded is not None:
+        encoder = StoredEncoder(encoded, backbone)
+    backbone.to(device)
+    if recipe.memory.offload_vae:
+        offload_vae(backbone)
+    return backbone, encoder, roles
 
 
-def _encoder(
+def _embeddings(
     recipe: Recipe,
     backbone: Backbone,
     validated: ValidatedRecipe,
@@ -229,17 +231,15 @@ def _encoder(
     folder: Path,
     note: Note,
     job: ProcessGroup,
-) -> Encoder:
-    embeddings, store = validated.embeddings, folder / STORE
-    if embeddings is None and recipe.data.encode_ahead:
-        with without_network(backbone):  # both at once need not fit the device
-            backbone.to(validated.device)
-            embeddings = encode_for_run(
-                recipe, backbone, validated.encoded, folder=store, processes=job, note=note
-            )
-    if embeddings is not None:
-        return StoredEncoder(embeddings, backbone)
-    return CachingEncoder(backbone, cache_bytes=recipe.data.cache_gb * 1e9)
+) -> Embeddings | None:
+    """Encoded prompts, where they are there already or to be made first."""
+    if validated.embeddings is not None or not recipe.data.encode_ahead:
+        return validated.embeddings
+    with without_network(backbone):  # both at once need not fit the device
+        backbone.to(validated.device)
+        return encode_for_run(
+            recipe, backbone, validated.encoded, folder=folder / STORE, processes=job, note=note
+        )
 
 
 def _train_state(
@@ -247,19 +247,17 @@ def _train_state(
     backbone: Backbone,
     objectives: Sequence[Objective],
     processes: ProcessGroup,
+    roles: Roles | None,
     start: Callable[[Roles], None] | None,
 ) -> TrainState:
-    device = backbone.device
-    if processes.sharded:
-        backbone.net.to("cpu")  # three copies that are whole need not fit the accelerator
-        refuse_sharded(recipe)
     memory, seed = recipe.memory, recipe.train.seed
-    roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
+    if roles is None:
+        roles = Roles.build(backbone, recipe.student, seed=seed, memory=memory)
     if start is not None:
         start(roles)
     of_objectives = roles.add_networks(objectives, seed)
     if processes.sharded:
-        shard(roles, backbone, processes, device, recipe)
+        shard_modules(roles, processes)
     lr_schedule = LRSchedule(recipe.train.warmup, recipe.train.cooldown, recipe.train.steps)
     settings: dict[str, OptimizerRecipe] = {
         STUDENT: recipe.student.optimizer,

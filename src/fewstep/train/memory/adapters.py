@@ -57,15 +57,21 @@ def add_adapters(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, net, adapter_name=name, low_cpu_mem_usage=on_meta)
-        generator = torch.Generator().manual_seed(seed)
-        for key, parameter in adapter_parameters(net, name).items():
-            if on_meta:
+        if on_meta:
+            for parameter in adapter_parameters(net, name).values():
                 parameter.data = parameter.data.to(torch.float32)
-                continue
-            start = torch.zeros(parameter.shape)
-            if ".lora_A." in key:
-                nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            parameter.data = start.to(parameter.device)
+        else:
+            start_adapter(net, name, seed)
+
+
+def start_adapter(net: nn.Module, name: str, seed: int) -> None:
+    """Gives an adapter the float32 values that it starts from, on the device where it is."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in adapter_parameters(net, name).items():
+        start = torch.zeros(parameter.shape)
+        if ".lora_A." in key:
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        parameter.data = start.to(parameter.device)
 
 
 def adapter_parameters(net: nn.Module, name: str) -> dict[str, nn.Parameter]:
