@@ -20,7 +20,13 @@ RANK, ALPHA, SCALE = 2, 1.0, 0.5
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux", "sdxl"])
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("auraflow", "qwenimage", "zimage", "wan", "flux2", "klein")
+]
+
+
+@pytest.fixture(scope="module", params=["sd3", "flux", "sdxl", *SLOW])
 def model(request, tmp_path_factory):
     return _built(TINY[request.param], tmp_path_factory.mktemp(request.param) / "model")
 

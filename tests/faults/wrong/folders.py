@@ -293,6 +293,18 @@ def _of_other_kinds() -> Iterator[Case]:
         ):
             setup = partial(_make, name)
             yield Case(f"{argv[0]}: the file {name}", argv, setup=setup, names=(name,))
+    for key, value, names in (
+        ("model.loras", "[{path: nowhere.safetensors}]", ("nowhere.safetensors",)),
+        ("model.loras", "[{path: m.safetensors}]", ("m.safetensors",)),
+        ("model.loras", "[{path: m.safetensors, scale: x}]", ("model.loras", "scale")),
+        ("model.variant", "fp16", ("fp16", "model.variant")),
+        ("student.init", "nowhere", ("student.init", "nowhere")),
+        ("student.init", "m.safetensors", ("m.safetensors",)),
+        ("student.init", "{relative_to: a}", ("student.init", "path")),
+    ):
+        argv = ("distill", RECIPE, "--set", f"{key}={value}", "--out", "o")
+        setup = partial(_make, "m.safetensors")
+        yield Case(f"{key}={value}", argv, setup=setup, names=names)
     sample = ("sample", "model", "--prompt", "a")
     for words, names in KINDS.items():
         setup = partial(_make, *(f"model/{name}" for name in names))
