@@ -81,15 +81,19 @@ def test_it_is_distilled_exported_and_drawn(tiny, backbone, folder, tmp_path, mo
     model = open_model(exported)
     image = sample_images(model.backbone, model.net, PROMPTS[:1], sampler=Sampler.of(model))[0]
     if backbone.task == "text-to-image":
-        assert np.array_equal(run_snippet(exported, tmp_path), np.array(to_pixels(image)))
+        assert np.array_equal(run_snippet(exported, folder), np.array(to_pixels(image)))
     assert Sampler(4, height=tiny.size[0], width=tiny.size[1]).evaluations(backbone) == 4
 
 
-def run_snippet(exported, place):
-    """The card's Python as it stands, in the place where it writes; the picture it writes."""
+def run_snippet(exported, base):
+    """The card's Python as it stands, in the folder of the export, to which a LoRA's base is put.
+
+    Returns the picture that it writes.
+    """
+    (exported / base.name).symlink_to(base)
     code = re.search(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)[1]
-    (place / "snippet.py").write_text(code, encoding="utf-8")
-    with contextlib.chdir(place):
+    (exported / "snippet.py").write_text(code, encoding="utf-8")
+    with contextlib.chdir(exported):
         runpy.run_path("snippet.py")
-    with Image.open(place / "image.png") as image:
+    with Image.open(exported / "image.png") as image:
         return np.array(image)
