@@ -20,6 +20,7 @@ from fewstep.cli.options import Json
 from fewstep.cli.recipes import write_new
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import check_writable
+from fewstep.utils.pretrained import LoraFile, Pretrained
 from fewstep.utils.resources import expand
 from fewstep.utils.terminal import one_line, printable
 
@@ -52,7 +53,16 @@ class Device:
 
 
 def init(
-    model: Annotated[str, typer.Option(help="Diffusers folder or hub id.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Diffusers folder, single-file checkpoint or hub id.")
+    ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA file that belongs to the model; may be repeated."),
+    ] = None,
+    components: Annotated[
+        str, typer.Option(help="Of a single file: folder or hub id with the parts it lacks.")
+    ] = "",
     prompts: Annotated[
         str, typer.Option(help="File, folder, data set, or builtin:general, which ships.")
     ] = "",
@@ -81,7 +91,13 @@ def init(
     if os.path.lexists(file):
         raise FewstepError(f"{file}: is there already; give --to NEW-FILE", code="exists")
     check_writable(file.parent)  # before the work
-    base, found, reasons, text = _proposed(model, prompts or BUILTIN, gpu, mode, file)
+    base, found, reasons, text = _proposed(
+        Pretrained(model, None, components or None, tuple(map(LoraFile, lora or ()))),
+        prompts or BUILTIN,
+        gpu,
+        mode,
+        file,
+    )
     write_new(file, text)
     if as_json:
         settings = {choice.key: choice.value for choice in found.choices}
@@ -104,7 +120,7 @@ def _ask(what: str, default: str | None) -> str:
 
 
 def _proposed(
-    model: str, prompts: str, gpu: str, mode: str | None, file: Path
+    model: Pretrained, prompts: str, gpu: str, mode: str | None, file: Path
 ) -> tuple[str, Fit, list[str], str]:
     """Name of the recipe to extend, what to set in it, why, and the file's text.
 
@@ -121,12 +137,18 @@ def _proposed(
     device = _device(gpu)
     read = read_prompts(prompts)
     backbone = models.load_meta(model)
-    base = base_recipe(backbone, model, mode)
+    base = base_recipe(backbone, model.path, mode)
     own = [
-        Choice("model.path", model, backbone.name),
+        Choice("model.path", model.path, backbone.name),
         Choice("data.prompts", prompts, read.describe()),
     ]
-    own += [*_of_mode(Recipe.named(base), mode), *_of_size(backbone, Recipe.named(base), model)]
+    if model.components:
+        own.append(Choice("model.components", model.components, "what the file lacks"))
+    if model.loras:
+        files = [{"path": each.path, "scale": each.scale} for each in model.loras]
+        own.append(Choice("model.loras", files, "part of the teacher; the student starts from it"))
+    own += _of_mode(Recipe.named(base), mode)
+    own += _of_size(backbone, Recipe.named(base), model.path)
     own += _of_prompts(prompts, len(read.distinct))
     recipe = Recipe.named(base, {choice.key: choice.value for choice in own})
     found = fit(Estimate.load(recipe, cuda=device.cuda), device.room)
