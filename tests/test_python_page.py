@@ -27,6 +27,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     assert (tmp_path / "turbo-whole" / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_carries_no_output(tmp_path, monkeypatch):
     source = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", source)

@@ -147,6 +147,7 @@ def test_a_run_uses_a_metric_a_feature_space_references_and_a_preview_score(
     assert scores and all(0 < score < 1 for score in scores)
 
 
+@pytest.mark.slow
 def test_a_command_of_a_package_is_one_of_fewsteps(fewstep):
     assert fewstep("greet", "hello").strip() == "hello"
     assert "greet" in fewstep("--help")

@@ -33,6 +33,7 @@ from plugin import make_plugin
 from refusals import refuses
 
 
+@pytest.mark.slow
 def test_the_snippet_draws_what_sample_draws(make_run, pipeline_folder, tmp_path):
     moved = {"name": "fixed", "shift": 1.5}
     runs = [make_run(), make_run("lora"), make_run(grid=moved), make_run("lora", grid=moved)]
@@ -187,6 +188,7 @@ OTHER_SETTINGS = {  # at their defaults
 }
 
 
+@pytest.mark.slow
 def test_the_snippet_draws_what_sample_draws_for_every_scheduler(
     make_run, pipeline_folder, tmp_path
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
@@ -14,6 +15,7 @@ def weights(folder):
     return StableDiffusion3Pipeline.from_pretrained(folder / "pipeline").transformer.state_dict()
 
 
+@pytest.mark.slow
 def test_a_world_is_made_from_nothing_and_then_trained_on(tmp_path):
     said = []
     make(tmp_path / "work", tmp_path / "data", steps=2, say=said.append)

@@ -83,7 +83,7 @@ def moved(recipe: Recipe, folder: Path, names: list[str]) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("step", ["plain", "fused"])
+@pytest.mark.parametrize("step", [pytest.param("plain", marks=pytest.mark.slow), "fused"])
 def test_iterations_agree_with_the_authors_program(theirs, step, tmp_path):
     recipe, clipped = recipe_of(theirs, step), []
 
