@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import CHROMIUM, FLAGS
 from fewstep.evaluation import evaluate_run, summarize
 from fewstep.report import write_report
 from fewstep.utils.errors import FewstepError
 from fewstep.utils.files import read_json, write_json
 from toyworld_training.prompts import distinct_prompts
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 NASTY = '<script>document.title = "owned"</script> & "quoted" <b>bold</b> \u202e {{ 7 * 7 }}'
 VOID = {"meta", "img", "br", "link", "input", "hr", "line", "rect", "circle", "path"}
 
@@ -182,14 +182,7 @@ def browse(page, folder, *flags):
     profile = folder / "profile"
     command = [
         CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        *FLAGS,
         f"--user-data-dir={profile}",
         "--virtual-time-budget=3000",
         *flags,
