@@ -85,7 +85,8 @@ def init(
         to = to or Path(_ask("recipe to write", "recipe.yaml"))
     if not model:
         raise FewstepError(
-            "init: no model; give --model FOLDER (or a hub id)", code="missing-input"
+            "init: no model; give --model FOLDER, FILE.safetensors or a hub id",
+            code="missing-input",
         )
     file = expand(to or "recipe.yaml")
     if os.path.lexists(file):

@@ -16,7 +16,13 @@ T = TypeVar("T")
 
 
 def simulated_together(parts: Sequence[T], sizes: Sequence[int], most: int) -> list[list[T]]:
-    """Parts of a batch, some after the other in a group of at most so many samples, or of one."""
+    """Groups of parts of a batch, in their order, that are simulated to their anchors together.
+
+    Args:
+        parts: The parts.
+        sizes: Samples of each.
+        most: Samples of a group at most; a part that has more is a group of its own.
+    """
     groups: list[list[T]] = []
     filled = 0
     for part, size in zip(parts, sizes, strict=True):
